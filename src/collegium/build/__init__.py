@@ -1,0 +1,24 @@
+"""From a recipe to objects: the only place where a `kind:` string meets a class.
+
+Components take plain arguments; the functions here read the sections and pass them on. What teachers
+provide is compared here, once, with what the objective needs.
+"""
+
+from collegium.build.ingredients import Ingredients, build_ingredients, build_text
+from collegium.build.models import build_student, build_teachers
+from collegium.build.objective import build_objective, build_target, build_weighting
+from collegium.build.training import build_held_out, build_trainer
+
+
+__all__ = [
+    "Ingredients",
+    "build_held_out",
+    "build_ingredients",
+    "build_objective",
+    "build_student",
+    "build_target",
+    "build_teachers",
+    "build_text",
+    "build_trainer",
+    "build_weighting",
+]

@@ -1,0 +1,114 @@
+"""Tokenizer and prepared text."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from collegium.data.collate import BlockCollator
+from collegium.data.prepare import prepare_text
+from collegium.data.prepared import PreparedText
+from collegium.data.settings import PrepareProgress, SourceLimits
+from collegium.data.sources import FileSource, HubSource
+from collegium.pretrained import cache_dir, load_tokenizer
+from collegium.recipe import FileSourceSection, HubSourceSection, Recipe
+from collegium.tokenizer_match import tokenizer_fingerprint, vocab_size_of
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """What every command starts from: tokenizer, prepared text and the size of the vocabulary."""
+
+    tokenizer: PreTrainedTokenizerBase
+    text: PreparedText
+    vocab_size: int
+
+    @property
+    def collator(self) -> BlockCollator:
+        """Makes batches of packed blocks."""
+        ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
+        return BlockCollator(pad_token_id=next(int(i) for i in ids if isinstance(i, int)))
+
+
+def build_ingredients(
+    recipe: Recipe, *, on_progress: Callable[[PrepareProgress], None] | None = None
+) -> Ingredients:
+    """Load the tokenizer and prepare the text, or find it prepared."""
+    student = recipe.student
+    tokenizer = load_tokenizer(
+        student.tokenizer or student.model,
+        revision=None if student.tokenizer else student.revision,
+        trust_remote_code=student.trust_remote_code,
+    )
+    text = build_text(recipe, tokenizer, on_progress=on_progress)
+    return Ingredients(tokenizer, text, vocab_size_of(tokenizer))
+
+
+def build_text(
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    on_progress: Callable[[PrepareProgress], None] | None = None,
+) -> PreparedText:
+    """Prepare the text of a recipe; returns at once if it is there."""
+    data = recipe.data
+    add_bos = data.add_bos if isinstance(data.add_bos, bool) else adds_bos(tokenizer)
+    limits = {
+        source.name: SourceLimits(
+            max_documents=source.max_documents,
+            max_tokens=source.max_tokens,
+            min_characters=source.min_characters,
+        )
+        for source in data.sources
+    }
+    return prepare_text(
+        [build_source(source) for source in data.sources],
+        tokenizer,
+        directory=text_directory(recipe, tokenizer),
+        block_size=data.block_size,
+        held_out_documents=data.held_out_documents,
+        add_bos=add_bos,
+        add_eos=data.add_eos,
+        max_bad_fraction=data.max_bad_fraction,
+        near_duplicate_threshold=data.near_duplicate_threshold,
+        blocks_per_shard=data.blocks_per_shard,
+        limits=limits,
+        on_progress=on_progress,
+    )
+
+
+def text_directory(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Path:
+    """Where the prepared text lies: as the recipe says, else in the cache under its fingerprint."""
+    if recipe.data.directory is not None:
+        return Path(recipe.data.directory)
+    content = recipe.data.model_dump_json(exclude={"directory"}) + tokenizer_fingerprint(tokenizer)
+    return cache_dir() / "prepared" / hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer begins a text with BOS by itself."""
+    bos: int | None = tokenizer.bos_token_id
+    return bos is not None and tokenizer.encode("a")[:1] == [bos]
+
+
+def build_source(section: HubSourceSection | FileSourceSection) -> FileSource | HubSource:
+    """A text source."""
+    if isinstance(section, FileSourceSection):
+        return FileSource(
+            section.name,
+            section.path,
+            format=section.format,
+            documents=section.documents,
+            separator=section.separator,
+            text_column=section.text_column,
+        )
+    return HubSource(
+        section.name,
+        section.dataset,
+        config=section.config,
+        split=section.split,
+        revision=section.revision,
+        text_column=section.text_column,
+    )

@@ -1,0 +1,150 @@
+"""The command line: thin, and quick to say what it can do.
+
+Heavy imports are inside the commands, so that `--help` answers within half a second.
+"""
+
+import errno
+import logging
+import os
+import signal
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from collegium.errors import UserError
+
+
+app = typer.Typer(
+    help="Distil several language models into one small one.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+)
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML recipe")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="changes, such as training.max_steps=100"),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
+
+
+@app.command()
+def prepare(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Read the text, split off held-out documents, pack it to blocks on disk."""
+    from collegium import commands
+
+    commands.prepare(_load(recipe, overrides))
+
+
+@app.command()
+def preflight(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Say before any training whether these teachers can help on this text."""
+    from collegium import commands
+    from collegium.tables import show_preflight
+
+    result = commands.preflight(_load(recipe, overrides))
+    show_preflight(result, as_json=as_json)
+
+
+@app.command()
+def train(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Distil the teachers into the student; the same command resumes a stopped run."""
+    from collegium import commands
+    from collegium.tables import show_evaluation
+
+    loaded = _load(recipe, overrides)
+    result = commands.train(loaded)
+    show_evaluation(result, loaded.run_dir, as_json=as_json)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="run folder; with --recipe, any model")],
+    recipe: Annotated[Path | None, typer.Option(help="recipe whose text and teachers to measure against")] = None,
+    output: Annotated[Path, typer.Option(help="folder for evaluation.json, with --recipe")] = Path("evaluation"),
+    as_json: AsJson = False,
+) -> None:
+    """Measure a student: perplexity, bits per byte, KL to each teacher, agreement."""
+    from collegium import commands
+    from collegium.tables import show_evaluation
+
+    if recipe is None:
+        folder, result = Path(run), commands.evaluate_run(Path(run))
+    else:
+        folder, result = output, commands.evaluate_model(_load(recipe, None), run, output)
+    show_evaluation(result, folder, as_json=as_json)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="folder for the runs and the table")] = Path("runs/demo"),
+    as_json: AsJson = False,
+) -> None:
+    """Distil three teachers into one student in a few minutes; needs nothing but packages."""
+    from collegium.demo.run import run_demo
+
+    run_demo(output, as_json=as_json)
+
+
+def main() -> int:
+    """Run a command; every mishap that a user can mend ends in one line and its exit code."""
+    _quiet_libraries()
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        result = app(standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except KeyboardInterrupt:
+        return _fail("stopped by Ctrl-C", 130)
+    except UserError as error:
+        return _fail(str(error), error.exit_code)
+    except OSError as error:
+        return _fail(_describe(error), 74)
+    except Exception as error:
+        return _other(error)
+
+
+def _other(error: Exception) -> int:
+    """Usage errors of the command line and ends by a signal; anything else is a fault of ours."""
+    code = getattr(error, "exit_code", None)
+    if isinstance(code, int):
+        show = getattr(error, "show", None)
+        if callable(show):
+            show()
+            return code
+        return _fail(str(error), code) if str(error) else code
+    raise error
+
+
+def _load(path: Path, overrides: list[str] | None) -> Any:
+    from collegium.recipe_file import load_recipe
+
+    return load_recipe(path, overrides or ())
+
+
+def _terminate(number: int, _: Any) -> None:
+    raise SystemExit(128 + number)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"collegium: {message}", file=sys.stderr, flush=True)
+    return code
+
+
+def _describe(error: OSError) -> str:
+    place = f"{error.filename}: " if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{place}the disk is full; free some space and run the same command again, it resumes"
+    return f"{place}{error.strerror or error}"
+
+
+def _quiet_libraries() -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("collegium").setLevel(logging.INFO)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")

@@ -1,0 +1,233 @@
+"""What the commands do: each takes a recipe and leaves its result in the run folder.
+
+A run folder holds `recipe.yaml` (resolved), `metrics.jsonl`, `checkpoints/`, `student/` (a plain Hugging
+Face folder) and `evaluation.json`. Everything is written under another name and renamed.
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate import PartialState
+from transformers.utils.logging import disable_progress_bar
+
+from collegium.build import (
+    Ingredients,
+    build_held_out,
+    build_ingredients,
+    build_student,
+    build_target,
+    build_teachers,
+    build_trainer,
+    build_weighting,
+)
+from collegium.callbacks import MetricsFile, StopOnSignal, TrainingProgress
+from collegium.contracts import Teacher
+from collegium.data.settings import PrepareProgress
+from collegium.errors import DataError, RecipeError
+from collegium.evaluation.language_modeling import DocumentSums, HeldOut, Rule
+from collegium.evaluation.preflight import Preflight, run_preflight
+from collegium.evaluation.summary import summarize
+from collegium.head import ProjectionHead
+from collegium.objective import Weighting
+from collegium.pretrained import check_model, last_hidden_states, load_model, load_tokenizer, place
+from collegium.recipe import EvaluationSection, Recipe
+from collegium.recipe_file import dump_recipe, load_recipe
+from collegium.terminal import ProgressLine, is_main_rank, rate_and_eta, say
+from collegium.tokenizer_match import require_same_tokenizer
+from collegium.trainer import DistillationTrainer, measure_student
+
+
+def prepare(recipe: Recipe) -> Ingredients:
+    """Text to packed blocks on disk; at once if they are there."""
+    line, start = ProgressLine(), time.monotonic()
+
+    def show(progress: PrepareProgress) -> None:
+        rate = rate_and_eta(progress.tokens, progress.tokens_total, time.monotonic() - start, "tokens")
+        line.update(f"preparing {progress.source}: {progress.documents:,} documents, {rate}")
+
+    # The first rank prepares, the others then find the text prepared.
+    with _process_state().main_process_first():
+        ingredients = build_ingredients(recipe, on_progress=show)
+    train = ingredients.text.train
+    held_out = {name: len(blocks) for name, blocks in ingredients.text.held_out.items()}
+    line.finish(f"text: {len(train):,} training blocks, held-out blocks {held_out}")
+    return ingredients
+
+
+def _process_state() -> PartialState:
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=1))
+
+
+def preflight(recipe: Recipe) -> Preflight:
+    """Can these teachers help on this text? See `collegium.evaluation.preflight`."""
+    if not recipe.teachers:
+        raise RecipeError("preflight judges teachers, and this recipe has none: add some under `teachers:`")
+    ingredients = prepare(recipe)
+    teachers = build_teachers(recipe, ingredients.tokenizer, device=device())
+    held_out = build_held_out(recipe, ingredients, teachers, device=device())
+    names = [teacher.name for teacher in teachers]
+    target = build_target(recipe.objective)
+    chosen = Rule(build_weighting(recipe.objective.weighting, names), target.fusion)
+    return run_preflight(held_out, chosen, ALTERNATIVES)
+
+
+disable_progress_bar()  # transformers' own bars; ours say what is going on
+
+ALTERNATIVES: Mapping[str, Weighting] = {
+    "uniform": Weighting("uniform"),
+    "paper (token, tau 1)": Weighting("entropy", "token", 1.0),
+    "window:128, tau 0.25": Weighting("entropy", "window:128", 0.25),
+    "sequence, tau 0.25": Weighting("entropy", "sequence", 0.25),
+}
+"""Weightings that a pre-flight compares the recipe's own with."""
+
+
+def train(recipe: Recipe) -> dict[str, Any]:
+    """Train the student, or go on where a stopped run was; returns its evaluation.
+
+    Raises:
+        RecipeError: the run folder holds another recipe's run.
+        Stopped: a signal asked for an end; a checkpoint was written.
+    """
+    run_dir = recipe.run_dir
+    claim_run_dir(recipe, run_dir)
+    if (run_dir / "student").exists():
+        say(f"{run_dir}: finished already; delete it or set another output_dir to run again")
+        return read_evaluation(run_dir)
+    ingredients = prepare(recipe)
+    teachers = build_teachers(recipe, ingredients.tokenizer, device=device())
+    held_out = build_held_out(recipe, ingredients, teachers, device=device())
+    tables = train_student(recipe, ingredients, teachers, held_out)
+    return write_evaluation(run_dir, tables, recipe, model="student")
+
+
+def train_student(
+    recipe: Recipe, ingredients: Ingredients, teachers: Sequence[Teacher], held_out: HeldOut
+) -> dict[str, DocumentSums]:
+    """Train, publish `student/`, and measure it on held-out text."""
+    run_dir = recipe.run_dir
+    signals = StopOnSignal()
+    trainer = build_trainer(
+        recipe,
+        ingredients,
+        build_student(recipe, ingredients),
+        teachers,
+        run_dir=run_dir,
+        held_out=held_out,
+        callbacks=[MetricsFile(run_dir / "metrics.jsonl"), TrainingProgress(), signals],
+    )
+    with signals.listening():
+        trainer.train(resume_from_checkpoint=True)
+    signals.raise_if_stopped(trainer.state.global_step)
+    publish_student(trainer, run_dir)
+    return measure_student(trainer.distillation_model, held_out)
+
+
+def claim_run_dir(recipe: Recipe, run_dir: Path) -> None:
+    """Write the resolved recipe, or see that it is this one.
+
+    Raises:
+        RecipeError: the folder belongs to another recipe.
+    """
+    path = run_dir / "recipe.yaml"
+    if path.exists():
+        other = load_recipe(path)
+        if other.fingerprint != recipe.fingerprint:
+            raise RecipeError(
+                f"{run_dir}: holds a run of another recipe (fingerprint {other.fingerprint}, this one is "
+                f"{recipe.fingerprint}); give another output_dir or name, or delete the folder"
+            )
+        return
+    if is_main_rank():
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_text(path, dump_recipe(recipe))
+
+
+def publish_student(trainer: DistillationTrainer, run_dir: Path) -> None:
+    """Write `student/`, and `adapter/` beside it if only that was trained; each whole or not at all."""
+    if trainer.is_world_process_zero():
+        temporary = run_dir / ".writing"
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(run_dir / "adapter", ignore_errors=True)
+        if trainer.distillation_model.save_adapter(temporary):
+            temporary.rename(run_dir / "adapter")
+        trainer.save_model(str(temporary))
+        temporary.rename(run_dir / "student")  # last: it says that the run is finished
+    trainer.accelerator.wait_for_everyone()
+
+
+def evaluate_run(run_dir: Path) -> dict[str, Any]:
+    """Measure the student of a finished run anew.
+
+    Raises:
+        DataError: there is no finished run.
+    """
+    if not (run_dir / "student").is_dir():
+        raise DataError(f"{run_dir}: holds no `student` folder; give a finished run, or use --recipe with a model")
+    return evaluate_model(load_recipe(run_dir / "recipe.yaml"), str(run_dir / "student"), run_dir)
+
+
+def evaluate_model(recipe: Recipe, model: str, output_dir: Path) -> dict[str, Any]:
+    """Measure any model with the recipe's tokenizer on its held-out text, against its teachers."""
+    ingredients = prepare(recipe)
+    require_same_tokenizer(ingredients.tokenizer, load_tokenizer(model), name=model)
+    student = place(load_model(model, dtype=torch.float32), device())
+    check_model(student, ingredients.vocab_size, name=model)
+    teachers = build_teachers(recipe, ingredients.tokenizer, device=device())
+    held_out = build_held_out(recipe, ingredients, teachers, device=device())
+    tables = held_out.measure_student(
+        lambda batch: last_hidden_states(student, batch.input_ids, batch.position_ids),
+        ProjectionHead.from_model(student, ingredients.vocab_size),
+    )
+    return write_evaluation(output_dir, tables, recipe, model=model)
+
+
+def write_evaluation(
+    folder: Path, tables: Mapping[str, DocumentSums], recipe: Recipe, *, model: str
+) -> dict[str, Any]:
+    """Summarise and write `evaluation.json`."""
+    result = {
+        "recipe": recipe.fingerprint,
+        "model": model,
+        **summary_of(tables, recipe.evaluation, recipe.seed),
+    }
+    if is_main_rank():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "evaluation.json", json.dumps(result, indent=1))
+    return result
+
+
+def summary_of(tables: Mapping[str, DocumentSums], section: EvaluationSection, seed: int) -> dict[str, Any]:
+    """Figures with intervals, as the recipe asks for them."""
+    return summarize(tables, confidence=section.confidence, num_samples=section.bootstrap_samples, seed=seed)
+
+
+def read_evaluation(run_dir: Path) -> dict[str, Any]:
+    """The evaluation of a finished run; measured now if the run was stopped before."""
+    path = run_dir / "evaluation.json"
+    if not path.exists():
+        return evaluate_run(run_dir)
+    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return result
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file by one rename."""
+    temporary = path.with_name(f".writing-{path.name}")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def device() -> torch.device:
+    """This process's device."""
+    return cast(torch.device, _process_state().device)

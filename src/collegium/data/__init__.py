@@ -1,0 +1,26 @@
+"""Text, from sources to batches: sources, prepare, collate."""
+
+from collegium.data.blocks import PackedBlocks, pack_documents
+from collegium.data.collate import BlockCollator
+from collegium.data.documents import Document
+from collegium.data.order import StatelessOrder
+from collegium.data.prepare import prepare_text
+from collegium.data.prepared import PreparedText
+from collegium.data.settings import PrepareProgress, SourceLimits
+from collegium.data.sources import FileSource, HubSource, Source
+
+
+__all__ = [
+    "BlockCollator",
+    "Document",
+    "FileSource",
+    "HubSource",
+    "PackedBlocks",
+    "PrepareProgress",
+    "PreparedText",
+    "Source",
+    "SourceLimits",
+    "StatelessOrder",
+    "pack_documents",
+    "prepare_text",
+]

@@ -1,0 +1,97 @@
+"""Packed blocks as a map-style data set for PyTorch."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import datasets
+import numpy as np
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from collegium.contracts import DataError
+from collegium.data.packing import Packer, blocks_to_table
+from collegium.data.tokenization import DocumentTokenizer, TokenizedDocument
+
+
+class PackedBlocks(Dataset[dict[str, Any]]):
+    """Rows of packed tokens, each with its `sample_id`.
+
+    A row has `input_ids`, `segment_lengths`, `segment_documents`, `segment_bytes` (UTF-8 bytes of a
+    segment's tokens but the first) and `domain`.
+
+    Args:
+        dataset: Rows with these columns.
+        sample_ids: Number of each row in the data set it comes from; by default its index.
+    """
+
+    def __init__(self, dataset: datasets.Dataset, sample_ids: Sequence[int] | None = None) -> None:
+        self.dataset = dataset
+        self._sample_ids = range(len(dataset)) if sample_ids is None else sample_ids
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row: dict[str, Any] = self.dataset[index]
+        return {**row, "sample_id": self._sample_ids[index]}
+
+    def take(self, num_blocks: int) -> "PackedBlocks":
+        """At most `num_blocks` blocks, evenly spaced over all; they keep their `sample_id`."""
+        num_blocks = min(num_blocks, len(self))
+        indices = [i * len(self) // num_blocks for i in range(num_blocks)]
+        return PackedBlocks(self.dataset.select(indices), [self._sample_ids[i] for i in indices])
+
+
+def pack_documents(
+    dataset: datasets.Dataset | Iterable[Mapping[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    block_size: int,
+    text_column: str = "text",
+    add_bos: bool = False,
+    add_eos: bool = False,
+    domain: str = "text",
+) -> PackedBlocks:
+    """Pack documents that fit in memory.
+
+    Args:
+        dataset: Rows with a text or with `input_ids`, one document each; rows that are packed
+            already are taken as they are.
+        tokenizer: A fast tokenizer.
+        block_size: Tokens of a block.
+        text_column: Column that holds the text.
+        add_bos: Begin each text with BOS.
+        add_eos: End each text with EOS.
+        domain: Name of the domain.
+
+    Returns:
+        The blocks. `segment_bytes` is 0, which means unknown, for rows without text.
+
+    Raises:
+        DataError: if a row has neither text nor tokens, or there is nothing to predict.
+    """
+    rows = dataset if isinstance(dataset, datasets.Dataset) else list(dataset)
+    if len(rows) and "segment_lengths" in rows[0]:
+        packed = rows if isinstance(rows, datasets.Dataset) else datasets.Dataset.from_list(rows)
+        return PackedBlocks(packed)
+    encode = DocumentTokenizer(tokenizer, add_bos=add_bos, add_eos=add_eos).encode
+    packer = Packer(block_size=block_size, domain=domain)
+    blocks = []
+    for number, row in enumerate(rows):
+        text = row.get(text_column)
+        document = _given_tokens(row, number, text_column) if text is None else encode([text])[0]
+        blocks += [block for block, _ in packer.add(number, document)]
+    blocks += packer.flush()
+    if not blocks:
+        raise DataError(f"nothing to predict in {len(rows)} documents: give longer ones")
+    return PackedBlocks(datasets.Dataset(blocks_to_table(blocks)))
+
+
+def _given_tokens(row: Mapping[str, Any], number: int, text_column: str) -> TokenizedDocument:
+    tokens = row.get("input_ids")
+    if tokens is None:
+        raise DataError(
+            f"row {number} has no {text_column!r} and no 'input_ids', only {', '.join(row)}: "
+            "set text_column to one of them"
+        )
+    return TokenizedDocument(np.asarray(tokens, np.int32), np.zeros(len(tokens), np.int64))

@@ -1,0 +1,74 @@
+"""From rows of the packed data set to a batch of tensors.
+
+The only place that writes -100: on padding and on the first token of every segment.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from collegium.contracts import IGNORE_INDEX
+
+
+class BlockCollator:
+    """Pads rows to one length; see `collegium.contracts.Batch` for what the tensors mean.
+
+    Args:
+        pad_token_id: Token id on padding; any will do, as it is neither attended nor predicted.
+        padding_side: Side on which shorter blocks are padded.
+        pad_to: Length of every batch; by default that of its longest block.
+    """
+
+    def __init__(
+        self,
+        *,
+        pad_token_id: int,
+        padding_side: Literal["left", "right"] = "right",
+        pad_to: int | None = None,
+    ) -> None:
+        self._pad_token_id = pad_token_id
+        self._padding_side = padding_side
+        self._pad_to = pad_to
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Batch with `document_ids` [B S] (-1 on padding) beside the tensors of `Batch`."""
+        length = max(len(row["input_ids"]) for row in rows)
+        if self._pad_to is not None:
+            if length > self._pad_to:
+                raise ValueError(f"pad_to={self._pad_to} is too small for a block of {length}")
+            length = self._pad_to
+        padded = [self._pad(row, length) for row in rows]
+        batch = {key: torch.from_numpy(np.stack([row[key] for row in padded])) for key in padded[0]}
+        batch["sample_ids"] = torch.tensor([int(row["sample_id"]) for row in rows])
+        return batch
+
+    def _pad(self, row: Mapping[str, Any], length: int) -> dict[str, NDArray[Any]]:
+        input_ids = np.asarray(row["input_ids"], np.int64)  # [S]
+        segment_lengths = np.asarray(row["segment_lengths"], np.int64)
+        positions = _positions(segment_lengths)
+        num_padding = length - len(input_ids)
+        columns = {
+            "input_ids": (input_ids, np.full(num_padding, self._pad_token_id)),
+            "attention_mask": (np.ones(len(input_ids), bool), np.zeros(num_padding, bool)),
+            "labels": (
+                np.where(positions == 0, IGNORE_INDEX, input_ids),
+                np.full(num_padding, IGNORE_INDEX),
+            ),
+            "position_ids": (positions, np.arange(num_padding)),
+            "document_ids": (
+                np.repeat(np.asarray(row["segment_documents"], np.int64), segment_lengths),
+                np.full(num_padding, -1),
+            ),
+        }
+        order = 1 if self._padding_side == "right" else -1
+        return {key: np.concatenate(parts[::order]) for key, parts in columns.items()}
+
+
+def _positions(segment_lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Positions that restart at 0 at each segment."""
+    starts = np.cumsum(segment_lengths) - segment_lengths
+    return np.arange(segment_lengths.sum()) - np.repeat(starts, segment_lengths)

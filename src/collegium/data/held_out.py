@@ -1,0 +1,92 @@
+"""Chooses the documents that are held out.
+
+A document is held out for what it says, not for where it stands: its hash decides, so that no order
+of a source can bias the choice, and copies are one document.
+"""
+
+import heapq
+
+from collegium.contracts import DataError
+from collegium.data.deduplicate import words_key, words_of
+from collegium.data.filtering import KEPT, Tally, drop_reason
+from collegium.data.settings import SourceLimits
+from collegium.data.sources import Source
+
+
+_SHARE = 0.1
+_NUM_KEYS = 2**64
+
+
+class HeldOutChooser:
+    """Chooses one document in ten while a source is read, until there are enough.
+
+    If the source ends before, those with the next smallest hashes follow, up to half of all that
+    differ. Memory: the chosen texts, and a hash for each of about ten times as many documents.
+
+    Args:
+        wanted: Documents to choose.
+        taken: Keys of documents that other sources hold out; they are not chosen again.
+    """
+
+    def __init__(self, wanted: int, taken: frozenset[int]) -> None:
+        self._wanted = wanted
+        self._seen = set(taken)
+        self._num_candidates = 0
+        self._smallest: list[tuple[int, int, str]] = []  # a heap of (-key, order, text)
+
+    @property
+    def is_done(self) -> bool:
+        """True when the rest of the source need not be read."""
+        if len(self._smallest) < self._wanted:
+            return False
+        return -self._smallest[0][0] < _SHARE * _NUM_KEYS
+
+    def offer(self, text: str) -> None:
+        """Consider a document."""
+        key = words_key(words_of(text))
+        if key in self._seen:
+            return
+        self._seen.add(key)
+        heapq.heappush(self._smallest, (-key, self._num_candidates, text))
+        self._num_candidates += 1
+        if len(self._smallest) > self._wanted:
+            heapq.heappop(self._smallest)
+
+    def chosen(self) -> list[str]:
+        """The held-out documents, in the order of the source."""
+        limit = self._wanted if self.is_done else self._num_candidates // 2
+        smallest = sorted(self._smallest, reverse=True)[:limit]
+        return [text for _, _, text in sorted(smallest, key=lambda item: item[1])]
+
+
+def choose_held_out(
+    source: Source,
+    *,
+    wanted: int,
+    taken: frozenset[int],
+    limits: SourceLimits,
+    max_bad_fraction: float,
+) -> list[str]:
+    """Texts of `source` to hold out; it is read from its beginning, as far as needed.
+
+    Raises:
+        DataError: if there are none, or too many documents cannot be read.
+    """
+    chooser, tally = HeldOutChooser(wanted, taken), Tally(source.name)
+    source.load_state_dict({})
+    for document in source:
+        reason = drop_reason(document, limits)
+        tally.add(reason or KEPT)
+        tally.check(max_bad_fraction)
+        if reason is None:
+            chooser.offer(document.text)
+        if chooser.is_done or tally.num_documents == limits.max_documents:
+            break
+    texts = chooser.chosen()
+    if not texts:
+        tally.check(max_bad_fraction, at_end=True)
+        raise DataError(
+            f"source {source.name!r}: nothing can be held out, as at least two different documents "
+            f"are needed ({tally.summary}): give more text, or lower min_characters"
+        )
+    return texts

@@ -1,0 +1,242 @@
+"""One preparation of text: the work behind `prepare_text`."""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from collegium.contracts import DataError
+from collegium.data.deduplicate import HeldOutIndex, words_key, words_of
+from collegium.data.filtering import EMPTY, KEPT, TOO_SHORT, Tally, drop_reason
+from collegium.data.held_out import choose_held_out
+from collegium.data.journal import Journal
+from collegium.data.packing import Block, Packer
+from collegium.data.prepared import (
+    MANIFEST_NAME,
+    SCHEMA_VERSION,
+    held_out_file,
+    held_out_text_file,
+    train_file,
+)
+from collegium.data.settings import PrepareProgress, PrepareSettings
+from collegium.data.sources import Source
+from collegium.data.storage import write_blocks, write_json, write_json_lines
+from collegium.data.tokenization import DocumentTokenizer, TokenizedDocument
+
+
+_BATCH_CHARACTERS = 2**20
+_BATCH_DOCUMENTS = 512
+_SHORTEST_DOCUMENT = 2  # tokens; one alone predicts nothing
+
+
+@dataclass(frozen=True)
+class _Item:
+    """A document, the position it was read from, and why it is dropped, if it is."""
+
+    state: dict[str, Any]
+    text: str
+    reason: str | None
+
+
+class Preparation:
+    """Reads sources and writes the files of one folder, which the caller has locked.
+
+    Args:
+        sources: One for each domain.
+        tokenizer: Makes tokens of them.
+        settings: What is asked for.
+        directory: The folder.
+        fingerprint: Identity of all the above.
+        on_progress: Called after every batch of documents.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        tokenizer: DocumentTokenizer,
+        settings: PrepareSettings,
+        *,
+        directory: Path,
+        fingerprint: str,
+        on_progress: Callable[[PrepareProgress], None] | None,
+    ) -> None:
+        self._sources = sources
+        self._tokenizer = tokenizer
+        self._settings = settings
+        self._directory = directory
+        self._on_progress = on_progress
+        self._journal = Journal(fingerprint)
+        self._pending: list[Block] = []
+        self._started, self._new_tokens = time.monotonic(), 0
+
+    def finish(self) -> None:
+        """Go from the last whole shard, or the beginning, to the manifest."""
+        begun = Journal.load(self._directory, self._journal.fingerprint)
+        if begun is None:
+            self._hold_out()
+        else:
+            self._journal = begun
+        texts = self._held_out_texts()
+        index = HeldOutIndex(texts, threshold=self._settings.near_duplicate_threshold)
+        self._started = time.monotonic()
+        for source in self._sources[self._journal.source_index :]:
+            self._pack_source(source, index)
+        if self._pending:
+            self._write_shard()
+        self._write_manifest()
+
+    def _hold_out(self) -> None:
+        taken: frozenset[int] = frozenset()
+        for source in self._sources:
+            texts = choose_held_out(
+                source,
+                wanted=self._settings.held_out_documents,
+                taken=taken,
+                limits=self._settings.limits[source.name],
+                max_bad_fraction=self._settings.max_bad_fraction,
+            )
+            taken |= {words_key(words_of(text)) for text in texts}
+            self._write_held_out(source.name, texts)
+        self._journal.save(self._directory)
+
+    def _write_held_out(self, domain: str, texts: list[str]) -> None:
+        packer = Packer(block_size=self._settings.block_size, domain=domain)
+        blocks, first = [], self._journal.next_document
+        for number, document in enumerate(self._tokenizer.encode(texts), first):
+            blocks += [block for block, _ in packer.add(number, document)]
+        blocks += packer.flush()
+        if not blocks:
+            raise DataError(
+                f"source {domain!r}: the held-out documents are of one token each, which leaves "
+                "nothing to predict: raise min_characters"
+            )
+        numbered = [{"document": first + i, "text": text} for i, text in enumerate(texts)]
+        files, directory = self._journal.files, self._directory
+        name, text_name = held_out_file(domain), held_out_text_file(domain)
+        files[name] = write_blocks(directory / name, blocks)
+        files[text_name] = write_json_lines(directory / text_name, numbered)
+        self._journal.next_document += len(texts)
+
+    def _held_out_texts(self) -> list[str]:
+        paths = [self._directory / held_out_text_file(source.name) for source in self._sources]
+        return [json.loads(line)["text"] for path in paths for line in path.read_bytes().splitlines()]
+
+    def _pack_source(self, source: Source, index: HeldOutIndex) -> None:
+        journal, name = self._journal, source.name
+        tally = Tally(name, journal.counts.setdefault(name, {}))
+        journal.tokens.setdefault(name, 0)
+        packer = Packer(block_size=self._settings.block_size, domain=name)
+        for batch in self._batches(source, index, tally):
+            self._pack_batch(batch, packer, tally)
+            self._report(tally)
+            if self._tokens_left(name) == 0:
+                break
+        tally.check(self._settings.max_bad_fraction, at_end=True)
+        if journal.tokens[name] < _SHORTEST_DOCUMENT:
+            raise DataError(
+                f"source {name!r}: nothing is left for training ({tally.summary}): "
+                "give more text, or lower held_out_documents or min_characters"
+            )
+        journal.source_index += 1
+        journal.source_state, journal.skip_tokens = {}, 0
+        for block in packer.flush():
+            self._keep(block)
+
+    def _batches(self, source: Source, index: HeldOutIndex, tally: Tally) -> Iterator[list[_Item]]:
+        limits = self._settings.limits[source.name]
+        source.load_state_dict(self._journal.source_state)
+        state, num_documents, num_characters = source.state_dict(), tally.num_documents, 0
+        batch: list[_Item] = []
+        documents = iter(source)
+        while num_documents != limits.max_documents and (document := next(documents, None)):
+            reason = drop_reason(document, limits) or index.match(document.text)
+            batch.append(_Item(state, "" if reason else document.text, reason))
+            state = source.state_dict()
+            num_documents += reason != EMPTY
+            num_characters += len(document.text)
+            if num_characters >= _BATCH_CHARACTERS or len(batch) == _BATCH_DOCUMENTS:
+                yield batch
+                batch, num_characters = [], 0
+        if batch:
+            yield batch
+
+    def _pack_batch(self, batch: list[_Item], packer: Packer, tally: Tally) -> None:
+        kept = iter(self._tokenizer.encode([item.text for item in batch if item.reason is None]))
+        for item in batch:
+            reason = item.reason or self._pack(item.state, next(kept), packer, tally.source)
+            tally.add(reason)
+            tally.check(self._settings.max_bad_fraction)
+            if self._tokens_left(tally.source) == 0:
+                break
+
+    def _pack(self, state: dict[str, Any], document: TokenizedDocument, packer: Packer, name: str) -> str:
+        """Pack one document; returns what became of it."""
+        journal = self._journal
+        skip, journal.skip_tokens = journal.skip_tokens, 0
+        if len(document) < _SHORTEST_DOCUMENT:
+            return TOO_SHORT
+        document = document[: self._tokens_left(name)]
+        for block, num_packed in packer.add(journal.next_document, document[skip:]):
+            # The journal still counts up to this document, as reading it again will count it.
+            journal.source_state, journal.skip_tokens = state, skip + num_packed
+            self._keep(block)
+        journal.skip_tokens = 0
+        journal.next_document += 1
+        journal.tokens[name] += len(document)
+        self._new_tokens += len(document) - skip
+        return KEPT
+
+    def _tokens_left(self, name: str) -> int | None:
+        maximum = self._settings.limits[name].max_tokens
+        return None if maximum is None else maximum - self._journal.tokens[name]
+
+    def _keep(self, block: Block) -> None:
+        self._pending.append(block)
+        if len(self._pending) == self._settings.blocks_per_shard:
+            self._write_shard()
+            self._journal.save(self._directory)
+
+    def _write_shard(self) -> None:
+        files = self._journal.files
+        name = train_file(sum(name.startswith("train/") for name in files))
+        files[name] = write_blocks(self._directory / name, self._pending)
+        self._pending = []
+
+    def _report(self, tally: Tally) -> None:
+        if self._on_progress is None:
+            return
+        seconds = max(time.monotonic() - self._started, 1e-9)
+        self._on_progress(
+            PrepareProgress(
+                source=tally.source,
+                documents=tally.num_documents,
+                tokens=self._journal.tokens[tally.source],
+                tokens_total=self._settings.limits[tally.source].max_tokens,
+                seconds=seconds,
+                tokens_per_second=self._new_tokens / seconds,
+            )
+        )
+
+    def _write_manifest(self) -> None:
+        manifest = {
+            "schema": SCHEMA_VERSION,
+            "fingerprint": self._journal.fingerprint,
+            "block_size": self._settings.block_size,
+            "tokenizer": self._tokenizer.identity,
+            "sources": {source.name: self._describe(source) for source in self._sources},
+            "files": {name: asdict(record) for name, record in self._journal.files.items()},
+        }
+        write_json(self._directory / MANIFEST_NAME, manifest)
+
+    def _describe(self, source: Source) -> dict[str, Any]:
+        name, files = source.name, self._journal.files
+        training = [record for file, record in files.items() if file.startswith("train/")]
+        return {
+            "fingerprint": source.fingerprint,
+            "documents": self._journal.counts[name],
+            "train_tokens": sum(record.tokens.get(name, 0) for record in training),
+            "held_out_documents": files[held_out_text_file(name)].rows,
+            "held_out_tokens": files[held_out_file(name)].tokens[name],
+        }

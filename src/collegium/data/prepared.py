@@ -1,0 +1,136 @@
+"""Prepared text on disk: blocks for training, blocks held out, and a manifest.
+
+- `manifest.json` is written last: fingerprint, counts, and size and checksum of every file.
+- `train/train-00000.arrow` and so on are Arrow streams, which `datasets.load_dataset` reads too.
+- `held_out/NAME.arrow` is the same for the held-out blocks of one domain.
+- `held_out/NAME.jsonl` is the text of its documents.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+
+from collegium.contracts import DataError
+from collegium.data.blocks import PackedBlocks
+from collegium.data.storage import read_json
+
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+
+
+def train_file(shard: int) -> str:
+    """Name of a shard of training blocks, relative to the folder."""
+    return f"train/train-{shard:05d}.arrow"
+
+
+def held_out_file(domain: str) -> str:
+    """Name of a domain's held-out blocks, relative to the folder."""
+    return f"held_out/{domain}.arrow"
+
+
+def held_out_text_file(domain: str) -> str:
+    """Name of a domain's held-out documents as text, relative to the folder."""
+    return f"held_out/{domain}.jsonl"
+
+
+@dataclass(frozen=True)
+class PreparedText:
+    """Prepared text, opened.
+
+    Attributes:
+        directory: Where it lies.
+        train: Training blocks of all domains.
+        held_out: Held-out blocks by domain.
+        manifest: What was written, with counts by source and reason.
+        fingerprint: Identity of sources, tokenizer and settings.
+    """
+
+    directory: Path
+    train: PackedBlocks
+    held_out: dict[str, PackedBlocks]
+    manifest: dict[str, Any]
+    fingerprint: str
+
+    @classmethod
+    def load(cls, directory: Path) -> "PreparedText":
+        """Open a prepared folder; sizes and row counts of all files are checked.
+
+        Raises:
+            DataError: if it is not finished, or a file does not agree with the manifest.
+        """
+        manifest = read_manifest(directory)
+        opened = {}
+        for name, record in manifest["files"].items():
+            _check_size(directory, name, record["bytes"])
+            if name.endswith(".arrow"):
+                opened[name] = _open_blocks(directory, name, record["rows"])
+        return cls(
+            directory=directory,
+            train=_concatenate([opened[n] for n in opened if n.startswith("train/")]),
+            held_out={n: PackedBlocks(opened[held_out_file(n)]) for n in manifest["sources"]},
+            manifest=manifest,
+            fingerprint=manifest["fingerprint"],
+        )
+
+    def verify(self) -> None:
+        """Read every file and compare its checksum.
+
+        Raises:
+            DataError: naming the first damaged file.
+        """
+        for name, record in self.manifest["files"].items():
+            with (self.directory / name).open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            if found != record["sha256"]:
+                reason = f"its sha256 is {found}, not {record['sha256']}"
+                raise _damaged(self.directory, name, reason)
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest of a finished folder.
+
+    Raises:
+        DataError: if there is none, or it is damaged or of another version.
+    """
+    path = directory / MANIFEST_NAME
+    manifest = read_json(path)
+    version = manifest.get("schema") if isinstance(manifest, dict) else None
+    if version != SCHEMA_VERSION:
+        raise DataError(
+            f"{path}: is of schema {version}, this version reads {SCHEMA_VERSION}: "
+            "prepare the text again in another data.directory"
+        )
+    return dict(manifest)
+
+
+def _check_size(directory: Path, name: str, expected: int) -> None:
+    path = directory / name
+    if not path.is_file():
+        raise _damaged(directory, name, "it is missing")
+    if path.stat().st_size != expected:
+        raise _damaged(directory, name, f"it has {path.stat().st_size} bytes, not {expected}")
+
+
+def _open_blocks(directory: Path, name: str, num_rows: int) -> datasets.Dataset:
+    try:
+        blocks = datasets.Dataset.from_file(str(directory / name))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _damaged(directory, name, str(error)) from error
+    if len(blocks) != num_rows:
+        raise _damaged(directory, name, f"it has {len(blocks)} rows, not {num_rows}")
+    return blocks
+
+
+def _concatenate(shards: list[datasets.Dataset]) -> PackedBlocks:
+    return PackedBlocks(datasets.concatenate_datasets(shards))
+
+
+def _damaged(directory: Path, name: str, reason: str) -> DataError:
+    return DataError(
+        f"{directory / name}: is damaged: {reason}; delete {directory} and run `collegium prepare` again"
+    )

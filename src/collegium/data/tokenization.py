@@ -1,0 +1,146 @@
+"""From documents to tokens, each with the number of UTF-8 bytes up to its end.
+
+Bits per byte compares models with different tokenizers, so every byte must be counted once: a token
+stands for what lies between the end of the token before it and its own end. Adding up offsets would
+count twice a character that two byte-level tokens share, and not at all a blank that no token has.
+"""
+
+import copy
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import tokenizers
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from collegium.contracts import DataError
+from collegium.data.documents import cut_text
+
+
+_BATCH_CHARACTERS = 2**19  # an encoding takes some 200 bytes a token until it is an array
+
+PIECE_SIZE = 2**16
+"""Characters tokenised at once; byte pair encoding of one long word is worse than linear."""
+
+
+@dataclass(frozen=True)
+class TokenizedDocument:
+    """Tokens of one document.
+
+    Attributes:
+        tokens: Token ids.
+        byte_ends: UTF-8 bytes of the document up to the end of each token.
+    """
+
+    tokens: NDArray[np.int32]
+    byte_ends: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, part: slice) -> "TokenizedDocument":
+        return TokenizedDocument(self.tokens[part], self.byte_ends[part])
+
+
+class DocumentTokenizer:
+    """A tokenizer for text as it comes: the text of special tokens in it stays text.
+
+    Args:
+        tokenizer: A fast tokenizer; it is copied and stays as it is.
+        add_bos: Begin each document with BOS.
+        add_eos: End each document with EOS.
+
+    Raises:
+        ValueError: if the tokenizer is not a fast one, or lacks BOS or EOS.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, add_bos: bool, add_eos: bool) -> None:
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if not isinstance(backend, tokenizers.Tokenizer):
+            raise ValueError(
+                f"{type(tokenizer).__name__} has no fast tokenizer, which gives the place of each "
+                "token in the text: convert it to a tokenizer.json"
+            )
+        self._backend = copy.deepcopy(backend)
+        self._backend.no_padding()
+        self._backend.no_truncation()
+        self._backend.encode_special_tokens = True
+        self._bos = _special_tokens(tokenizer, "bos", wanted=add_bos)
+        self._eos = _special_tokens(tokenizer, "eos", wanted=add_eos)
+
+    @property
+    def identity(self) -> str:
+        """Hash of everything that decides the tokens of a text."""
+        content = json.loads(self._backend.to_str())
+        decisive = json.dumps([content, self._bos.tolist(), self._eos.tolist()], sort_keys=True)
+        return hashlib.sha256(decisive.encode()).hexdigest()
+
+    def encode(self, texts: Sequence[str]) -> list[TokenizedDocument]:
+        """Tokens of each text."""
+        pieces = [list(cut_text(text, PIECE_SIZE)) for text in texts]
+        encoded = self._encode_pieces([piece for text in pieces for piece in text])
+        return [self._join([next(encoded) for _ in text]) for text in pieces]
+
+    def _encode_pieces(self, pieces: Sequence[str]) -> Iterator[tuple[TokenizedDocument, int]]:
+        """Tokens and UTF-8 bytes of each piece."""
+        for batch in _batched(pieces):
+            try:
+                encodings = self._backend.encode_batch(batch, add_special_tokens=False)
+            except TypeError as error:  # what tokenizers says of text that is not Unicode
+                raise DataError("text holds lone surrogates, which no tokenizer reads") from error
+            for piece, encoding in zip(batch, encodings, strict=True):
+                yield _with_byte_ends(piece, encoding), len(piece.encode())
+
+    def _join(self, pieces: Sequence[tuple[TokenizedDocument, int]]) -> TokenizedDocument:
+        tokens, byte_ends = [self._bos], [np.zeros(len(self._bos), np.int64)]
+        size = 0
+        for piece, num_bytes in pieces:
+            tokens.append(piece.tokens)
+            byte_ends.append(piece.byte_ends + size)
+            size += num_bytes
+        ends = np.concatenate(byte_ends)
+        ends[-1:] = size  # blanks that the tokenizer drops at the end belong to its last token
+        return TokenizedDocument(
+            np.concatenate([*tokens, self._eos]),
+            np.concatenate([ends, np.full(len(self._eos), size)]),
+        )
+
+
+def _batched(pieces: Sequence[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    num_characters = 0
+    for piece in pieces:
+        batch.append(piece)
+        num_characters += len(piece)
+        if num_characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, num_characters = [], 0
+    yield batch
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerBase, which: str, *, wanted: bool) -> NDArray[np.int32]:
+    token: int | None = getattr(tokenizer, f"{which}_token_id")
+    if wanted and token is None:
+        raise ValueError(
+            f"add_{which} is on, but {type(tokenizer).__name__} has no {which.upper()} token: "
+            f"turn add_{which} off, or give the tokenizer a {which}_token"
+        )
+    return np.array([token] if wanted else [], np.int32)
+
+
+def _with_byte_ends(text: str, encoding: tokenizers.Encoding) -> TokenizedDocument:
+    ends = np.fromiter((end for _, end in encoding.offsets), np.int64, len(encoding))
+    tokens = np.array(encoding.ids, np.int32)
+    return TokenizedDocument(tokens, _bytes_before(text, ends))
+
+
+def _bytes_before(text: str, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+    """UTF-8 bytes of `text` before each character index."""
+    if text.isascii():
+        return indices
+    characters = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    sizes = 1 + (characters > 0x7F) + (characters > 0x7FF) + (characters > 0xFFFF)
+    return np.concatenate([[0], np.cumsum(sizes)])[indices]

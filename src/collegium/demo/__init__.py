@@ -1,0 +1,1 @@
+"""The embedded default: real teachers and text that install as packages."""

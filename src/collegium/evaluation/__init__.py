@@ -1,0 +1,1 @@
+"""Measurement on held-out text, and how sure one can be of it."""

@@ -1,0 +1,304 @@
+"""Perplexity, bits per byte, KL and agreement on held-out text, with intervals over documents.
+
+Corpus figures are ratios of sums, never means of batch means. Every figure is summed per document
+first: tokens of one document are not independent, so intervals resample documents. A document that
+crosses blocks loses its context at the border, as in training; the first token of a segment is not
+predicted, and its bytes are not counted.
+
+What teachers say about held-out text is computed once and kept as hidden states (2.3 kB a token for a
+width of 576), so that measuring a student again costs the student's forward pass only.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from collegium.contracts import (
+    Batch,
+    Capability,
+    Head,
+    Positions,
+    Teacher,
+    TeacherSignal,
+    TeacherStats,
+    predicted_positions,
+)
+from collegium.data.blocks import PackedBlocks
+from collegium.data.collate import BlockCollator
+from collegium.functional.chunked import chunks, full_precision, target_logprobs, teacher_stats
+from collegium.functional.divergences import entropy, forward_kl
+from collegium.functional.fusion import Fusion, mixture_logprobs
+from collegium.functional.weighting import uniform_weights
+
+
+Trunk = Callable[[Batch], Tensor]
+"""Runs a model below its head: a batch to hidden states [B S D]."""
+
+
+@dataclass(frozen=True)
+class HeldOutBatch:
+    """A batch with the document of each predicted position and the teachers' distributions there."""
+
+    batch: Batch
+    positions: Positions
+    documents: Int[Tensor, " N"]
+    signals: tuple[TeacherSignal, ...]
+    stats: TeacherStats | None
+
+
+@dataclass(frozen=True)
+class DocumentSums:
+    """Figures of one domain, summed per document.
+
+    Attributes:
+        tokens: Predicted tokens, [D].
+        num_bytes: UTF-8 bytes of the predicted tokens, [D].
+        sums: Sum of each per-token figure, [D] each.
+    """
+
+    tokens: Tensor
+    num_bytes: Tensor
+    sums: dict[str, Tensor]
+
+    def mean(self, name: str) -> float:
+        """Mean of a figure over tokens."""
+        return float(self.sums[name].sum() / self.tokens.sum())
+
+
+class HeldOutDomain:
+    """Held-out blocks of one domain, with the teachers' view of them.
+
+    Args:
+        name: The domain.
+        blocks: Its packed blocks.
+        collator: Makes batches of them.
+        batch_size: Blocks a batch.
+        teachers: Asked once, at the first use.
+        device: Where batches go.
+        chunk_size: Positions whose logits are alive at once.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        blocks: PackedBlocks,
+        collator: BlockCollator,
+        *,
+        batch_size: int,
+        teachers: Sequence[Teacher],
+        device: torch.device,
+        chunk_size: int,
+    ) -> None:
+        self.name = name
+        self.teachers = tuple(teachers)
+        self.chunk_size = chunk_size
+        self._rows = [blocks[i] for i in range(len(blocks))]
+        self._collator, self._batch_size, self._device = collator, batch_size, device
+        numbers = sorted({number for row in self._rows for number in row["segment_documents"]})
+        self._document_index = {number: index for index, number in enumerate(numbers)}
+
+    @property
+    def num_documents(self) -> int:
+        """Documents of the domain."""
+        return len(self._document_index)
+
+    @cached_property
+    def num_bytes(self) -> Tensor:
+        """UTF-8 bytes of the predicted tokens of each document, [D]."""
+        totals = torch.zeros(self.num_documents, dtype=torch.float64)
+        for row in self._rows:
+            for number, size in zip(row["segment_documents"], row["segment_bytes"], strict=True):
+                totals[self._document_index[number]] += size
+        return totals
+
+    @cached_property
+    def batches(self) -> list[HeldOutBatch]:
+        """All batches; teachers are asked here."""
+        starts = range(0, len(self._rows), self._batch_size)
+        return [self._batch(slice(start, start + self._batch_size)) for start in starts]
+
+    @torch.no_grad()
+    def _batch(self, rows: slice) -> HeldOutBatch:
+        inputs = {k: v.to(self._device) for k, v in self._collator(self._rows[rows]).items()}
+        batch = Batch.from_inputs(inputs)
+        positions = predicted_positions(batch)
+        numbers = inputs["document_ids"].flatten()[positions.index].tolist()
+        documents = torch.tensor([self._document_index[n] for n in numbers], dtype=torch.int64)
+        need = frozenset({Capability.FULL_VOCAB})
+        signals = tuple(teacher.score(batch, positions, need=need).signal for teacher in self.teachers)
+        stats = None
+        if signals:
+            stats = teacher_stats(signals, positions.labels, chunk_size=self.chunk_size)
+        return HeldOutBatch(batch, positions, documents, signals, stats)
+
+    def sum_by_document(self, figures: Iterator[tuple[HeldOutBatch, dict[str, Tensor]]]) -> DocumentSums:
+        """Add up per-position figures."""
+        tokens = torch.zeros(self.num_documents, dtype=torch.float64)
+        sums: dict[str, Tensor] = {}
+        for held_out, values in figures:
+            tokens.index_add_(0, held_out.documents, torch.ones(len(held_out.documents), dtype=torch.float64))
+            for name, value in values.items():
+                total = sums.setdefault(name, torch.zeros(self.num_documents, dtype=torch.float64))
+                total.index_add_(0, held_out.documents, value.double().cpu())
+        return DocumentSums(tokens, self.num_bytes, sums)
+
+
+class HeldOut:
+    """Held-out text of several domains. See `HeldOutDomain` for the arguments."""
+
+    def __init__(
+        self,
+        blocks: Mapping[str, PackedBlocks],
+        collator: BlockCollator,
+        *,
+        batch_size: int = 8,
+        max_blocks: int | None = None,
+        teachers: Sequence[Teacher] = (),
+        device: torch.device | None = None,
+        chunk_size: int = 256,
+    ) -> None:
+        self.teachers = tuple(teachers)
+        self.domains = {
+            name: HeldOutDomain(
+                name,
+                domain if max_blocks is None else domain.take(max_blocks),
+                collator,
+                batch_size=batch_size,
+                teachers=teachers,
+                device=device or torch.device("cpu"),
+                chunk_size=chunk_size,
+            )
+            for name, domain in blocks.items()
+        }
+
+    def measure_student(self, trunk: Trunk, head: Head) -> dict[str, DocumentSums]:
+        """NLL, token accuracy, KL to each teacher and to the common target, and top-1 agreement with it.
+
+        The common target is the uniform mixture of all teachers, whatever the student was trained on:
+        the only KL by which students may be ranked.
+        """
+        names = [teacher.name for teacher in self.teachers]
+        return {name: _student_of(domain, trunk, head, names) for name, domain in self.domains.items()}
+
+    def measure_targets(
+        self, rules: Mapping[str, "Rule"], *, conflict_of: "Rule | None" = None
+    ) -> dict[str, DocumentSums]:
+        """NLL and entropy of each teacher (`teacher/NAME/...`), NLL of each fusion rule (`rule/NAME/nll`).
+
+        `conflict` is the Jensen-Shannon divergence among teachers under the weights of `conflict_of`.
+        """
+        names = [teacher.name for teacher in self.teachers]
+        return {name: _targets_of(domain, names, rules, conflict_of) for name, domain in self.domains.items()}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A way to fuse teachers: a weighting and a fusion."""
+
+    weighting: Callable[[TeacherStats, Positions], Tensor]
+    fusion: Fusion = mixture_logprobs
+
+
+def _student_of(domain: HeldOutDomain, trunk: Trunk, head: Head, names: Sequence[str]) -> DocumentSums:
+    def figures() -> Iterator[tuple[HeldOutBatch, dict[str, Tensor]]]:
+        for held_out in domain.batches:
+            hidden = held_out.positions.select(trunk(held_out.batch))  # [N D]
+            parts = [
+                _student_chunk(held_out, hidden[rows], head, rows, names)
+                for rows in chunks(len(hidden), domain.chunk_size)
+            ]
+            yield held_out, _concatenate(parts)
+
+    with torch.no_grad():
+        return domain.sum_by_document(figures())
+
+
+def _student_chunk(
+    held_out: HeldOutBatch, hidden: Tensor, head: Head, rows: slice, names: Sequence[str]
+) -> dict[str, Tensor]:
+    labels = held_out.positions.labels[rows]
+    logprobs = full_precision(head(hidden)).log_softmax(-1)  # [n V]
+    best = logprobs.argmax(-1)
+    values = {"nll": _nll(logprobs, labels), "accuracy": (best == labels).float()}
+    if held_out.stats is None:
+        return values
+    valid = held_out.stats.valid[rows]
+
+    def teachers() -> Iterator[Tensor]:
+        for m, (name, signal) in enumerate(zip(names, held_out.signals, strict=True)):
+            teacher = target_logprobs(signal, rows, valid[:, m])
+            values[f"kl/{name}"] = forward_kl(logprobs, teacher) * valid[:, m]
+            yield teacher
+
+    common = mixture_logprobs(teachers(), uniform_weights(valid, dtype=logprobs.dtype))
+    covered = valid.any(-1)
+    common = torch.where(covered[:, None], common, logprobs)
+    values["kl/common"] = forward_kl(logprobs, common)
+    values["agreement"] = (best == common.argmax(-1)).float()
+    return values
+
+
+def _targets_of(
+    domain: HeldOutDomain, names: Sequence[str], rules: Mapping[str, Rule], conflict_of: Rule | None
+) -> DocumentSums:
+    def figures() -> Iterator[tuple[HeldOutBatch, dict[str, Tensor]]]:
+        for held_out in domain.batches:
+            stats = held_out.stats
+            assert stats is not None, "targets are measured with teachers"
+            values = {}
+            for m, name in enumerate(names):
+                values[f"teacher/{name}/nll"] = stats.cross_entropy[:, m]
+                values[f"teacher/{name}/entropy"] = stats.entropy[:, m]
+            for name, rule in rules.items():
+                weights = rule.weighting(stats, held_out.positions)
+                values[f"rule/{name}/nll"] = _rule_nll(rule.fusion, weights, held_out, stats, domain.chunk_size)
+            if conflict_of is not None:
+                weights = conflict_of.weighting(stats, held_out.positions)
+                values["conflict"] = _conflict(weights, held_out, stats, domain.chunk_size)
+            yield held_out, values
+
+    with torch.no_grad():
+        return domain.sum_by_document(figures())
+
+
+def _rule_nll(
+    fusion: Fusion, weights: Tensor, held_out: HeldOutBatch, stats: TeacherStats, chunk_size: int
+) -> Float[Tensor, " N"]:
+    """-log probability of the label under the fused target."""
+    if fusion is mixture_logprobs:  # the label's probability is the mixture of the teachers' for it
+        return -torch.logsumexp(weights.log() - stats.cross_entropy, -1)
+    parts = []
+    for rows in chunks(len(weights), chunk_size):
+        fused = fusion(_teacher_logprobs(held_out, stats, rows), weights[rows])
+        parts.append(_nll(fused, held_out.positions.labels[rows]))
+    return torch.cat(parts)
+
+
+def _conflict(
+    weights: Tensor, held_out: HeldOutBatch, stats: TeacherStats, chunk_size: int
+) -> Float[Tensor, " N"]:
+    """Weighted Jensen-Shannon divergence among the teachers."""
+    parts = []
+    for rows in chunks(len(weights), chunk_size):
+        logprobs = list(_teacher_logprobs(held_out, stats, rows))
+        own = torch.stack([entropy(p) for p in logprobs], -1)  # [n M]
+        mixed = mixture_logprobs(logprobs, weights[rows])
+        parts.append(entropy(mixed) - (weights[rows] * own).sum(-1))
+    return torch.cat(parts)
+
+
+def _teacher_logprobs(held_out: HeldOutBatch, stats: TeacherStats, rows: slice) -> Iterator[Tensor]:
+    for m, signal in enumerate(held_out.signals):
+        yield target_logprobs(signal, rows, stats.valid[rows, m])
+
+
+def _nll(logprobs: Float[Tensor, "n V"], labels: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    return -logprobs.gather(-1, labels[:, None]).squeeze(-1)
+
+
+def _concatenate(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}

@@ -1,0 +1,1 @@
+"""Pure functions: no modules, no configuration, no input or output."""

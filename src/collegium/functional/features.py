@@ -1,0 +1,58 @@
+"""Matching of inner states: squared error and the map between layers.
+
+Source: arXiv:2507.15198 names the term without a formula; the form is TinyBERT's
+(arXiv:1909.10351), with a projection for each teacher and layer pair, since widths differ.
+"""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.functional import layer_norm
+
+
+LayerMap = Literal["uniform", "last"] | tuple[tuple[int, int], ...]
+
+
+def squared_error(
+    student: Float[Tensor, "B S E"],
+    teacher: Float[Tensor, "B S E"],
+    mask: Bool[Tensor, "B S"],
+    *,
+    normalize: bool,
+) -> Float[Tensor, ""]:
+    """Sum over text positions of the mean over E of the squared difference.
+
+    Positions where the teacher is not finite are left out. With `normalize` both sides first get
+    zero mean and unit variance over E, so that a few huge dimensions do not decide.
+    """
+    usable = mask & teacher.isfinite().all(-1)  # [B S]
+    student, teacher = student.float(), teacher.float()
+    teacher = torch.where(usable.unsqueeze(-1), teacher, torch.zeros_like(teacher))
+    if normalize:
+        student = layer_norm(student, student.shape[-1:])
+        teacher = layer_norm(teacher, teacher.shape[-1:])
+    errors = (student - teacher).square().mean(-1)  # [B S]
+    return torch.where(usable, errors, torch.zeros_like(errors)).sum()
+
+
+def layer_pairs(layer_map: LayerMap, student_layers: int, teacher_layers: int) -> tuple[tuple[int, int], ...]:
+    """Pairs (student layer, teacher layer), 0 being the embedding output.
+
+    `uniform` spreads the student's layers evenly over the teacher's, ends on ends.
+
+    Raises:
+        ValueError: a pair names a layer that is not there.
+    """
+    if layer_map == "last":
+        return ((student_layers, teacher_layers),)
+    if layer_map == "uniform":
+        return tuple((i, round(i * teacher_layers / student_layers)) for i in range(student_layers + 1))
+    for student, teacher in layer_map:
+        if not (0 <= student <= student_layers and 0 <= teacher <= teacher_layers):
+            raise ValueError(
+                f"layer_map pairs student layer {student} with teacher layer {teacher}, but the "
+                f"student has layers 0 to {student_layers} and the teacher 0 to {teacher_layers}"
+            )
+    return tuple(layer_map)

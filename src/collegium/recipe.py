@@ -1,0 +1,399 @@
+"""The whole user-facing configuration: what a recipe may say. No torch here.
+
+Sections are frozen and refuse unknown keys; the text under a field documents it. Components never see a
+recipe: `collegium.build` turns sections into plain arguments. `collegium.recipe_file` reads and writes it.
+"""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+_BY_KIND = Field(discriminator="kind")
+
+
+def _names_differ(items: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:
+    names = [item.name for item in items]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{info.field_name} must have different names, but {', '.join(repeated)} is there twice")
+    return items
+
+
+class Section(BaseModel):
+    """A part of a recipe: frozen, and nothing unknown in it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ModelSection(Section):
+    """Where a model comes from and how it is held."""
+
+    model: str
+    """Hub id, local folder, `.gguf` file, or `package:NAME/FILE` inside an installed package."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    trust_remote_code: bool = False
+    """Run code that the model's repository ships. Needs `revision` as a full commit hash."""
+    dtype: Dtype = "float32"
+    """Of the weights; `auto` is bfloat16 where the device computes in it natively, else float32."""
+    device_map: str | dict[str, int | str] | None = None
+    """Placement over devices, as in `from_pretrained`; None is the training device."""
+
+    @model_validator(mode="after")
+    def _remote_code_is_pinned(self) -> Self:
+        if self.trust_remote_code and not re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
+            raise ValueError(
+                f"trust_remote_code runs code of {self.model!r} on this machine: "
+                f"pin `revision` to a full 40-digit commit hash, not {self.revision!r}"
+            )
+        return self
+
+
+class LocalTeacherSection(ModelSection):
+    """A teacher that runs in this process."""
+
+    kind: Literal["local"] = "local"
+    """Local is the only kind so far."""
+    name: Name
+    """Name in metrics and tables."""
+    adapter: str | None = None
+    """PEFT adapter over `model`: folder, hub id or `package:` reference. The base is loaded once for all."""
+    adapter_revision: str | None = None
+    """Branch, tag or commit of the adapter on the hub."""
+    weight_temperature: float = Field(default=1.0, gt=0)
+    """Divides the logits before the entropy that sets this teacher's weight is taken."""
+    target_temperature: float = Field(default=1.0, gt=0)
+    """Divides the logits of the distribution that is mixed."""
+
+
+class LoraSection(Section):
+    """Train low-rank adapters instead of the student's own weights."""
+
+    rank: int = Field(default=16, ge=1)
+    """Rank of the update."""
+    alpha: float = Field(default=32.0, gt=0)
+    """Scale of the update; it is multiplied by alpha / rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout before the adapter."""
+    target_modules: str | tuple[str, ...] = "all-linear"
+    """Module names, as in PEFT."""
+
+
+class StudentSection(ModelSection):
+    """Common to all students."""
+
+    tokenizer: str | None = None
+    """Where the tokenizer comes from; by default the student's model."""
+    lora: LoraSection | None = None
+    """Train adapters only."""
+
+
+class PretrainedStudentSection(StudentSection):
+    """A student that exists already."""
+
+    kind: Literal["pretrained"]
+    """Start from this model's weights."""
+
+
+class ConfigStudentSection(StudentSection):
+    """A student with random weights."""
+
+    kind: Literal["config"]
+    """Start from a configuration; `model` names the folder or hub id that holds it."""
+    overrides: dict[str, int | float | bool | str | None] = Field(default_factory=dict)
+    """Fields of the configuration to change, such as `num_hidden_layers: 6`."""
+
+
+class LayerDropStudentSection(StudentSection):
+    """A student made of some layers of a model."""
+
+    kind: Literal["layer_drop"]
+    """Keep some layers of `model`, and everything else of it."""
+    keep_layers: tuple[int, ...] | None = None
+    """Layers to keep, from 0. Which ones decides everything: choose them by measured loss."""
+    num_layers: int | None = Field(default=None, ge=1)
+    """Or: how many to keep, dropping greedily the one whose loss on calibration text is least."""
+    calibration_blocks: int = Field(default=8, ge=1)
+    """Training blocks on which the greedy choice is measured."""
+
+    @model_validator(mode="after")
+    def _one_way_to_choose(self) -> Self:
+        if (self.keep_layers is None) == (self.num_layers is None):
+            raise ValueError("give either keep_layers (which ones) or num_layers (how many, chosen by loss)")
+        return self
+
+
+class SourceSection(Section):
+    """Text of one domain."""
+
+    name: Name
+    """Domain; every table has a column for it."""
+    max_documents: int | None = Field(default=None, ge=1)
+    """Read at most this many documents, held-out ones included."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Stop when this many training tokens are packed."""
+    min_characters: int = Field(default=16, ge=0)
+    """Shorter documents are dropped and counted."""
+    license: str | None = None
+    """Said in the student's model card."""
+
+
+class HubSourceSection(SourceSection):
+    """A data set on the hub, streamed."""
+
+    kind: Literal["hub"]
+    """Streamed with `datasets`."""
+    dataset: str
+    """Hub id or local folder in hub layout, such as `allenai/c4`."""
+    config: str | None = None
+    """Configuration, such as `en`."""
+    split: str = "train"
+    """Split to read."""
+    revision: str | None = None
+    """Branch, tag or commit."""
+    text_column: str = "text"
+    """Column that holds the text."""
+
+
+class FileSourceSection(SourceSection):
+    """Files on disk."""
+
+    kind: Literal["files"]
+    """Text, JSONL or Parquet; `.gz` is read as it is."""
+    path: str
+    """File, glob, or `package:NAME/FILE` inside an installed package."""
+    format: Literal["auto", "text", "jsonl", "parquet"] = "auto"
+    """By the file's ending if `auto`."""
+    documents: Literal["line", "file", "separator"] = "line"
+    """What a document is in a text file."""
+    separator: str | None = None
+    """Regular expression between documents, for `documents: separator`."""
+    text_column: str = "text"
+    """Column or key that holds the text, for JSONL and Parquet."""
+
+    @model_validator(mode="after")
+    def _separator_goes_with_documents(self) -> Self:
+        if (self.documents == "separator") != (self.separator is not None):
+            raise ValueError("`separator` and `documents: separator` go together")
+        if self.separator is not None:
+            try:
+                re.compile(self.separator)
+            except re.error as error:
+                raise ValueError(f"separator {self.separator!r} is not a regular expression: {error}") from error
+        return self
+
+
+Source = Annotated[HubSourceSection | FileSourceSection, _BY_KIND]
+
+
+class DataSection(Section):
+    """Text, from sources to packed blocks on disk."""
+
+    sources: Annotated[tuple[Source, ...], Field(min_length=1), AfterValidator(_names_differ)]
+    """One per domain."""
+    directory: str | None = None
+    """Where the prepared text lies; by default a folder of the cache named by its fingerprint."""
+    block_size: int = Field(default=1024, ge=2)
+    """Tokens of a block."""
+    held_out_documents: int = Field(default=64, ge=1)
+    """Documents of each source that are split off before anything else."""
+    add_bos: bool | Literal["auto"] = "auto"
+    """Begin documents with the tokenizer's BOS; `auto` does what the tokenizer does by itself."""
+    add_eos: bool = False
+    """End documents with the tokenizer's EOS."""
+    max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
+    """Stop when more than this share of documents cannot be read at all."""
+    near_duplicate_threshold: float = Field(default=0.5, gt=0, le=1)
+    """Drop training documents that share this part of their 13-grams with held-out text."""
+    blocks_per_shard: int = Field(default=4096, ge=1)
+    """Blocks of one Arrow file, the unit of resuming."""
+
+
+class WeightingSection(Section):
+    """How certain teachers get more weight."""
+
+    kind: Literal["uniform", "static", "entropy"] = "entropy"
+    """`entropy` is exp(-H / tau), normalised over teachers."""
+    granularity: Annotated[str, Field(pattern=r"^(token|sequence|window:[1-9][0-9]*)$")] = "window:128"
+    """Stretch over which the entropy is averaged: `token`, `sequence` (a document), `window:W` tokens."""
+    tau: float = Field(default=0.25, gt=0)
+    """In nats; large is uniform, small picks the most certain teacher."""
+    values: dict[str, float] | None = None
+    """Weight of each teacher by name, for `static`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _presets(cls, given: Any) -> Any:
+        if given == "paper":
+            return {"kind": "entropy", "granularity": "token", "tau": 1.0}
+        if given in ("uniform", "entropy"):
+            return {"kind": given}
+        return given
+
+    @model_validator(mode="after")
+    def _values_go_with_static(self) -> Self:
+        if (self.kind == "static") != (self.values is not None):
+            raise ValueError("`values` (a weight for each teacher) and `kind: static` go together")
+        if self.values is not None and (min(self.values.values()) < 0 or sum(self.values.values()) <= 0):
+            raise ValueError(f"static weights must be 0 or more and not all 0, got {self.values}")
+        return self
+
+
+class FeatureSection(Section):
+    """A loss that matches the student's inner states with each teacher's."""
+
+    layer_map: Literal["uniform", "last"] | tuple[tuple[int, int], ...] = "uniform"
+    """Pairs (student layer, teacher layer), 0 being the embedding output; or `uniform`, or `last`."""
+    importance: dict[str, float] | None = None
+    """beta of each teacher by name; equal if not given. They are normalised to sum to 1."""
+    layer_norm: bool = True
+    """Normalise both sides first, so that a few huge dimensions do not decide."""
+    balance: bool = False
+    """Rescale the term to the size of the rest of the loss (Minitron), before feature_weight."""
+
+
+class ObjectiveSection(Section):
+    """kd_weight * KD + (1 - kd_weight) * CE + feature_weight * feature loss."""
+
+    kd_weight: float = Field(default=0.5, ge=0, le=1)
+    """Share of the distillation loss; 0 is cross-entropy alone, 1 is distillation alone."""
+    divergence: Literal["forward_kl", "reverse_kl", "jsd", "total_variation"] = "forward_kl"
+    """From the student to the fused target; forward is KL(target || student)."""
+    jsd_beta: float = Field(default=0.5, ge=0, le=1)
+    """Weight of the target in the mixture of `jsd`."""
+    fusion: Literal["mixture", "geometric"] = "mixture"
+    """Weighted mean of the teachers' probabilities, or normalised of their logarithms."""
+    weighting: WeightingSection = WeightingSection()
+    """A section, or `paper`, `uniform` or `entropy`."""
+    kd_temperature: float = Field(default=1.0, gt=0)
+    """Softens student and target alike; 1 is best for language models."""
+    scale_by_squared_temperature: bool = True
+    """Multiply the distillation loss by kd_temperature squared; never done for total_variation."""
+    feature_weight: float = Field(default=0.0, ge=0)
+    """Weight of the feature loss; 0 leaves it out."""
+    feature: FeatureSection = FeatureSection()
+    """Only read when feature_weight is above 0."""
+    max_invalid_fraction: float = Field(default=0.01, ge=0, le=1)
+    """Stop when a teacher's logits hold NaN or Inf at more than this share of positions."""
+
+
+class TrainingSection(Section):
+    """The optimizer's loop."""
+
+    max_steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps; or give num_epochs."""
+    num_epochs: float | None = Field(default=None, gt=0)
+    """Passes over the prepared text."""
+    batch_size: int = Field(default=8, ge=1)
+    """Blocks a device and micro-batch."""
+    gradient_accumulation: int = Field(default=1, ge=1)
+    """Micro-batches of one optimizer step."""
+    learning_rate: float = Field(default=3e-4, gt=0)
+    """Peak learning rate of AdamW."""
+    lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "cosine"
+    """Shape after warm-up."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps from 0 to the peak."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """Of matrices; norms and biases have none."""
+    adam_beta2: float = Field(default=0.95, gt=0, lt=1)
+    """Second moment's decay."""
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    """Gradient clipping; 0 is none."""
+    precision: Dtype = "float32"
+    """Of the student's matrix products (autocast); the loss is always in float32."""
+    chunk_size: int | None = Field(default=None, ge=1)
+    """Positions whose logits are alive at once; by default what fits in 24 MB a buffer."""
+    gradient_checkpointing: bool = False
+    """Recompute the student's activations in backward."""
+    save_every: int | None = Field(default=None, ge=1)
+    """Steps between checkpoints; by default only the end."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """Newest checkpoints to keep."""
+    evaluate_every: int | None = Field(default=None, ge=1)
+    """Steps between evaluations on held-out text."""
+    log_every: int = Field(default=1, ge=1)
+    """Steps between log lines."""
+    num_workers: int = Field(default=0, ge=0)
+    """Data loader processes."""
+    report_to: tuple[str, ...] = ()
+    """Trackers, as in transformers: wandb, tensorboard, trackio, ..."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.max_steps is None) == (self.num_epochs is None):
+            raise ValueError("give either max_steps or num_epochs")
+        return self
+
+
+class EvaluationSection(Section):
+    """Measurement on held-out text."""
+
+    max_blocks: int | None = Field(default=None, ge=1)
+    """Held-out blocks of each domain to measure on; all if not given."""
+    batch_size: int = Field(default=8, ge=1)
+    """Blocks a batch."""
+    confidence: float = Field(default=0.95, gt=0, lt=1)
+    """Of the intervals over documents."""
+    bootstrap_samples: int = Field(default=2000, ge=100)
+    """Resamples of the documents."""
+
+
+class Recipe(Section):
+    """One run."""
+
+    name: Name
+    """Name of the run."""
+    output_dir: str | None = None
+    """Run folder; `runs/NAME` if not given."""
+    seed: int = Field(default=0, ge=0)
+    """Of initial weights, order and dropout."""
+    student: Annotated[PretrainedStudentSection | ConfigStudentSection | LayerDropStudentSection, _BY_KIND]
+    """The model that is trained."""
+    teachers: Annotated[tuple[LocalTeacherSection, ...], AfterValidator(_names_differ)] = ()
+    """The models it learns from; none for cross-entropy alone."""
+    data: DataSection
+    """The text."""
+    objective: ObjectiveSection = ObjectiveSection()
+    """The loss."""
+    training: TrainingSection
+    """The optimizer's loop."""
+    evaluation: EvaluationSection = EvaluationSection()
+    """The measurement."""
+
+    @model_validator(mode="after")
+    def _teachers_fit_objective(self) -> Self:
+        objective, names = self.objective, {teacher.name for teacher in self.teachers}
+        if not names and (objective.kd_weight > 0 or objective.feature_weight > 0):
+            raise ValueError(
+                "no teachers, but objective.kd_weight or feature_weight is above 0: "
+                "add teachers, or set both to 0 for cross-entropy alone"
+            )
+        tables = {
+            "objective.weighting.values": objective.weighting.values,
+            "objective.feature.importance": objective.feature.importance,
+        }
+        for key, table in tables.items():
+            if table is not None and set(table) != names:
+                raise ValueError(
+                    f"{key} names {sorted(table)}, the teachers are {sorted(names)}: give one for each"
+                )
+        return self
+
+    @property
+    def run_dir(self) -> Path:
+        """The run folder."""
+        return Path(self.output_dir or f"runs/{self.name}")
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of everything that decides the result; where it is written does not."""
+        content = self.model_dump(mode="json", exclude={"output_dir": True, "data": {"directory"}})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

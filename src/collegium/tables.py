@@ -1,0 +1,61 @@
+"""Results as tables for people, or as JSON for programs."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from collegium.evaluation.preflight import Preflight
+from collegium.terminal import is_main_rank, number_row, say, show_table
+
+
+def show_preflight(result: Preflight, *, as_json: bool) -> None:
+    """Losses by domain, calibration, and the verdict."""
+    if as_json:
+        _print_json(dataclasses.asdict(result))
+        return
+    domains = list(result.oracle)
+    losses = [number_row(f"teacher {name}", row, domains) for name, row in result.teachers.items()]
+    losses += [number_row(f"fused: {name}", row, domains) for name, row in result.rules.items()]
+    losses.append(number_row("best teacher of each domain", result.oracle, domains))
+    show_table("Loss on held-out text, nats per token (lower is better)", ["", *domains], losses)
+    gaps = [number_row(f"teacher {name}", row, domains) for name, row in result.calibration_gap.items()]
+    show_table("Loss minus entropy (0 is calibrated, above is over-confident)", ["", *domains], gaps)
+    show_table(
+        "Conflict among teachers, nats",
+        ["", *domains],
+        [number_row("recipe", result.conflict, domains)],
+    )
+    if is_main_rank():
+        print("\n".join(result.verdict), flush=True)
+
+
+def show_evaluation(result: Mapping[str, Any], folder: Path, *, as_json: bool) -> None:
+    """Figures by domain with their intervals."""
+    if as_json:
+        _print_json(result)
+        return
+    domains = result["domains"]
+    names = list(next(iter(domains.values()))["figures"])
+    columns = [*domains, "mean"]
+    rows = []
+    for name in names:
+        cells = [_with_interval(domain["figures"][name]) for domain in domains.values()]
+        mean = result["mean"].get(name)
+        rows.append([name, *cells, "" if mean is None else f"{mean:.3f}"])
+    show_table(
+        f"{result['model']} on held-out text, {result['confidence']:.0%} intervals",
+        ["", *columns],
+        rows,
+    )
+    say(f"written to {folder / 'evaluation.json'}")
+
+
+def _with_interval(figure: Mapping[str, float]) -> str:
+    return f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
+
+
+def _print_json(content: Mapping[str, Any]) -> None:
+    if is_main_rank():
+        print(json.dumps(content), flush=True)

@@ -1,0 +1,104 @@
+"""Tokens of documents, and the bytes they stand for."""
+
+import copy
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from collegium.contracts import DataError
+from collegium.data.tokenization import DocumentTokenizer
+
+
+def encoder(tokenizer, add_bos=False, add_eos=False):
+    return DocumentTokenizer(tokenizer, add_bos=add_bos, add_eos=add_eos)
+
+
+@settings(deadline=None)
+@given(st.lists(st.text(max_size=60), max_size=5), st.booleans(), st.booleans())
+def test_round_trip_with_every_byte_counted_once(tokenizer, texts, add_bos, add_eos):
+    documents = encoder(tokenizer, add_bos, add_eos).encode(texts)
+    assert len(documents) == len(texts)
+    for text, document in zip(texts, documents, strict=True):
+        tokens = document.tokens.tolist()
+        assert tokens[:1] == [tokenizer.bos_token_id] or not add_bos
+        assert tokens[-1:] == [tokenizer.eos_token_id] or not add_eos
+        body = tokens[add_bos : len(tokens) - add_eos]
+        assert tokenizer.decode(body) == text
+        assert (np.diff(document.byte_ends) >= 0).all()
+        if body:
+            assert document.byte_ends[-1] == len(text.encode())
+
+
+def test_bytes_of_single_tokens(tokenizer):
+    [document] = encoder(tokenizer, add_bos=True, add_eos=True).encode(["the €"])
+    # BOS, "the", " ", three tokens that share the euro sign, EOS
+    assert document.byte_ends.tolist() == [0, 3, 4, 7, 7, 7, 7]
+
+
+def test_dropped_blanks_count_for_the_token_after_them():
+    backend = Tokenizer(models.WordLevel({"a": 0, "b": 1, "[UNK]": 2}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.normalizer = normalizers.Lowercase()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    [document] = encoder(tokenizer).encode(["a   B é  "])
+    assert document.tokens.tolist() == [0, 1, 2]
+    assert document.byte_ends.tolist() == [1, 5, 10]
+
+
+@pytest.mark.parametrize("text", ["a <s> b</s>", "<s>", "</s></s>"])
+def test_special_tokens_in_text_stay_text(tokenizer, text):
+    [document] = encoder(tokenizer).encode([text])
+    assert not set(document.tokens.tolist()) & {tokenizer.bos_token_id, tokenizer.eos_token_id}
+    assert tokenizer.decode(document.tokens) == text
+    # The caller's tokenizer is as it was.
+    assert tokenizer.bos_token_id in tokenizer("<s>", add_special_tokens=False).input_ids
+
+
+def test_padding_and_truncation_of_the_tokenizer_do_not_matter(tokenizer):
+    texts = ["the people", "the " * 50]
+    plain = encoder(tokenizer)
+    expected = plain.encode(texts)
+    used = copy.deepcopy(tokenizer)
+    used.backend_tokenizer.enable_padding(length=9)
+    used.backend_tokenizer.enable_truncation(4)
+    changed = encoder(used)
+    assert changed.identity == plain.identity
+    for one, other in zip(expected, changed.encode(texts), strict=True):
+        assert one.tokens.tolist() == other.tokens.tolist()
+
+
+def test_long_documents_have_the_tokens_of_the_whole(tokenizer, monkeypatch):
+    text = " ".join(f"the people, {i}:  and\n\nwater" for i in range(3000))
+    [whole] = encoder(tokenizer).encode([text])
+    monkeypatch.setattr("collegium.data.tokenization.PIECE_SIZE", 1000)
+    monkeypatch.setattr("collegium.data.tokenization._BATCH_CHARACTERS", 5000)
+    [pieces] = encoder(tokenizer).encode([text])
+    assert pieces.tokens.tolist() == whole.tokens.tolist()
+    assert pieces.byte_ends.tolist() == whole.byte_ends.tolist()
+
+
+def test_identity_is_of_vocabulary_and_marks(tokenizer):
+    other = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), bos_token="<s>", eos_token="</s>")
+    identities = {
+        encoder(tokenizer).identity,
+        encoder(tokenizer, add_bos=True).identity,
+        encoder(tokenizer, add_eos=True).identity,
+        encoder(other).identity,
+    }
+    assert len(identities) == 4
+    assert encoder(tokenizer).identity == encoder(tokenizer).identity
+
+
+def test_what_cannot_be_used_is_refused(tokenizer):
+    bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
+    bare.bos_token = None
+    with pytest.raises(ValueError, match="no BOS token"):
+        encoder(bare, add_bos=True)
+    with pytest.raises(ValueError, match="no fast tokenizer"):
+        encoder(object())
+    with pytest.raises(DataError, match="lone surrogates"):
+        encoder(tokenizer).encode(["\ud800"])

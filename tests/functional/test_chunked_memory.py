@@ -1,0 +1,125 @@
+"""What the chunked loss holds at once, in buffers of [n V], counted tensor by tensor."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from collegium.contracts import ProjectedSignal
+from collegium.functional.chunked import KdTarget, distillation_sums, teacher_stats
+from collegium.functional.divergences import forward_kl, generalized_jsd, reverse_kl
+from collegium.functional.fusion import geometric_logprobs, mixture_logprobs
+
+
+CHUNK_SIZE, WIDTH, VOCAB_SIZE = 32, 8, 2000
+BUFFER = CHUNK_SIZE * VOCAB_SIZE * 4  # bytes, float32
+
+DIVERGENCES = {
+    "forward_kl": forward_kl,
+    "reverse_kl": reverse_kl,
+    "jsd": partial(generalized_jsd, beta=0.5),
+}
+FUSIONS = {"mixture": mixture_logprobs, "geometric": geometric_logprobs}
+
+
+class BufferCounter(TorchDispatchMode):
+    """Follows every storage of at least half a buffer that an operation returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.live = {}
+        self.peak = 0.0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                if storage.nbytes() >= BUFFER // 2:
+                    self.live[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        self.live = {key: live for key, live in self.live.items() if not live[0].expired()}
+        self.peak = max(self.peak, sum(size for _, size in self.live.values()) / BUFFER)
+        return result
+
+
+def make_signals(num_teachers, num_positions):
+    heads = [nn.Linear(WIDTH, VOCAB_SIZE, bias=False) for _ in range(num_teachers)]
+    return [ProjectedSignal(torch.randn(num_positions, WIDTH), head.requires_grad_(False)) for head in heads]
+
+
+def peak_of_loss(
+    num_teachers, *, divergence="forward_kl", fusion="mixture", temperature=1.0, num_positions=96, train=True
+):
+    torch.manual_seed(0)
+    hidden = torch.randn(num_positions, WIDTH, requires_grad=True)
+    head = nn.Linear(WIDTH, VOCAB_SIZE, bias=False)
+    weights = torch.full((num_positions, num_teachers), 1 / num_teachers)
+    signals = make_signals(num_teachers, num_positions)
+    with BufferCounter() as counter, torch.set_grad_enabled(train):
+        sums = distillation_sums(
+            hidden,
+            head,
+            torch.zeros(num_positions, dtype=torch.long),
+            signals,
+            weights,
+            weights > 0,
+            target=KdTarget(DIVERGENCES[divergence], FUSIONS[fusion], temperature),
+            chunk_size=CHUNK_SIZE,
+        )
+        if train:
+            (sums.kd + sums.cross_entropy).backward()
+    return counter.peak
+
+
+def test_the_counter_counts():
+    with BufferCounter() as counter:
+        one = torch.ones(CHUNK_SIZE, VOCAB_SIZE)
+        two = one + 1
+        del one
+        three = two + 1
+        del two, three
+        torch.ones(CHUNK_SIZE, VOCAB_SIZE)
+    assert counter.peak == 2.0
+
+
+@pytest.mark.parametrize("train", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_memory_does_not_grow_with_the_number_of_teachers(divergence, fusion, temperature, train):
+    kind = {"divergence": divergence, "fusion": fusion, "temperature": temperature, "train": train}
+    one, six = peak_of_loss(1, **kind), peak_of_loss(6, **kind)
+    assert one == pytest.approx(six, rel=0.05)
+
+
+def test_memory_does_not_grow_with_the_number_of_positions():
+    assert peak_of_loss(2, num_positions=384) == pytest.approx(peak_of_loss(2, num_positions=96), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("kind", "num_buffers"),
+    [
+        ({}, 5),
+        ({"temperature": 2.0}, 6),  # the student's at both temperatures
+        ({"fusion": "geometric"}, 6),  # the mixture too, for the conflict
+        ({"divergence": "reverse_kl"}, 5),
+        ({"divergence": "jsd"}, 9),
+    ],
+)
+def test_number_of_buffers(kind, num_buffers):
+    assert peak_of_loss(3, **kind) <= num_buffers + 0.05
+
+
+def test_memory_of_the_statistics_is_that_of_one_teacher():
+    def peak(num_teachers):
+        signals, labels = make_signals(num_teachers, 96), torch.zeros(96, dtype=torch.long)
+        with BufferCounter() as counter:
+            teacher_stats(signals, labels, chunk_size=CHUNK_SIZE)
+        return counter.peak
+
+    assert peak(6) == pytest.approx(peak(1), rel=0.05)
+    assert peak(6) <= 5.05

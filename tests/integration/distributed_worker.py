@@ -1,0 +1,158 @@
+"""Run by torchrun on two gloo ranks: losses, gradients and weights go to a folder for the test to compare."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pico import pico_llama
+from runs import packed, trainer_of, weights_of
+from safetensors.torch import save_file
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from collegium.checkpoint import CheckpointDirectory, TrainingState, load_model_state
+from collegium.contracts import Batch, ItemCounts, predicted_positions
+from collegium.data.collate import BlockCollator
+from collegium.model import DistillationModel
+from collegium.objective import FeatureTerm, Objective, Weighting
+from collegium.teachers.local import LocalTeacher
+
+
+def make_model() -> DistillationModel:
+    torch.manual_seed(7)
+    feature = FeatureTerm((32, 2), [(32, 2)] * 2)
+    objective = Objective(
+        ["a", "b"],
+        weighting=Weighting("entropy", "sequence", 0.5),
+        feature_weight=0.1,
+        feature=feature,
+        chunk_size=13,
+    )
+    return DistillationModel(pico_llama(0), objective, vocab_size=260)
+
+
+def make_batch(indices: range) -> Batch:
+    blocks = packed()
+    return Batch.from_inputs(BlockCollator(pad_token_id=258)([blocks[i] for i in indices]))
+
+
+def backward(model: nn.Module, batches: list[Batch], indices: range, *, scale: int) -> torch.Tensor:
+    """Loss and backward of the blocks `indices`, divided by the counts of all `batches`."""
+    teachers = [LocalTeacher(n, pico_llama(s), vocab_size=260, fingerprint=n) for s, n in ((1, "a"), (2, "b"))]
+    counts = ItemCounts(
+        torch.tensor(sum(len(predicted_positions(b)) for b in batches)),
+        torch.tensor(sum(int(b.attention_mask.sum()) for b in batches)),
+    )
+    batch = make_batch(indices)
+    positions = predicted_positions(batch)
+    need = make_model().objective.need
+    outputs = [teacher.score(batch, positions, need=need) for teacher in teachers]
+    loss = model(batch, positions, outputs, counts).loss * scale
+    loss.backward()
+    return loss.detach() / scale
+
+
+# Ragged: the last block is shorter, and ranks get unequal numbers of blocks.
+SHARES = (range(0, 5), range(5, 8))
+ALL = range(0, 8)
+
+
+def full_gradients(model: nn.Module) -> dict[str, torch.Tensor]:
+    grads = {}
+    for name, parameter in model.named_parameters():
+        grad = parameter.grad
+        assert grad is not None, name
+        grads[name.removeprefix("module.")] = (
+            grad.full_tensor() if isinstance(grad, DTensor) else grad
+        ).contiguous()
+    return grads
+
+
+def shard(model: DistillationModel) -> DistillationModel:
+    for layer in model.student.model.layers:
+        fully_shard(layer)
+    fully_shard(model)
+    assert all(isinstance(p, DTensor) for p in model.parameters())
+    return model
+
+
+def measure(kind: str, folder: Path) -> None:
+    """Gradient of one step over both ranks."""
+    model: nn.Module = make_model()
+    model = DistributedDataParallel(model) if kind == "ddp" else shard(model)
+    rank = dist.get_rank()
+    loss = backward(model, [make_batch(share) for share in SHARES], SHARES[rank], scale=2)
+    dist.all_reduce(loss)
+    grads = full_gradients(model)
+    if rank == 0:
+        save_file(grads, folder / f"{kind}.safetensors")
+        (folder / f"{kind}.json").write_text(json.dumps(float(loss)))
+
+
+def checkpoint_of_shards(folder: Path) -> None:
+    """A sharded model's checkpoint, loaded into another sharded model, gives the same next step."""
+
+    def step(model: DistillationModel, optimizer: torch.optim.Optimizer) -> None:
+        backward(model, [make_batch(share) for share in SHARES], SHARES[dist.get_rank()], scale=2)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    first = shard(make_model())
+    optimizer = torch.optim.AdamW(first.parameters(), lr=1e-2)
+    step(first, optimizer)
+    directory = CheckpointDirectory(folder / "shards")
+    directory.save(TrainingState(first, optimizer, {}, {}), 1, write=dist.get_rank() == 0)
+    dist.barrier()
+    second = shard(make_model())
+    other = torch.optim.AdamW(second.parameters(), lr=1e-2)
+    path = directory.newest_whole()
+    assert path is not None
+    load_model_state(second, path)
+    TrainingState(second, other, {}, {}).load_optimizer(path)
+    step(first, optimizer)
+    step(second, other)
+    same = all(
+        torch.equal(a.full_tensor(), b.full_tensor())
+        for a, b in zip(first.parameters(), second.parameters(), strict=True)
+    )
+    if dist.get_rank() == 0:
+        (folder / "shards.json").write_text(json.dumps(same))
+
+
+def train(folder: Path) -> None:
+    """Three steps of the whole trainer, stopped after two and resumed."""
+    objective = make_model().objective
+    options = {"max_steps": 3, "save_strategy": "steps", "save_steps": 2, "learning_rate": 1e-3}
+    trainer = trainer_of(folder / "trained", objective=objective, per_device_train_batch_size=4, **options)
+    trainer.train()
+    again = trainer_of(
+        folder / "trained", objective=make_model().objective, per_device_train_batch_size=4, **options
+    )
+    dist.barrier()
+    again.train(resume_from_checkpoint=True)
+    same = all(torch.equal(value, weights_of(again)[name]) for name, value in weights_of(trainer).items())
+    if dist.get_rank() == 0:
+        save_file(weights_of(trainer), folder / "trainer.safetensors")
+        losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+        (folder / "trainer.json").write_text(json.dumps({"losses": losses, "resumed_is_same": same}))
+
+
+def main(folder: Path) -> None:
+    dist.init_process_group("gloo")
+    measure("ddp", folder)
+    measure("fsdp", folder)
+    checkpoint_of_shards(folder)
+    train(folder)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,54 @@
+"""Two gloo ranks give what one process gives, under DDP, under fully_shard and in the whole trainer."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from distributed_worker import ALL, backward, full_gradients, make_batch, make_model
+from runs import trainer_of, weights_of
+from safetensors.torch import load_file
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("two-ranks")
+    worker = Path(__file__).with_name("distributed_worker.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", worker, folder]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_loss_and_gradient_are_those_of_one_process(two_ranks, kind):
+    model = make_model()
+    loss = backward(model, [make_batch(ALL)], ALL, scale=1)
+    assert json.loads((two_ranks / f"{kind}.json").read_text()) == pytest.approx(float(loss), rel=1e-6)
+    theirs = load_file(two_ranks / f"{kind}.safetensors")
+    ours = full_gradients(model)
+    assert theirs.keys() == ours.keys()
+    for name, grad in ours.items():
+        assert torch.allclose(grad, theirs[name], rtol=1e-4, atol=1e-7), name
+
+
+def test_checkpoint_of_a_sharded_model_resumes_exactly(two_ranks):
+    assert json.loads((two_ranks / "shards.json").read_text()) is True
+
+
+def test_trainer_on_two_ranks_is_one_process_with_the_whole_batch(two_ranks, tmp_path):
+    result = json.loads((two_ranks / "trainer.json").read_text())
+    assert result["resumed_is_same"] is True
+    ours = trainer_of(
+        tmp_path, objective=make_model().objective, per_device_train_batch_size=8, max_steps=3, learning_rate=1e-3
+    )
+    ours.train()
+    losses = [line["loss"] for line in ours.state.log_history if "loss" in line]
+    assert result["losses"] == pytest.approx(losses, rel=1e-5)
+    theirs = load_file(two_ranks / "trainer.safetensors")
+    for name, value in weights_of(ours).items():
+        assert torch.allclose(value, theirs[name], atol=2e-5), name

@@ -1,0 +1,63 @@
+"""Every recipe of the repository is parsed, built and stepped, with pico models in place of the real ones."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from pico import TEXTS, byte_tokenizer, pico_llama
+from test_command_line import run
+
+from collegium.recipe_file import load_recipe
+
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted(
+    [*ROOT.glob("recipes/**/*.yaml"), *ROOT.glob("src/collegium/demo/**/*.yaml")], key=lambda path: path.name
+)
+
+
+def test_there_are_recipes():
+    assert {path.name for path in RECIPES} >= {"c4.yaml", "paper.yaml", "recipe.yaml", "code.yaml"}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=[str(path.relative_to(ROOT)) for path in RECIPES])
+def test_recipe_runs(path, tmp_path, model_folder, monkeypatch, capsys):
+    from peft import LoraConfig, get_peft_model
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLLEGIUM_CACHE", str(tmp_path / "cache"))
+    recipe = load_recipe(path)
+    model = model_folder(path.stem, 0, layers=4)
+    byte_tokenizer().save_pretrained(model)
+    adapter = tmp_path / "adapter"
+    torch.manual_seed(0)
+    tuned = get_peft_model(pico_llama(0, layers=4), LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM"))
+    tuned.save_pretrained(adapter)
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(f"{i}: {line}" for i, line in enumerate(TEXTS)), encoding="utf-8")
+    sources = [{"kind": "files", "name": source.name, "path": str(text)} for source in recipe.data.sources]
+    changes = {
+        "student.model": str(model),
+        "data": {"sources": sources[:1], "block_size": 32, "held_out_documents": 3},
+        "training.max_steps": 2,
+        "training.batch_size": 2,
+        "training.gradient_accumulation": 1,
+        "training.num_workers": 0,
+        "evaluation.bootstrap_samples": 100,
+    }
+    if recipe.training.num_epochs is not None:
+        changes["training.num_epochs"] = None
+    if recipe.student.kind == "layer_drop":
+        kept = {"num_layers": 3} if recipe.student.keep_layers is None else {"keep_layers": [0, 3]}
+        changes |= {f"student.{name}": value for name, value in kept.items()}
+    if recipe.student.kind == "config":
+        changes["student.overrides"] = {"num_hidden_layers": 2}
+    for i, teacher in enumerate(recipe.teachers):
+        changes[f"teachers.{i}.model"] = str(model)
+        if teacher.adapter is not None:
+            changes[f"teachers.{i}.adapter"] = str(adapter)
+    overrides = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
+    code, out, err = run(["train", str(path), *overrides, "--json"], monkeypatch, capsys)
+    assert code == 0, err
+    assert json.loads(out)["mean"]["nll"] > 0

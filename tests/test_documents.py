@@ -1,0 +1,175 @@
+"""What the documents name must exist: files, `make` targets, sub-commands of `collegium`."""
+
+import functools
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+LOGS = [ROOT / "CHANGELOG.md", ROOT / "LOG.md"]
+
+PLACES = {"src", "tests", "docs", "recipes", "experiments", "benchmarks", ".ci"}
+"""Folders of the repository; a path in code that begins elsewhere is not ours (`runs/demo/...`)."""
+
+PACKAGE = ROOT / "src" / "collegium"
+SUBPACKAGES = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+
+MACHINE_PATH = re.compile(r"(?<![\w.])/(work|root|opt|home|tmp/pilot|Users)/")
+PRIVATE_WORD = re.compile(r"\bissue #", re.IGNORECASE)
+
+FENCE = re.compile(r"^ *(```|~~~)(\w*).*?\n(.*?)^ *\1", re.MULTILINE | re.DOTALL)
+COMMAND_START = r"(?:^|[;&|(] *|\$ +)(?:\w+=\S+ +)*(?:[\w.]+/)*"
+MAKE = re.compile(COMMAND_START + r"make((?: +[a-zA-Z][\w-]*(?:=\S*)?)+)")
+COLLEGIUM = re.compile(COMMAND_START + r"collegium +([a-z][a-z-]*)")
+MODULE = re.compile(r"-m collegium(?:\.cli)? +([a-z][a-z-]*)")
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)|^\[[^\]]+\]: *(\S+)", re.MULTILINE)
+HEADING = re.compile(r"^#+ +(.*)$", re.MULTILINE)
+
+
+def code_of(text: str) -> list[str]:
+    """Lines of fenced blocks (Python left out) and inline code."""
+    blocks = [body for _, language, body in FENCE.findall(text) if not language.startswith("py")]
+    lines = [re.split(r"\s#", line)[0].strip() for block in blocks for line in block.splitlines()]
+    return [*lines, *re.findall(r"`([^`\n]+)`", FENCE.sub("", text))]
+
+
+def links_of(text: str) -> list[str]:
+    prose = re.sub(r"`[^`\n]*`", "``", FENCE.sub("", text))
+    found = [inline or reference for inline, reference in LINK.findall(prose)]
+    return [link for link in found if not re.match(r"[a-z]+:", link)]
+
+
+def anchors_of(text: str) -> set[str]:
+    titles = HEADING.findall(FENCE.sub("", text))
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def paths_of(text: str) -> list[str]:
+    """Paths in code that begin with a folder of the repository or of the package."""
+    words = [word.strip("'\",;:()") for code in code_of(text) for word in code.split()]
+    return [
+        word
+        for word in words
+        if re.fullmatch(r"[\w.*-]+(/[\w.*-]*)+", word)
+        and word.split("/")[0] in PLACES | SUBPACKAGES
+        and not re.search(r"[A-Z]{2,}\.(?!md)", word)  # recipes/NAME.yaml
+    ]
+
+
+def make_targets_of(text: str) -> list[str]:
+    words = [word for code in code_of(text) for run in MAKE.findall(code) for word in run.split()]
+    return [word for word in words if "=" not in word]
+
+
+def commands_of(text: str) -> list[str]:
+    return [name for code in code_of(text) for name in COLLEGIUM.findall(code) + MODULE.findall(code)]
+
+
+def exists(path: str) -> bool:
+    return any(next(base.glob(path.rstrip("/")), None) for base in (ROOT, PACKAGE))
+
+
+@functools.cache
+def is_command(name: str) -> bool:
+    code = "import sys; from collegium.cli import main; sys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-c", code, name, "--help"],
+        capture_output=True,
+        check=False,
+        env={**os.environ, "COLUMNS": "100"},
+    )
+    return done.returncode == 0
+
+
+def of_document(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+class TestTheCheckers:
+    TEXT = """
+# A title, with `code`
+Make sure of [this](docs/a.md#part) and [that](https://example.org/x), see `functional/fusion.py`,
+`recipes/NAME.yaml` and `runs/demo/report.html`; `make test` or `collegium train recipe.yaml`.
+
+```bash
+make demo PYTHON=python3.12   # make nothing
+HF_HUB_OFFLINE=1 .venv/bin/collegium evaluate runs/x && collegium report runs/x
+python -m collegium export recipes/demo.yaml
+```
+
+```python
+from collegium import recipe
+make = "make trouble"
+```
+"""
+
+    def test_what_is_named_is_found(self):
+        assert links_of(self.TEXT) == ["docs/a.md#part"]
+        assert paths_of(self.TEXT) == ["recipes/demo.yaml", "functional/fusion.py"]
+        assert make_targets_of(self.TEXT) == ["demo", "test"]
+        assert commands_of(self.TEXT) == ["evaluate", "report", "export", "train"]
+        assert anchors_of(self.TEXT) == {"a-title-with-code"}
+
+    def test_what_is_missing_is_told(self):
+        assert exists("tests/test_documents.py") and exists("functional/fusion.py")
+        assert exists("tests/*.py") and exists("tests/")
+        assert not exists("recipes/no-such.yaml") and not exists("functional/no_such.py")
+
+    def test_what_must_not_be_named_is_found(self):
+        assert MACHINE_PATH.search("in /work/" + "x") and PRIVATE_WORD.search("see Issue " + "#3")
+        assert not MACHINE_PATH.search("src/work/x") and not MACHINE_PATH.search("https://a.org/opt/")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=of_document)
+class TestDocument:
+    @pytest.fixture
+    def text(self, document):
+        return document.read_text(encoding="utf-8")
+
+    def test_links_lead_somewhere(self, document, text):
+        for link in links_of(text):
+            path, _, anchor = link.partition("#")
+            target = document.parent / path if path else document
+            assert target.exists(), link
+            if anchor and target.suffix == ".md":
+                assert anchor in anchors_of(target.read_text(encoding="utf-8")), link
+
+    def test_paths_exist(self, text):
+        assert [path for path in paths_of(text) if not exists(path)] == []
+
+    def test_make_targets_exist(self, text):
+        makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+        targets = set(re.findall(r"^([a-z][\w-]*):", makefile, re.MULTILINE))
+        assert [name for name in make_targets_of(text) if name not in targets] == []
+
+    def test_commands_exist(self, text):
+        assert [name for name in dict.fromkeys(commands_of(text)) if not is_command(name)] == []
+
+
+def shipped_texts() -> list[Path]:
+    folders = ["src", "recipes", "experiments", "benchmarks", "docs"]
+    files = [path for folder in folders for path in sorted((ROOT / folder).rglob("*"))]
+    suffixes = {".py", ".md", ".yaml", ".json", ".toml", ".txt"}
+    single = ["pyproject.toml", "Makefile", "constraints.txt", ".ci/run"]
+    texts = [path for path in files if path.suffix in suffixes and path.is_file()]
+    return [*dict.fromkeys([*DOCUMENTS, *LOGS, *(ROOT / name for name in single), *texts])]
+
+
+@pytest.mark.parametrize("path", shipped_texts(), ids=of_document)
+def test_nothing_private_is_named(path):
+    lines = path.read_text(encoding="utf-8").splitlines()
+    found = [line for line in lines if MACHINE_PATH.search(line) or PRIVATE_WORD.search(line)]
+    assert found == []
+
+
+def test_constraints_are_pins_without_hosts():
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [line.split("  #")[0] for line in lines if not line.startswith("#")]
+    assert pins[0].startswith("torch==")
+    assert [pin for pin in pins if not re.fullmatch(r"[\w.-]+==[\w.]+", pin)] == []

@@ -1,0 +1,110 @@
+"""Recipes: strict, told all at once, with the mend; no torch."""
+
+import subprocess
+import sys
+
+import pytest
+from runs import write_recipe
+
+from collegium.errors import RecipeError
+from collegium.recipe import Recipe
+from collegium.recipe_file import dump_recipe, load_recipe
+
+
+@pytest.fixture
+def path(tmp_path, model_folder):
+    return write_recipe(tmp_path, model_folder)
+
+
+def error_of(path, *overrides) -> str:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path, overrides)
+    return str(caught.value)
+
+
+def test_all_mistakes_are_told_at_once(path):
+    text = error_of(path, "training.lr=1", "objective.tau=1", "name=-", "student.lora={rnk: 1}")
+    assert len(text.splitlines()) == 4
+    assert all(line.startswith(str(path)) for line in text.splitlines())
+    assert "student.lora.rnk: unknown key; did you mean `rank`?" in text
+    assert "objective.tau: unknown key; known here: divergence, " in text
+
+
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        ("data.sources.0.seperator=x", "data.sources.0.seperator: unknown key; did you mean `separator`?"),
+        (
+            "objective.weighting={kind: entropy, taw: 1}",
+            "objective.weighting.taw: unknown key; did you mean `tau`?",
+        ),
+        ("student.keep_layer=[0]", "student.keep_layer: unknown key"),
+        ("teachers.0.modle=x", "teachers.0.modle: unknown key; did you mean `model`?"),
+        ("evaluation.confidance=1", "did you mean `confidence`?"),
+    ],
+)
+def test_misspelt_keys_get_a_suggestion(path, override, hint):
+    assert hint in error_of(path, override)
+
+
+def test_overrides_reach_lists_and_make_sections(path):
+    recipe = load_recipe(path, ["teachers.1.weight_temperature=2", "objective.feature.balance=true", "seed=7"])
+    assert recipe.teachers[1].weight_temperature == 2.0
+    assert recipe.objective.feature.balance is True
+    assert recipe.seed == 7
+
+
+def test_yaml_1_2(path):
+    recipe = load_recipe(path, ["training.learning_rate=1e-4", "name=no"])
+    assert recipe.training.learning_rate == 1e-4
+    assert recipe.name == "no"
+
+
+def test_presets_of_the_weighting(path):
+    paper = load_recipe(path, ["objective.weighting=paper"]).objective.weighting
+    assert (paper.kind, paper.granularity, paper.tau) == ("entropy", "token", 1.0)
+    default = load_recipe(path).objective.weighting
+    assert (default.kind, default.granularity, default.tau) == ("entropy", "window:128", 0.25)
+
+
+def test_resolved_recipe_is_the_same_recipe(path, tmp_path):
+    recipe = load_recipe(path, ["objective.weighting=paper"])
+    written = tmp_path / "resolved.yaml"
+    written.write_text(dump_recipe(recipe), encoding="utf-8")
+    assert load_recipe(written) == recipe
+
+
+def test_fingerprint_is_of_what_decides_the_result(path):
+    recipe = load_recipe(path)
+    assert load_recipe(path, ["output_dir=elsewhere"]).fingerprint == recipe.fingerprint
+    assert load_recipe(path, ["data.directory=elsewhere"]).fingerprint == recipe.fingerprint
+    assert load_recipe(path, ["seed=1"]).fingerprint != recipe.fingerprint
+    assert load_recipe(path, ["training.learning_rate=0.5"]).fingerprint != recipe.fingerprint
+
+
+def test_sections_are_frozen(path):
+    recipe = load_recipe(path)
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.seed = 3  # type: ignore[misc]
+
+
+def test_no_torch():
+    code = "import sys, collegium.recipe_file, collegium.errors; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_alias_bomb_is_refused_quickly(tmp_path):
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)]
+    path = tmp_path / "bomb.yaml"
+    path.write_text("\n".join(lines))
+    assert "unknown key" in error_of(path) or "missing" in error_of(path)
+
+
+def test_every_field_is_documented():
+    def check(model, seen):
+        for name, field in model.model_fields.items():
+            assert field.description, f"{model.__name__}.{name}"
+        return seen
+
+    check(Recipe, set())
