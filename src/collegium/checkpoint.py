@@ -31,8 +31,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from collegium.contracts import DataError
-from collegium.pretrained import file_digest
+from collegium.durable import file_digest, sync_folder
+from collegium.errors import DataError
 
 
 logger = logging.getLogger(__name__)
@@ -135,7 +135,7 @@ class CheckpointDirectory:
             if target.exists():  # a damaged one that a resumed run passed over
                 shutil.rmtree(target)
             temporary.rename(target)
-            _sync_directory(self.directory)
+            sync_folder(self.directory)
         except OSError:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
@@ -300,12 +300,4 @@ def _sync(folder: Path) -> None:
     for file in folder.iterdir():
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
-    _sync_directory(folder)
-
-
-def _sync_directory(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_folder(folder)

@@ -5,9 +5,7 @@ Face folder) and `evaluation.json`. Everything is written under another name and
 """
 
 import json
-import os
 import shutil
-import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -30,6 +28,7 @@ from collegium.build import (
 from collegium.callbacks import MetricsFile, StopOnSignal, TrainingProgress
 from collegium.contracts import Teacher
 from collegium.data.settings import PrepareProgress
+from collegium.durable import write_text
 from collegium.errors import DataError, RecipeError
 from collegium.evaluation.language_modeling import DocumentSums, HeldOut, Rule
 from collegium.evaluation.preflight import Preflight, run_preflight
@@ -39,18 +38,21 @@ from collegium.objective import Weighting
 from collegium.pretrained import check_model, last_hidden_states, load_model, load_tokenizer, place
 from collegium.recipe import EvaluationSection, Recipe
 from collegium.recipe_file import dump_recipe, load_recipe
-from collegium.terminal import ProgressLine, is_main_rank, rate_and_eta, say
+from collegium.terminal import ProgressLine, duration, is_main_rank, say
 from collegium.tokenizer_match import require_same_tokenizer
 from collegium.trainer import DistillationTrainer, measure_student
 
 
 def prepare(recipe: Recipe) -> Ingredients:
     """Text to packed blocks on disk; at once if they are there."""
-    line, start = ProgressLine(), time.monotonic()
+    line = ProgressLine()
 
     def show(progress: PrepareProgress) -> None:
-        rate = rate_and_eta(progress.tokens, progress.tokens_total, time.monotonic() - start, "tokens")
-        line.update(f"preparing {progress.source}: {progress.documents:,} documents, {rate}")
+        left = "" if progress.seconds_left is None else f", {duration(progress.seconds_left)} left"
+        line.update(
+            f"preparing {progress.source}: {progress.documents:,} documents, {progress.tokens:,} tokens, "
+            f"{progress.tokens_per_second:,.0f} tokens/s{left}"
+        )
 
     # The first rank prepares, the others then find the text prepared.
     with _process_state().main_process_first():
@@ -216,16 +218,6 @@ def read_evaluation(run_dir: Path) -> dict[str, Any]:
         return evaluate_run(run_dir)
     result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return result
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a file by one rename."""
-    temporary = path.with_name(f".writing-{path.name}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def device() -> torch.device:

@@ -19,9 +19,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from collegium.errors import DataError as DataError
-from collegium.errors import NumericError as NumericError
-from collegium.errors import TeacherError as TeacherError
 from collegium.metrics import Mean
 
 

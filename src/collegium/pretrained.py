@@ -27,7 +27,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from collegium.contracts import DataError
+from collegium.durable import file_digest
+from collegium.errors import DataError
 from collegium.head import ProjectionHead
 
 
@@ -178,12 +179,6 @@ def dequantized(path: Path) -> Path:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return target
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def reference_fingerprint(reference: str, model: PreTrainedModel) -> str:

@@ -9,7 +9,7 @@ import json
 
 from transformers import PreTrainedTokenizerBase
 
-from collegium.contracts import DataError
+from collegium.errors import DataError
 
 
 PROBES = (

@@ -30,14 +30,13 @@ from collegium.checkpoint import CheckpointDirectory, TrainingState, load_model_
 from collegium.contracts import (
     Batch,
     ItemCounts,
-    NumericError,
     Teacher,
-    TeacherError,
     predicted_positions,
 )
 from collegium.data.blocks import PackedBlocks, pack_documents
 from collegium.data.collate import BlockCollator
 from collegium.data.order import StatelessOrder
+from collegium.errors import NumericError, TeacherError
 from collegium.evaluation.language_modeling import DocumentSums, HeldOut
 from collegium.head import ProjectionHead
 from collegium.metrics import MeanAccumulator

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from collegium.contracts import DataError
 from collegium.data import HubSource
+from collegium.errors import DataError
 
 
 @pytest.fixture(params=["json.gz", "parquet"])

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from collegium.contracts import DataError
 from collegium.data import pack_documents
 from collegium.data.packing import Packer, blocks_to_table
 from collegium.data.tokenization import TokenizedDocument
+from collegium.errors import DataError
 
 
 def document_of(length: int, first: int) -> TokenizedDocument:

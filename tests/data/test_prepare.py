@@ -7,9 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from collegium.contracts import DataError
 from collegium.data import Document, FileSource, HubSource, PreparedText, SourceLimits
 from collegium.data.deduplicate import HeldOutIndex, words_key, words_of
+from collegium.errors import DataError
 
 
 def key(text):

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from collegium.contracts import DataError
 from collegium.data import FileSource, HubSource
+from collegium.errors import DataError
 
 
 NUM_KILLS = 15

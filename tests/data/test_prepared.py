@@ -6,8 +6,8 @@ import random
 import datasets
 import pytest
 
-from collegium.contracts import DataError
 from collegium.data import PreparedText
+from collegium.errors import DataError
 
 
 @pytest.fixture

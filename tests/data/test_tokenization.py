@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from collegium.contracts import DataError
 from collegium.data.tokenization import DocumentTokenizer
+from collegium.errors import DataError
 
 
 def encoder(tokenizer, add_bos=False, add_eos=False):

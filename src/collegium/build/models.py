@@ -10,10 +10,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from collegium.build.ingredients import Ingredients
 from collegium.contracts import Batch, Teacher
+from collegium.durable import file_digest
 from collegium.errors import DataError, TeacherError
 from collegium.pretrained import (
     check_model,
-    file_digest,
     load_model,
     load_tokenizer,
     model_from_config,

@@ -8,9 +8,9 @@ import numpy as np
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from collegium.contracts import DataError
 from collegium.data.packing import Packer, blocks_to_table
 from collegium.data.tokenization import DocumentTokenizer, TokenizedDocument
+from collegium.errors import DataError
 
 
 class PackedBlocks(Dataset[dict[str, Any]]):

@@ -9,7 +9,7 @@ import json
 import os
 from pathlib import Path
 
-from collegium.contracts import DataError
+from collegium.errors import DataError
 
 
 ByteFile = io.BufferedReader | gzip.GzipFile

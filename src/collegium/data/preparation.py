@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from collegium.contracts import DataError
 from collegium.data.deduplicate import HeldOutIndex, words_key, words_of
 from collegium.data.filtering import EMPTY, KEPT, TOO_SHORT, Tally, drop_reason
 from collegium.data.held_out import choose_held_out
@@ -24,6 +23,7 @@ from collegium.data.settings import PrepareProgress, PrepareSettings
 from collegium.data.sources import Source
 from collegium.data.storage import write_blocks, write_json, write_json_lines
 from collegium.data.tokenization import DocumentTokenizer, TokenizedDocument
+from collegium.errors import DataError
 
 
 _BATCH_CHARACTERS = 2**20

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from collegium.contracts import DataError
 from collegium.data.journal import JOURNAL_NAME
 from collegium.data.preparation import Preparation
 from collegium.data.prepared import MANIFEST_NAME, SCHEMA_VERSION, PreparedText, read_manifest
@@ -23,6 +22,7 @@ from collegium.data.settings import PrepareProgress, PrepareSettings, SourceLimi
 from collegium.data.sources import Source
 from collegium.data.storage import folder_lock
 from collegium.data.tokenization import DocumentTokenizer
+from collegium.errors import DataError
 
 
 def prepare_text(

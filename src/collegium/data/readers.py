@@ -14,9 +14,9 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from collegium.contracts import DataError
 from collegium.data.documents import MAX_DOCUMENT_SIZE, Document, cut_index
 from collegium.data.files import ByteFile
+from collegium.errors import DataError
 
 
 MAX_JSON_LINE = 4 * MAX_DOCUMENT_SIZE

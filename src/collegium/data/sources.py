@@ -17,7 +17,6 @@ from typing import Any, Literal, Protocol
 import datasets
 import pyarrow as pa
 
-from collegium.contracts import DataError
 from collegium.data.documents import Document
 from collegium.data.files import ByteFile, combined_digest, find_files, format_of, open_bytes
 from collegium.data.readers import (
@@ -27,6 +26,7 @@ from collegium.data.readers import (
     read_parquet,
     read_separated,
 )
+from collegium.errors import DataError
 
 
 class Source(Protocol):

@@ -1,7 +1,7 @@
-"""Files that are either whole or not there, also after kill -9 and power loss.
+"""The files of a prepared text, and the lock of their folder.
 
-Everything is written to a temporary name in the same folder, synced to disk and renamed; then the
-folder is synced. That costs two disk flushes a file, some milliseconds for a shard of 16 MB.
+Each is written whole or not at all (`collegium.durable`); that costs some milliseconds for a shard of
+16 MB.
 """
 
 import fcntl
@@ -17,8 +17,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from collegium.contracts import DataError
 from collegium.data.packing import Block, blocks_to_table
+from collegium.durable import write_bytes
+from collegium.errors import DataError
 
 
 LOCK_NAME = ".lock"
@@ -41,27 +42,6 @@ class FileRecord:
     tokens: dict[str, int]
     bytes: int
     sha256: str
-
-
-def write_bytes(path: Path, content: bytes | memoryview) -> None:
-    """Write `path`, or leave it as it was.
-
-    Raises:
-        OSError: with the path, for instance because the disk is full.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        error.filename = str(path)
-        raise
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -130,11 +110,3 @@ def folder_lock(directory: Path) -> Iterator[None]:
 def _write_recorded(path: Path, content: bytes | memoryview, rows: int, tokens: dict[str, int]) -> FileRecord:
     write_bytes(path, content)
     return FileRecord(rows, tokens, len(content), hashlib.sha256(content).hexdigest())
-
-
-def _sync_folder(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -16,8 +16,8 @@ import tokenizers
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from collegium.contracts import DataError
 from collegium.data.documents import cut_text
+from collegium.errors import DataError
 
 
 _BATCH_CHARACTERS = 2**19  # an encoding takes some 200 bytes a token until it is an array

@@ -29,9 +29,9 @@ from collegium.commands import (
     prepare,
     train_student,
     write_evaluation,
-    write_text,
 )
 from collegium.contracts import Teacher
+from collegium.durable import write_text
 from collegium.evaluation.language_modeling import DocumentSums, HeldOut, Rule
 from collegium.evaluation.summary import compare
 from collegium.functional.fusion import mixture_logprobs
