@@ -11,6 +11,7 @@ One pass makes `teacher_stats`, from which weights over any stretch of text are 
 the loss.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
@@ -94,7 +95,7 @@ def target_logprobs(
     """The distribution that is mixed, never below `LOG_ZERO`; uniform where it is not valid."""
     logits = select_valid(full_precision(signal.logits(rows)), valid)
     scale = temperature * signal.target_temperature
-    return (logits if scale == 1.0 else logits / scale).log_softmax(-1).clamp_min(LOG_ZERO)
+    return _log_softmax(logits, scale).clamp_min(LOG_ZERO)
 
 
 def select_valid(logits: Float[Tensor, "n V"], valid: Bool[Tensor, " n"]) -> Float[Tensor, "n V"]:
@@ -117,19 +118,21 @@ def _stats_of_teacher(signal: TeacherSignal, labels: Tensor, chunk_size: int) ->
 
 def _stats_of_rows(signal: TeacherSignal, labels: Tensor, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
     logits = full_precision(signal.logits(rows))  # [n V]
-    # NaN and +Inf give a log-sum-exp that is not finite, and so do rows of -Inf only.
-    valid = logits.logsumexp(-1).isfinite()
+    weight_logprobs = _log_softmax(logits, signal.weight_temperature)
+    entropies = entropy(weight_logprobs)
+    # NaN, +Inf and rows of nothing but -Inf leave no finite entropy.
+    valid = entropies.isfinite()
     if signal.valid is not None:
         valid = valid & signal.valid[rows]
-    logits = select_valid(logits, valid)
-    weight_logprobs = (logits / signal.weight_temperature).log_softmax(-1)
-    entropies = entropy(weight_logprobs)
-    if signal.target_temperature == signal.weight_temperature:
-        gold = weight_logprobs.gather(-1, labels[:, None]).squeeze(-1)
-    else:
-        scaled = logits / signal.target_temperature
-        gold = scaled.gather(-1, labels[:, None]).squeeze(-1) - scaled.logsumexp(-1)
-    return entropies, -gold, valid
+    same = signal.target_temperature == signal.weight_temperature
+    logprobs = weight_logprobs if same else _log_softmax(logits, signal.target_temperature)
+    gold = logprobs.gather(-1, labels[:, None]).squeeze(-1)
+    uniform = math.log(logits.shape[-1])  # what an absent teacher counts as, where it is counted at all
+    return entropies.masked_fill(~valid, uniform), -gold.masked_fill(~valid, -uniform), valid
+
+
+def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
+    return (logits if temperature == 1.0 else logits / temperature).log_softmax(-1)
 
 
 def distillation_sums(
