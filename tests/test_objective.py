@@ -328,8 +328,8 @@ def test_impossible_settings_are_refused():
 
 
 def test_chunks_fill_their_buffer():
-    assert default_chunk_size(49_152) == 128
-    assert default_chunk_size(10**9) == 16
+    assert default_chunk_size(49_152, torch.device("cpu")) == 128
+    assert default_chunk_size(10**9, torch.device("cpu")) == 16
 
 
 def test_teachers_hidden_states_are_not_changed_by_scoring_twice():

@@ -1,11 +1,15 @@
 """Loading by reference, and the probes of what the loss relies on."""
 
+import errno
 import importlib.util
 import math
+import os
+import time
 
 import pytest
 import torch
 from pico import byte_tokenizer, pico_llama
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     CohereConfig,
@@ -31,7 +35,9 @@ from collegium.pretrained import (
     dequantized,
     load_model,
     load_tokenizer,
+    model_from_config,
     reference_fingerprint,
+    remove_stale,
     resolve_dtype,
     resolve_reference,
 )
@@ -243,3 +249,61 @@ def test_gguf_is_dequantised_once_and_kept(tmp_path, monkeypatch):
     ]
     loss = float(model(ids, labels=ids).loss)
     assert loss < 3.0 < math.log(49_152), "real weights know real text"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_not_called_a_damaged_model(error, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLLEGIUM_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"GGUF")
+
+    def full(*_: object, **__: object) -> None:
+        raise error
+
+    model = pico_llama()
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: model)
+    monkeypatch.setattr(model, "save_pretrained", full)
+    with pytest.raises(OSError) as caught:
+        dequantized(path)
+    assert caught.value.errno == errno.ENOSPC
+    assert not list((tmp_path / "cache" / "dequantized").iterdir())
+
+
+def test_a_full_disk_is_passed_on_while_loading(tmp_path, monkeypatch):
+    def full(*_: object, **__: object) -> None:
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError as error:
+            raise ValueError("download failed") from error
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", full)
+    with pytest.raises(OSError) as caught:
+        load_model(str(tmp_path), dtype=torch.float32)
+    assert caught.value.errno == errno.ENOSPC
+
+
+def test_half_made_folders_are_removed_after_a_day(tmp_path):
+    for name, age in ((".making-old", 100_000), (".making-new", 100), ("kept", 100_000)):
+        (tmp_path / name).mkdir()
+        then = time.time() - age
+        os.utime(tmp_path / name, (then, then))
+    remove_stale(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {".making-new", "kept"}
+
+
+def test_revision_of_a_configuration_is_used(monkeypatch):
+    asked = {}
+
+    def load(reference, **options):
+        asked.update(options)
+        return pico_llama().config
+
+    monkeypatch.setattr("collegium.pretrained.AutoConfig.from_pretrained", load)
+    model_from_config("x/y", overrides={}, dtype=torch.float32, seed=0, revision="abc")
+    assert asked == {"revision": "abc"}

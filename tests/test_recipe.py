@@ -8,7 +8,7 @@ from runs import write_recipe
 
 from collegium.errors import RecipeError
 from collegium.recipe import Recipe
-from collegium.recipe_file import dump_recipe, load_recipe
+from collegium.recipe_file import differences, dump_recipe, load_recipe
 
 
 @pytest.fixture
@@ -78,8 +78,56 @@ def test_fingerprint_is_of_what_decides_the_result(path):
     recipe = load_recipe(path)
     assert load_recipe(path, ["output_dir=elsewhere"]).fingerprint == recipe.fingerprint
     assert load_recipe(path, ["data.directory=elsewhere"]).fingerprint == recipe.fingerprint
+    for watched in ["name=x", "training.save_every=9", "training.report_to=[wandb]", "evaluation.batch_size=1"]:
+        assert load_recipe(path, [watched]).fingerprint == recipe.fingerprint
     assert load_recipe(path, ["seed=1"]).fingerprint != recipe.fingerprint
     assert load_recipe(path, ["training.learning_rate=0.5"]).fingerprint != recipe.fingerprint
+
+
+def test_differences_name_the_key_and_both_values(path):
+    one = load_recipe(path)
+    other = load_recipe(path, ["training.max_steps=5", "teachers.1.target_temperature=2", "training.log_every=7"])
+    assert differences(one, other) == ["teachers.1.target_temperature: 1.0, 2.0", "training.max_steps: 4, 5"]
+    assert differences(one, load_recipe(path, ["objective.weighting={kind: uniform}"])) == [
+        "objective.weighting.kind: 'entropy', 'uniform'"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.max_steps=true", "Input should be a valid integer, got True (bool)"),
+        ("training.learning_rate=true", "Input should be a valid number, got True (bool)"),
+        ("training.learning_rate=.nan", "Input should be a finite number, got nan (float)"),
+        ("objective.weighting.tau=.inf", "Input should be a finite number, got inf (float)"),
+        ("data.add_eos=1", "Input should be a valid boolean, got 1 (int)"),
+        ("student.dtype=float16", "trained weights need float32 or bfloat16; "),
+        ("student.device_map=auto", "student.device_map: unknown key"),
+        ("data.sources.0.license=mit", "data.sources.0.license: unknown key"),
+        ("data.sources.0.name=mean", "sources may not be named 'mean'"),
+        ("teachers.0.name=common", "teachers may not be named 'common'"),
+        (f"student={{kind: config, model: x, trust_remote_code: true, revision: {'a' * 40}}}", "`kind: config`"),
+    ],
+)
+def test_what_is_refused(path, override, message):
+    assert message in error_of(path, override)
+
+
+def test_lists_and_whole_numbers_are_taken_as_they_are_written(path):
+    recipe = load_recipe(
+        path,
+        [
+            "training.learning_rate=1",
+            "training.report_to=[wandb]",
+            "objective.feature.layer_map=[[0, 1], [1, 2]]",
+            "student={kind: layer_drop, model: x, keep_layers: [0, 1], lora: {target_modules: [q_proj]}}",
+            "teachers.0.device_map={a: 0}",
+        ],
+    )
+    assert recipe.training.learning_rate == 1.0
+    assert recipe.training.save_every == 2
+    assert recipe.objective.feature.layer_map == ((0, 1), (1, 2))
+    assert recipe.student.keep_layers == (0, 1)
 
 
 def test_sections_are_frozen(path):

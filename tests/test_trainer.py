@@ -323,7 +323,7 @@ def test_gradient_checkpointing_changes_nothing(tmp_path):
     for enabled in (False, True):
         trainer = trainer_of(tmp_path)
         if enabled:
-            trainer.distillation_model.gradient_checkpointing_enable()
+            trainer.distillation_model.activation_checkpointing_enable()
         trainer.train()
         runs.append(weights_of(trainer))
     for name, value in runs[0].items():
@@ -351,3 +351,62 @@ def test_bfloat16_is_near_float32(tmp_path):
         assert all(p.dtype == torch.float32 for p in trainer.model.parameters())
     assert losses[True] == pytest.approx(losses[False], rel=1e-2)
     assert losses[True] != losses[False]
+
+
+def test_gradient_checkpointing_by_the_trainers_own_argument(tmp_path):
+    trainer = trainer_of(tmp_path, max_steps=1, gradient_checkpointing=True)
+    trainer.train()
+    assert trainer.distillation_model.causal_lm.is_gradient_checkpointing
+
+
+def test_teachers_without_names_are_numbered(tmp_path):
+    trainer = trainer_of(tmp_path, max_steps=1)  # both are called "teacher" after no name at all
+    assert [teacher.name for teacher in trainer.teachers] == ["teacher-1", "teacher-2"]
+    trainer.train()
+    line = trainer.state.log_history[0]
+    assert line["teacher/teacher-1/weight"] + line["teacher/teacher-2/weight"] == pytest.approx(1.0)
+
+
+def test_the_objectives_names_are_the_teachers(tmp_path):
+    trainer = trainer_of(tmp_path, objective=Objective(["small", "large"]), max_steps=1)
+    assert [teacher.name for teacher in trainer.teachers] == ["small", "large"]
+    with pytest.raises(ValueError, match=r"the objective names 3 teachers \['a', 'b', 'c'\], but 2 are given"):
+        trainer_of(tmp_path, objective=Objective(["a", "b", "c"]))
+    with pytest.raises(ValueError, match="the objective asks teachers, but there are none"):
+        trainer_of(tmp_path, objective=Objective(kd_weight=0.5), num_teachers=0)
+    with pytest.raises(ValueError, match=r"are called \['small', 'small'\]"):
+        trainer_of(tmp_path, objective=Objective(["small", "small"]))
+
+
+def test_unreliable_teacher_is_found_though_nothing_is_logged(tmp_path):
+    trainer = trainer_of(tmp_path, logging_steps=100)
+    with torch.no_grad():
+        trainer.teachers[0]._base.model.model.norm.weight.fill_(math.nan)
+    with pytest.raises(TeacherError, match="100.0% of positions"):
+        trainer.train()
+
+
+def test_only_damaged_checkpoints_are_an_error_not_a_new_start(tmp_path):
+    options = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    trainer_of(tmp_path, **options).train()
+    for path in tmp_path.glob("checkpoint-*/model.safetensors"):
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match="no checkpoint is as it was written"):
+        trainer_of(tmp_path, **options).train(resume_from_checkpoint=True)
+
+
+def test_evaluate_on_other_text(tmp_path):
+    trainer = trainer_of(tmp_path)
+    first, second = ([{"text": text}] for text in TEXTS[:2])
+    results = [trainer.evaluate(rows)["eval_nll"] for rows in (first, second, first)]
+    assert results[0] == results[2] != results[1]
+
+
+def test_features_of_a_student_in_half_precision_are_not_lost():
+    """A teacher's state of 1e5 is beyond float16, and counts all the same."""
+    from collegium.functional.features import squared_error
+
+    student = torch.zeros(1, 1, 4, dtype=torch.float16)
+    teacher = torch.full((1, 1, 4), 1e5)
+    mask = torch.ones(1, 1, dtype=torch.bool)
+    assert float(squared_error(student, teacher, mask, normalize=False)) == pytest.approx(1e10)

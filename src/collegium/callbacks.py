@@ -11,7 +11,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import rewrite_logs
 
-from collegium.metrics import JsonlWriter
+from collegium.metrics import JsonlWriter, max_over_ranks
 from collegium.terminal import ProgressLine, duration, rate_and_eta, say
 
 
@@ -52,10 +52,15 @@ class Stopped(Exception):
 
 
 class StopOnSignal(TrainerCallback):
-    """On Ctrl-C or SIGTERM: finish the step, write a checkpoint, stop. A second Ctrl-C stops at once."""
+    """On Ctrl-C or SIGTERM: finish the step, write a checkpoint, stop. A second one stops at once.
+
+    Ranks agree at the end of every step whether to stop: signals reach them at different moments, and a
+    checkpoint is a collective affair.
+    """
 
     def __init__(self) -> None:
-        self._received: int | None = None
+        self._received = 0
+        self._stopped_by = 0
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -68,23 +73,24 @@ class StopOnSignal(TrainerCallback):
                 signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self._received is not None:
-            raise KeyboardInterrupt
+        if self._received:
+            raise SystemExit(128 + number)
         self._received = number
         say("stopping after this step; once more stops at once")
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        """Ask for a checkpoint and the end."""
-        if self._received is not None:
+        """Ask for a checkpoint and the end, on all ranks or on none."""
+        self._stopped_by = max_over_ranks(self._received)
+        if self._stopped_by:
             control.should_save = control.should_training_stop = True
         return control
 
     def raise_if_stopped(self, step: int) -> None:
         """Turn the end that a signal caused into `Stopped`."""
-        if self._received is not None:
-            raise Stopped(self._received, step)
+        if self._stopped_by:
+            raise Stopped(self._stopped_by, step)
 
 
 class TrainingProgress(TrainerCallback):

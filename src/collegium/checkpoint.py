@@ -31,7 +31,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from collegium.durable import file_digest, sync_folder
+from collegium.durable import disk_errors, file_digest, sync_folder
 from collegium.errors import DataError
 
 
@@ -92,7 +92,7 @@ class CheckpointDirectory:
             try:
                 verify(path)
             except DataError as error:
-                logger.warning("%s; falling back to the checkpoint before it", error)
+                logger.warning("%s; passed over", error)
             else:
                 return path
         return None
@@ -126,8 +126,9 @@ class CheckpointDirectory:
         shutil.rmtree(temporary, ignore_errors=True)
         try:
             temporary.mkdir()
-            for name, content in tensors.items():
-                save_file(dict(content), temporary / f"{name}.safetensors")
+            with disk_errors(temporary):
+                for name, content in tensors.items():
+                    save_file(dict(content), temporary / f"{name}.safetensors")
             for name, document in documents.items():
                 _write_json(temporary / f"{name}.json", document)
             (temporary / MANIFEST).write_text(_manifest_text(step, _digests(temporary)), encoding="utf-8")
@@ -136,7 +137,7 @@ class CheckpointDirectory:
                 shutil.rmtree(target)
             temporary.rename(target)
             sync_folder(self.directory)
-        except OSError:
+        except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         self.drop_old()

@@ -3,7 +3,6 @@
 Heavy imports are inside the commands, so that `--help` answers within half a second.
 """
 
-import errno
 import logging
 import os
 import signal
@@ -14,7 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
-from collegium.errors import UserError
+from collegium.errors import DISK_FULL, UserError
+from collegium.terminal import is_main_rank
 
 
 app = typer.Typer(
@@ -93,18 +93,19 @@ def demo(
 def main() -> int:
     """Run a command; every mishap that a user can mend ends in one line and its exit code."""
     _quiet_libraries()
-    signal.signal(signal.SIGTERM, _terminate)
+    previous = {number: signal.signal(number, _stop_at_once) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         result = app(standalone_mode=False)
         return result if isinstance(result, int) else 0
-    except KeyboardInterrupt:
-        return _fail("stopped by Ctrl-C", 130)
     except UserError as error:
         return _fail(str(error), error.exit_code)
     except OSError as error:
         return _fail(_describe(error), 74)
     except Exception as error:
         return _other(error)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _other(error: Exception) -> int:
@@ -125,8 +126,12 @@ def _load(path: Path, overrides: list[str] | None) -> Any:
     return load_recipe(path, overrides or ())
 
 
-def _terminate(number: int, _: Any) -> None:
-    raise SystemExit(128 + number)
+def _stop_at_once(number: int, _: Any) -> None:
+    """End here and now: an exception could be swallowed by a library, and files are safe against kill -9."""
+    if is_main_rank():
+        line = f"collegium: stopped by {signal.Signals(number).name}; the same command resumes\n"
+        os.write(2, line.encode())
+    os._exit(128 + number)
 
 
 def _fail(message: str, code: int) -> int:
@@ -136,7 +141,7 @@ def _fail(message: str, code: int) -> int:
 
 def _describe(error: OSError) -> str:
     place = f"{error.filename}: " if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in DISK_FULL:
         return f"{place}the disk is full; free some space and run the same command again, it resumes"
     return f"{place}{error.strerror or error}"
 

@@ -28,7 +28,7 @@ from collegium.build import (
 from collegium.callbacks import MetricsFile, StopOnSignal, TrainingProgress
 from collegium.contracts import Teacher
 from collegium.data.settings import PrepareProgress
-from collegium.durable import write_text
+from collegium.durable import disk_errors, write_text
 from collegium.errors import DataError, RecipeError
 from collegium.evaluation.language_modeling import DocumentSums, HeldOut, Rule
 from collegium.evaluation.preflight import Preflight, run_preflight
@@ -37,10 +37,13 @@ from collegium.head import ProjectionHead
 from collegium.objective import Weighting
 from collegium.pretrained import check_model, last_hidden_states, load_model, load_tokenizer, place
 from collegium.recipe import EvaluationSection, Recipe
-from collegium.recipe_file import dump_recipe, load_recipe
+from collegium.recipe_file import differences, dump_recipe, load_recipe
 from collegium.terminal import ProgressLine, duration, is_main_rank, say
 from collegium.tokenizer_match import require_same_tokenizer
 from collegium.trainer import DistillationTrainer, measure_student
+
+
+disable_progress_bar()  # those of transformers; ours say what is going on
 
 
 def prepare(recipe: Recipe) -> Ingredients:
@@ -54,8 +57,10 @@ def prepare(recipe: Recipe) -> Ingredients:
             f"{progress.tokens_per_second:,.0f} tokens/s{left}"
         )
 
-    # The first rank prepares, the others then find the text prepared.
-    with _process_state().main_process_first():
+    # The first rank prepares and the others find the text prepared; then, on nodes that do not see the
+    # first one's disk, the first rank of each node.
+    state = _process_state()
+    with state.main_process_first(), state.local_main_process_first():
         ingredients = build_ingredients(recipe, on_progress=show)
     train = ingredients.text.train
     held_out = {name: len(blocks) for name, blocks in ingredients.text.held_out.items()}
@@ -79,8 +84,6 @@ def preflight(recipe: Recipe) -> Preflight:
     chosen = Rule(build_weighting(recipe.objective.weighting, names), target.fusion)
     return run_preflight(held_out, chosen, ALTERNATIVES)
 
-
-disable_progress_bar()  # transformers' own bars; ours say what is going on
 
 ALTERNATIVES: Mapping[str, Weighting] = {
     "uniform": Weighting("uniform"),
@@ -119,7 +122,7 @@ def train_student(
     trainer = build_trainer(
         recipe,
         ingredients,
-        build_student(recipe, ingredients),
+        build_student(recipe, ingredients, run_dir=run_dir),
         teachers,
         run_dir=run_dir,
         held_out=held_out,
@@ -133,7 +136,9 @@ def train_student(
 
 
 def claim_run_dir(recipe: Recipe, run_dir: Path) -> None:
-    """Write the resolved recipe, or see that it is this one.
+    """Write the resolved recipe, after seeing that a run that is there has the same result.
+
+    A run that ended before its first checkpoint, for instance by a mistake in its recipe, is replaced.
 
     Raises:
         RecipeError: the folder belongs to another recipe.
@@ -141,12 +146,15 @@ def claim_run_dir(recipe: Recipe, run_dir: Path) -> None:
     path = run_dir / "recipe.yaml"
     if path.exists():
         other = load_recipe(path)
-        if other.fingerprint != recipe.fingerprint:
+        is_another = other.fingerprint != recipe.fingerprint
+        if is_another and ((run_dir / "student").exists() or any(run_dir.glob("checkpoints/checkpoint-*"))):
+            changed = "; ".join(differences(other, recipe)[:3])
             raise RecipeError(
-                f"{run_dir}: holds a run of another recipe (fingerprint {other.fingerprint}, this one is "
-                f"{recipe.fingerprint}); give another output_dir or name, or delete the folder"
+                f"{run_dir}: holds a run of another recipe (there and here: {changed}); "
+                "give another output_dir or name, or delete the folder"
             )
-        return
+        if is_another and is_main_rank():
+            (run_dir / "kept_layers.json").unlink(missing_ok=True)
     if is_main_rank():
         run_dir.mkdir(parents=True, exist_ok=True)
         write_text(path, dump_recipe(recipe))
@@ -156,12 +164,15 @@ def publish_student(trainer: DistillationTrainer, run_dir: Path) -> None:
     """Write `student/`, and `adapter/` beside it if only that was trained; each whole or not at all."""
     if trainer.is_world_process_zero():
         temporary = run_dir / ".writing"
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(run_dir / "adapter", ignore_errors=True)
-        if trainer.distillation_model.save_adapter(temporary):
-            temporary.rename(run_dir / "adapter")
-        trainer.save_model(str(temporary))
-        temporary.rename(run_dir / "student")  # last: it says that the run is finished
+        try:
+            with disk_errors(temporary):
+                shutil.rmtree(run_dir / "adapter", ignore_errors=True)
+                if trainer.distillation_model.save_adapter(temporary):
+                    temporary.rename(run_dir / "adapter")
+                trainer.save_model(str(temporary))
+                temporary.rename(run_dir / "student")  # last: it says that the run is finished
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
 
 

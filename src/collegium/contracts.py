@@ -11,7 +11,7 @@ signal is 201 MB per teacher, a projected one of width 576 is 2.4 MB.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Protocol, runtime_checkable
 
@@ -117,6 +117,11 @@ class ProjectedSignal:
     def __len__(self) -> int:
         return self.hidden.shape[0]
 
+    def to(self, device: torch.device) -> "ProjectedSignal":
+        """The same signal with its tensors on `device`; the head stays where it is."""
+        valid = None if self.valid is None else self.valid.to(device)
+        return replace(self, hidden=self.hidden.to(device), valid=valid)
+
     def logits(self, rows: slice) -> Float[Tensor, "n V"]:
         """Logits of these rows, in the head's dtype whatever the student trains in."""
         with torch.autocast(self.hidden.device.type, enabled=False):
@@ -134,6 +139,11 @@ class DenseSignal:
 
     def __len__(self) -> int:
         return self.logprobs.shape[0]
+
+    def to(self, device: torch.device) -> "DenseSignal":
+        """The same signal with its tensors on `device`."""
+        valid = None if self.valid is None else self.valid.to(device)
+        return replace(self, logprobs=self.logprobs.to(device), valid=valid)
 
     def logits(self, rows: slice) -> Float[Tensor, "n V"]:
         """Log-probabilities of these rows; a log-softmax leaves them as they are."""
@@ -166,11 +176,14 @@ class TeacherStats:
         entropy: Entropy in nats of the distribution at the weight temperature.
         cross_entropy: -log probability of the gold token at the target temperature, for label-based
             weightings.
+        weight_cross_entropy: The same at the weight temperature: its mean equals the mean entropy where
+            that temperature is fitted.
         valid: False where a teacher is absent: it said so, or its logits hold NaN or +Inf.
     """
 
     entropy: Float[Tensor, "N M"]
     cross_entropy: Float[Tensor, "N M"]
+    weight_cross_entropy: Float[Tensor, "N M"]
     valid: Bool[Tensor, "N M"]
 
 

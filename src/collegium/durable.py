@@ -6,7 +6,12 @@ is synced. That costs two disk flushes a file.
 
 import hashlib
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
@@ -28,6 +33,19 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
         temporary.unlink(missing_ok=True)
         error.filename = str(path)
         raise
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Raise what safetensors calls its own error as the `OSError` that it is."""
+    try:
+        yield
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        code = int(number.group(1))
+        raise OSError(code, os.strerror(code), str(path)) from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -4,6 +4,24 @@
 130 and 143 for the signals.
 """
 
+import errno
+
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def pass_on_full_disk(error: BaseException) -> None:
+    """Raise the error if it, or what caused it, says that the disk is full: no other reason is wanted then.
+
+    Raises:
+        OSError: with ENOSPC or EDQUOT.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in DISK_FULL:
+            raise cause
+        cause = cause.__cause__ or cause.__context__
+
 
 class UserError(Exception):
     """A mistake or a mishap that a user can mend; its text says how."""

@@ -31,8 +31,9 @@ class ProjectionHead:
     softcap: float | None = None
 
     def __call__(self, hidden: Float[Tensor, "n D"]) -> Float[Tensor, "n V"]:
-        """Logits over the first `vocab_size` tokens."""
-        logits: Tensor = self.projection(hidden)[..., : self.vocab_size]
+        """Logits over the first `vocab_size` tokens, on the device of `hidden` wherever the head is."""
+        device = next(self.projection.parameters()).device
+        logits: Tensor = self.projection(hidden.to(device))[..., : self.vocab_size].to(hidden.device)
         if self.scale != 1.0:
             logits = logits * self.scale
         if self.softcap is not None:

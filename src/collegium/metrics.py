@@ -61,6 +61,16 @@ def reduce_means(means: Mapping[str, Mean]) -> dict[str, float]:
     return {n: total / count for n, (total, count) in zip(names, pairs.tolist(), strict=True) if count}
 
 
+def max_over_ranks(value: int) -> int:
+    """The largest value any rank gives. A collective call: every rank must make it."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return value
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    largest = torch.tensor(value, device=device)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return int(largest)
+
+
 class JsonlWriter:
     """Appends one JSON object a line; a line torn by a crash is dropped at the next start."""
 

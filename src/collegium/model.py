@@ -7,6 +7,7 @@ The whole loss is computed inside `forward`, through the DDP or FSDP wrapper: ca
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from peft import PeftModel
 from torch import Tensor, nn
@@ -66,9 +67,15 @@ class DistillationModel(nn.Module):
         """The student below any adapter."""
         return causal_lm_of(self.student)
 
-    def gradient_checkpointing_enable(self) -> None:
-        """Recompute the student's activations in backward."""
-        self.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
+    def activation_checkpointing_enable(
+        self,
+        activation_checkpointing_kwargs: dict[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
+        """Recompute the student's activations in backward; called by `transformers.Trainer` too."""
+        options = {"use_reentrant": False, **(activation_checkpointing_kwargs or {})}
+        self.causal_lm.activation_checkpointing_enable(options, every_n_layers, offload)
         if isinstance(self.student, PeftModel):
             self.student.enable_input_require_grads()
 

@@ -6,12 +6,14 @@ what the loss relies on: that its trunk and head give its logits, and that docum
 do not see each other.
 """
 
+import contextlib
 import hashlib
 import importlib.util
 import logging
 import os
 import shutil
 import tempfile
+import time
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -27,8 +29,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from collegium.durable import file_digest
-from collegium.errors import DataError
+from collegium.durable import disk_errors, file_digest
+from collegium.errors import DataError, pass_on_full_disk
 from collegium.head import ProjectionHead
 
 
@@ -90,6 +92,7 @@ def load_tokenizer(
             folder, revision=revision, trust_remote_code=trust_remote_code, gguf_file=gguf_file
         )
     except Exception as error:  # transformers raises anything from OSError to KeyError here
+        pass_on_full_disk(error)
         raise _unloadable("tokenizer", reference, error) from error
     return tokenizer
 
@@ -120,6 +123,7 @@ def load_model(
             use_safetensors=True,
         )
     except Exception as error:
+        pass_on_full_disk(error)
         raise _unloadable("model", reference, error) from error
     model.eval()
     return model
@@ -131,46 +135,65 @@ def model_from_config(
     overrides: dict[str, int | float | bool | str | None],
     dtype: torch.dtype,
     seed: int,
+    revision: str | None = None,
 ) -> PreTrainedModel:
     """A model with random weights, made the same by the same seed.
 
     Raises:
-        DataError: the configuration cannot be read, or has no such field.
+        DataError: the configuration cannot be read, has no such field, or makes no model with these values.
     """
     folder, _ = _locate(reference)
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, revision=revision)
     except Exception as error:
+        pass_on_full_disk(error)
         raise _unloadable("configuration", reference, error) from error
     unknown = [name for name in overrides if not hasattr(config, name)]
     if unknown:
         raise DataError(f"student.overrides: {type(config).__name__} has no field {unknown[0]!r}")
-    for name, value in overrides.items():
-        setattr(config, name, value)
     torch.manual_seed(seed)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    try:
+        for name, value in overrides.items():
+            setattr(config, name, value)
+        config.validate()  # else first when the trained student is saved
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    except Exception as error:
+        raise DataError(
+            f"student.overrides: {type(config).__name__} makes no model with {overrides} ({_reason(error)})"
+        ) from error
     return model
 
 
 def dequantized(path: Path) -> Path:
-    """Folder with the float32 safetensors of a GGUF file; made at the first call, then kept."""
+    """Folder with the float32 safetensors of a GGUF file; made at the first call, then kept.
+
+    Raises:
+        DataError: it is no whole GGUF file.
+        OSError: it cannot be written, for instance because the disk is full.
+    """
     target = cache_dir() / "dequantized" / file_digest(path)[:32]
     if (target / "config.json").exists():
         return target
     logger.info("dequantising %s (once)", path.name)
     target.parent.mkdir(parents=True, exist_ok=True)
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        path.parent,
-        gguf_file=path.name,
-        dtype=torch.float32,
-        quantization_config=GgufConfig(dequantize=True),
-    )
+    remove_stale(target.parent)
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            path.parent,
+            gguf_file=path.name,
+            dtype=torch.float32,
+            quantization_config=GgufConfig(dequantize=True),
+        )
+    except Exception as error:
+        pass_on_full_disk(error)
+        raise DataError(f"{path}: GGUF file cannot be read ({_reason(error)}); fetch it again") from error
     # A dequantised model is an ordinary one, but still says otherwise and then refuses to be saved.
     model.hf_quantizer = None
     model.config.__dict__.pop("quantization_config", None)
     temporary = Path(tempfile.mkdtemp(prefix=".making-", dir=target.parent))
     try:
-        model.save_pretrained(temporary)
+        with disk_errors(temporary):
+            model.save_pretrained(temporary)
         temporary.chmod(0o755)
         temporary.rename(target)
     except OSError:
@@ -179,6 +202,14 @@ def dequantized(path: Path) -> Path:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return target
+
+
+def remove_stale(folder: Path) -> None:
+    """Remove what a process that was killed left half-made more than a day ago."""
+    for left in folder.glob(".making-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > 86_400:
+                shutil.rmtree(left)
 
 
 def reference_fingerprint(reference: str, model: PreTrainedModel) -> str:
@@ -219,8 +250,21 @@ def check_model(model: PreTrainedModel, vocab_size: int, *, name: str) -> None:
     """Probe what the loss relies on, on eight tokens.
 
     Raises:
-        DataError: trunk and head do not give the model's logits, or packed documents see each other.
+        DataError: the vocabulary is too small, trunk and head do not give the model's logits, or packed
+            documents see each other.
     """
+    rows = len(cast(Tensor, model.get_input_embeddings().weight))
+    if rows < vocab_size:
+        raise DataError(f"{name}: has {rows} token embeddings, but the tokenizer has {vocab_size} tokens")
+    try:
+        _probe(model, vocab_size, name)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{name}: {type(model).__name__} cannot be run ({_reason(error)})") from error
+
+
+def _probe(model: PreTrainedModel, vocab_size: int, name: str) -> None:
     device = cast(Tensor, model.get_input_embeddings().weight).device
     tokens = torch.arange(8, device=device)[None] % vocab_size
     other = tokens.clone()
@@ -262,5 +306,8 @@ def _unloadable(what: str, reference: str, error: Exception) -> DataError:
         mend = "HF_HUB_OFFLINE is set; unset it, or give a local folder"
     else:
         mend = "check the id, the network and `huggingface-cli login`, or give a local folder"
-    reason = " ".join(str(error).split())[:200]
-    return DataError(f"{reference}: {what} cannot be loaded ({type(error).__name__}: {reason}); {mend}")
+    return DataError(f"{reference}: {what} cannot be loaded ({_reason(error)}); {mend}")
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -10,26 +10,12 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from collegium.section import Dtype, Many, Name, Section, can_be_trained, names_differ
 
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 _BY_KIND = Field(discriminator="kind")
-
-
-def _names_differ(items: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:
-    names = [item.name for item in items]
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"{info.field_name} must have different names, but {', '.join(repeated)} is there twice")
-    return items
-
-
-class Section(BaseModel):
-    """A part of a recipe: frozen, and nothing unknown in it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class ModelSection(Section):
@@ -43,8 +29,6 @@ class ModelSection(Section):
     """Run code that the model's repository ships. Needs `revision` as a full commit hash."""
     dtype: Dtype = "float32"
     """Of the weights; `auto` is bfloat16 where the device computes in it natively, else float32."""
-    device_map: str | dict[str, int | str] | None = None
-    """Placement over devices, as in `from_pretrained`; None is the training device."""
 
     @model_validator(mode="after")
     def _remote_code_is_pinned(self) -> Self:
@@ -67,6 +51,8 @@ class LocalTeacherSection(ModelSection):
     """PEFT adapter over `model`: folder, hub id or `package:` reference. The base is loaded once for all."""
     adapter_revision: str | None = None
     """Branch, tag or commit of the adapter on the hub."""
+    device_map: str | dict[str, int | str] | None = None
+    """Placement over devices, as in `from_pretrained`; None is the training device."""
     weight_temperature: float = Field(default=1.0, gt=0)
     """Divides the logits before the entropy that sets this teacher's weight is taken."""
     target_temperature: float = Field(default=1.0, gt=0)
@@ -82,13 +68,15 @@ class LoraSection(Section):
     """Scale of the update; it is multiplied by alpha / rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout before the adapter."""
-    target_modules: str | tuple[str, ...] = "all-linear"
+    target_modules: str | Many[str] = "all-linear"
     """Module names, as in PEFT."""
 
 
 class StudentSection(ModelSection):
     """Common to all students."""
 
+    dtype: Annotated[Dtype, AfterValidator(can_be_trained)] = "float32"
+    """Of the trained weights; `auto` is bfloat16 where the device computes in it natively, else float32."""
     tokenizer: str | None = None
     """Where the tokenizer comes from; by default the student's model."""
     lora: LoraSection | None = None
@@ -110,13 +98,19 @@ class ConfigStudentSection(StudentSection):
     overrides: dict[str, int | float | bool | str | None] = Field(default_factory=dict)
     """Fields of the configuration to change, such as `num_hidden_layers: 6`."""
 
+    @model_validator(mode="after")
+    def _runs_no_remote_code(self) -> Self:
+        if self.trust_remote_code:
+            raise ValueError("trust_remote_code cannot be used with `kind: config`; leave it out")
+        return self
+
 
 class LayerDropStudentSection(StudentSection):
     """A student made of some layers of a model."""
 
     kind: Literal["layer_drop"]
     """Keep some layers of `model`, and everything else of it."""
-    keep_layers: tuple[int, ...] | None = None
+    keep_layers: Many[int] | None = None
     """Layers to keep, from 0. Which ones decides everything: choose them by measured loss."""
     num_layers: int | None = Field(default=None, ge=1)
     """Or: how many to keep, dropping greedily the one whose loss on calibration text is least."""
@@ -141,8 +135,6 @@ class SourceSection(Section):
     """Stop when this many training tokens are packed."""
     min_characters: int = Field(default=16, ge=0)
     """Shorter documents are dropped and counted."""
-    license: str | None = None
-    """Said in the student's model card."""
 
 
 class HubSourceSection(SourceSection):
@@ -196,7 +188,7 @@ Source = Annotated[HubSourceSection | FileSourceSection, _BY_KIND]
 class DataSection(Section):
     """Text, from sources to packed blocks on disk."""
 
-    sources: Annotated[tuple[Source, ...], Field(min_length=1), AfterValidator(_names_differ)]
+    sources: Annotated[Many[Source], Field(min_length=1), AfterValidator(names_differ)]
     """One per domain."""
     directory: str | None = None
     """Where the prepared text lies; by default a folder of the cache named by its fingerprint."""
@@ -249,7 +241,7 @@ class WeightingSection(Section):
 class FeatureSection(Section):
     """A loss that matches the student's inner states with each teacher's."""
 
-    layer_map: Literal["uniform", "last"] | tuple[tuple[int, int], ...] = "uniform"
+    layer_map: Literal["uniform", "last"] | Many[Annotated[tuple[int, int], Field(strict=False)]] = "uniform"
     """Pairs (student layer, teacher layer), 0 being the embedding output; or `uniform`, or `last`."""
     importance: dict[str, float] | None = None
     """beta of each teacher by name; equal if not given. They are normalised to sum to 1."""
@@ -313,8 +305,8 @@ class TrainingSection(Section):
     """Positions whose logits are alive at once; by default what fits in 24 MB a buffer."""
     gradient_checkpointing: bool = False
     """Recompute the student's activations in backward."""
-    save_every: int | None = Field(default=None, ge=1)
-    """Steps between checkpoints; by default only the end."""
+    save_every: int = Field(default=500, ge=1)
+    """Steps between checkpoints; there is always one at the end."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """Newest checkpoints to keep."""
     evaluate_every: int | None = Field(default=None, ge=1)
@@ -323,7 +315,7 @@ class TrainingSection(Section):
     """Steps between log lines."""
     num_workers: int = Field(default=0, ge=0)
     """Data loader processes."""
-    report_to: tuple[str, ...] = ()
+    report_to: Many[str] = ()
     """Trackers, as in transformers: wandb, tensorboard, trackio, ..."""
 
     @model_validator(mode="after")
@@ -357,7 +349,7 @@ class Recipe(Section):
     """Of initial weights, order and dropout."""
     student: Annotated[PretrainedStudentSection | ConfigStudentSection | LayerDropStudentSection, _BY_KIND]
     """The model that is trained."""
-    teachers: Annotated[tuple[LocalTeacherSection, ...], AfterValidator(_names_differ)] = ()
+    teachers: Annotated[Many[LocalTeacherSection], AfterValidator(names_differ)] = ()
     """The models it learns from; none for cross-entropy alone."""
     data: DataSection
     """The text."""
@@ -377,13 +369,13 @@ class Recipe(Section):
                 "add teachers, or set both to 0 for cross-entropy alone"
             )
         tables = {
-            "objective.weighting.values": objective.weighting.values,
-            "objective.feature.importance": objective.feature.importance,
+            "weighting.values": objective.weighting.values,
+            "feature.importance": objective.feature.importance,
         }
         for key, table in tables.items():
             if table is not None and set(table) != names:
                 raise ValueError(
-                    f"{key} names {sorted(table)}, the teachers are {sorted(names)}: give one for each"
+                    f"objective.{key} names {sorted(table)}, the teachers are {sorted(names)}: give one for each"
                 )
         return self
 
@@ -393,7 +385,15 @@ class Recipe(Section):
         return Path(self.output_dir or f"runs/{self.name}")
 
     @property
+    def deciding(self) -> dict[str, Any]:
+        """What decides the result: not names and folders, nor how training is watched and measured."""
+        watching = {"num_workers", "report_to", "log_every", "save_every", "keep_checkpoints", "evaluate_every"}
+        neutral: Any = {"data": {"directory"}, "training": watching | {"chunk_size"}}
+        return self.model_dump(
+            mode="json", exclude=dict.fromkeys(("name", "output_dir", "evaluation"), True) | neutral
+        )
+
+    @property
     def fingerprint(self) -> str:
-        """Identity of everything that decides the result; where it is written does not."""
-        content = self.model_dump(mode="json", exclude={"output_dir": True, "data": {"directory"}})
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+        """Identity of what decides the result."""
+        return hashlib.sha256(json.dumps(self.deciding, sort_keys=True).encode()).hexdigest()[:16]

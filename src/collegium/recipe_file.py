@@ -16,7 +16,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from collegium.errors import RecipeError
-from collegium.recipe import Recipe, Section
+from collegium.recipe import Recipe
+from collegium.section import Section
 
 
 MAX_RECIPE_BYTES = 1_000_000
@@ -47,6 +48,27 @@ def dump_recipe(recipe: Recipe) -> str:
     stream = io.StringIO()
     _yaml().dump(recipe.model_dump(mode="json"), stream)
     return stream.getvalue()
+
+
+def differences(one: Recipe, other: Recipe) -> list[str]:
+    """Keys that decide the result and differ, each as `key: value of one, value of other`."""
+    mine, theirs = _leaves(one.deciding), _leaves(other.deciding)
+    return [
+        f"{key}: {mine.get(key, 'absent')!r}, {theirs.get(key, 'absent')!r}"
+        for key in {**mine, **theirs}
+        if mine.get(key, "absent") != theirs.get(key, "absent")
+    ]
+
+
+def _leaves(content: Any, prefix: str = "") -> dict[str, Any]:
+    items: Any = ()
+    if isinstance(content, Mapping):
+        items = content.items()
+    elif isinstance(content, list):
+        items = enumerate(content)
+    if not items:
+        return {prefix.removesuffix("."): content}
+    return {key: leaf for name, value in items for key, leaf in _leaves(value, f"{prefix}{name}.").items()}
 
 
 def _root_causes(error: ValidationError) -> list[Any]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from collegium.contracts import Batch, predicted_positions
+from collegium.errors import DataError, RecipeError
 from collegium.functional.chunked import chunks, full_precision
 from collegium.head import ProjectionHead
 from collegium.pretrained import last_hidden_states
@@ -27,25 +28,27 @@ def decoder_layers(model: PreTrainedModel) -> tuple[nn.Module, str, nn.ModuleLis
     """The stack of layers of a causal language model, with its parent and its name there.
 
     Raises:
-        ValueError: no list of as many modules as the configuration has layers is there.
+        DataError: no list of as many modules as the configuration has layers is there.
     """
     num_layers = model.config.get_text_config().num_hidden_layers
     for parent in model.modules():
         for name, child in parent.named_children():
             if isinstance(child, nn.ModuleList) and len(child) == num_layers:
                 return parent, name, child
-    raise ValueError(f"{type(model).__name__} has no list of {num_layers} layers to drop some of")
+    raise DataError(f"{type(model).__name__} has no list of {num_layers} layers to drop some of")
 
 
 def keep_layers(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
     """Drop all layers but `kept`, in place; configuration and layer numbers follow.
 
     Raises:
-        ValueError: `kept` is not increasing, or names layers that are not there.
+        RecipeError: `kept` is not increasing, or names layers that are not there.
     """
     parent, name, layers = decoder_layers(model)
     if list(kept) != sorted(set(kept)) or not kept or not 0 <= kept[0] <= kept[-1] < len(layers):
-        raise ValueError(f"keep_layers must increase from 0 to at most {len(layers) - 1}, got {list(kept)}")
+        raise RecipeError(
+            f"student.keep_layers must increase from 0 to at most {len(layers) - 1}, got {list(kept)}"
+        )
     setattr(parent, name, nn.ModuleList(layers[i] for i in kept))
     _number(getattr(parent, name))
     _keep_in_config(model, kept, len(layers))
@@ -69,6 +72,17 @@ def _keep_in_config(model: PreTrainedModel, kept: Sequence[int], num_layers: int
 
 
 @torch.no_grad()
+def check_num_layers(model: PreTrainedModel, num_layers: int) -> None:
+    """See that the model has as many layers as are to be kept.
+
+    Raises:
+        RecipeError: it has fewer.
+    """
+    total = len(decoder_layers(model)[2])
+    if num_layers > total:
+        raise RecipeError(f"student.num_layers is {num_layers}, but the model has {total} layers")
+
+
 def choose_layers(model: PreTrainedModel, num_layers: int, batches: Sequence[Batch]) -> list[int]:
     """Layers to keep, found by dropping again and again the one whose absence costs least.
 
@@ -76,12 +90,10 @@ def choose_layers(model: PreTrainedModel, num_layers: int, batches: Sequence[Bat
     passes: 250 for 20 of 30.
 
     Raises:
-        ValueError: more layers are to be kept than there are.
+        RecipeError: more layers are to be kept than there are.
     """
-    total = len(decoder_layers(model)[2])
-    if num_layers > total:
-        raise ValueError(f"num_layers is {num_layers}, but the model has {total} layers")
-    kept = list(range(total))
+    check_num_layers(model, num_layers)
+    kept = list(range(len(decoder_layers(model)[2])))
     while len(kept) > num_layers:
         losses = {}
         for dropped in kept:
@@ -136,7 +148,11 @@ def with_lora(
     target_modules: str | Sequence[str],
     reference: str,
 ) -> PeftModel:
-    """Freeze the model and put trainable low-rank adapters on it; they name `reference` as their base."""
+    """Freeze the model and put trainable low-rank adapters on it; they name `reference` as their base.
+
+    Raises:
+        RecipeError: the model has no such modules.
+    """
     targets = target_modules if isinstance(target_modules, str) else list(target_modules)
     config = LoraConfig(
         r=rank,
@@ -145,7 +161,10 @@ def with_lora(
         target_modules=targets,
         task_type="CAUSAL_LM",
     )
-    peft_model = get_peft_model(model, config)
+    try:
+        peft_model = get_peft_model(model, config)
+    except ValueError as error:
+        raise RecipeError(f"student.lora: {' '.join(str(error).split())[:200]}") from error
     assert isinstance(peft_model, PeftModel)
     peft_model.peft_config["default"].base_model_name_or_path = reference
     return peft_model

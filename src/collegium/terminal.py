@@ -102,9 +102,9 @@ def _show_rich(
 
 
 def rate_and_eta(done: float, total: float | None, seconds: float, unit: str) -> str:
-    """Such as `1,250 tokens/s, 2m10s left`."""
+    """Such as `1,250 tokens/s, 2m10s left`, or `5.9 s/step, 40s left` where one takes longer than a second."""
     rate = done / seconds if seconds > 0 else 0.0
-    text = f"{rate:,.0f} {unit}/s"
+    text = f"{1 / rate:.1f} s/{unit.removesuffix('s')}" if 0 < rate < 1 else f"{rate:,.0f} {unit}/s"
     if total and rate > 0:
         text += f", {duration(max(total - done, 0.0) / rate)} left"
     return text

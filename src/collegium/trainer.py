@@ -3,7 +3,7 @@
 Mended: the divisor is ours and global (one count for all micro-batches and ranks of a step); the order
 of blocks is a function of (seed, epoch, position), so that a resumed run sees what an uninterrupted one
 would have seen; checkpoints are whole or absent; a gradient that is not finite stops the run before the
-update. Trackers, callbacks, PEFT, accelerate, DeepSpeed and FSDP come with `Trainer`.
+update. Trackers, callbacks, PEFT and accelerate come with `Trainer`.
 """
 
 import copy
@@ -36,14 +36,14 @@ from collegium.contracts import (
 from collegium.data.blocks import PackedBlocks, pack_documents
 from collegium.data.collate import BlockCollator
 from collegium.data.order import StatelessOrder
-from collegium.errors import NumericError, TeacherError
+from collegium.errors import DataError, NumericError, TeacherError
 from collegium.evaluation.language_modeling import DocumentSums, HeldOut
 from collegium.head import ProjectionHead
 from collegium.metrics import MeanAccumulator
 from collegium.model import DistillationModel
 from collegium.objective import Objective, default_chunk_size
 from collegium.pretrained import check_model, last_hidden_states, load_model, load_tokenizer
-from collegium.teachers import as_teacher
+from collegium.teachers import as_teachers
 from collegium.tokenizer_match import vocab_size_of
 
 
@@ -93,22 +93,31 @@ class DistillationTrainer(Trainer):
             check_model(student, vocab_size, name="student")
         if peft_config is not None:
             student = cast(PeftModel, get_peft_model(cast(PreTrainedModel, student), peft_config))
-        self.teachers = [as_teacher(teacher, tokenizer, device=args.device) for teacher in teachers]
         if objective is None:
-            objective = Objective([t.name for t in self.teachers], kd_weight=0.5 if self.teachers else 0.0)
+            objective = Objective(kd_weight=0.5 if teachers else 0.0)
+        self.teachers = as_teachers(teachers, tokenizer, names=objective.teacher_names, device=args.device)
+        objective.teacher_names = tuple(teacher.name for teacher in self.teachers)
+        if objective.need and not self.teachers:
+            raise ValueError("the objective asks teachers, but there are none: give teachers, or kd_weight=0")
         collator = data_collator or BlockCollator(pad_token_id=_pad_token_id(tokenizer))
         super().__init__(
             model=DistillationModel(student, objective, vocab_size=vocab_size),
             args=args,
             data_collator=collator,
-            train_dataset=_packed(train_dataset, tokenizer, block_size),
+            train_dataset=None if train_dataset is None else _packed(train_dataset, tokenizer, block_size),
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError(
+                "FSDP and DeepSpeed are not supported by this trainer yet; use DDP (torchrun, accelerate launch). "
+                "DistillationModel itself can be sharded with fully_shard"
+            )
         self.objective: Objective = objective
-        self.held_out = self._held_out(eval_dataset, collator, tokenizer, block_size, vocab_size)
+        self._block_size = block_size
+        self.held_out = self._held_out(eval_dataset)
         self.checkpoints = CheckpointDirectory(
             Path(cast(str, args.output_dir)), keep=args.save_total_limit or 1_000_000
         )
@@ -159,8 +168,7 @@ class DistillationTrainer(Trainer):
         if self.accelerator.scaler is None and norm is not None and not math.isfinite(float(norm)):
             raise NumericError(
                 f"step {self.state.global_step + 1}: the gradient is not finite ({float(norm)}), the student "
-                "was not changed; lower training.learning_rate, or resume from the last checkpoint with other "
-                "data order"
+                "was not changed; lower training.learning_rate or raise warmup_steps, and start anew"
             )
         if self.objective.feature is not None and self.objective.feature.balance:
             means = self._step_means.pop()
@@ -173,13 +181,16 @@ class DistillationTrainer(Trainer):
         if "loss" in logs:
             means = self._means.pop()
             logs |= means
-            for name, share in self.objective.unreliable_teachers(means).items():
-                raise TeacherError(
-                    f"teacher {name!r}: logits hold NaN or Inf at {share:.1%} of positions, "
-                    f"objective.max_invalid_fraction allows {self.objective.max_invalid_fraction:.1%}; "
-                    "load it in float32, or leave it out"
-                )
+            self._require_reliable_teachers(means)
         super().log(logs, start_time)
+
+    def _require_reliable_teachers(self, means: Mapping[str, float]) -> None:
+        for name, share in self.objective.unreliable_teachers(means).items():
+            raise TeacherError(
+                f"teacher {name!r}: logits hold NaN or Inf at {share:.1%} of positions, "
+                f"objective.max_invalid_fraction allows {self.objective.max_invalid_fraction:.1%}; "
+                "load it in float32, or leave it out"
+            )
 
     # Order of the data.
 
@@ -202,24 +213,18 @@ class DistillationTrainer(Trainer):
 
     # Measurement.
 
-    def _held_out(
-        self,
-        datasets: Any,
-        collator: BlockCollator,
-        tokenizer: PreTrainedTokenizerBase,
-        block_size: int,
-        vocab_size: int,
-    ) -> HeldOut | None:
+    def _held_out(self, datasets: Any) -> HeldOut | None:
         if datasets is None or isinstance(datasets, HeldOut):
             return datasets
+        tokenizer = cast(PreTrainedTokenizerBase, self.processing_class)
         by_domain = datasets if isinstance(datasets, Mapping) else {"text": datasets}
         return HeldOut(
-            {name: cast(PackedBlocks, _packed(rows, tokenizer, block_size)) for name, rows in by_domain.items()},
-            collator,
+            {name: _packed(rows, tokenizer, self._block_size) for name, rows in by_domain.items()},
+            cast(BlockCollator, self.data_collator),
             batch_size=self.args.per_device_eval_batch_size,
             teachers=self.teachers,
             device=self.args.device,
-            chunk_size=default_chunk_size(vocab_size),
+            chunk_size=default_chunk_size(vocab_size_of(tokenizer), self.args.device),
         )
 
     def evaluate(
@@ -229,9 +234,10 @@ class DistillationTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """NLL, KL and agreement of the student per domain, and their mean over domains."""
-        if self.held_out is None:
+        held_out = self.held_out if eval_dataset is None else self._held_out(eval_dataset)
+        if held_out is None:
             raise ValueError("there is nothing to evaluate on: give eval_dataset")
-        sums = measure_student(self.distillation_model, self.held_out)
+        sums = measure_student(self.distillation_model, held_out)
         logs: dict[str, float] = {}
         names = next(iter(sums.values())).sums
         for name in names:
@@ -257,8 +263,14 @@ class DistillationTrainer(Trainer):
             self.checkpoints.clear_temporary()
         if resume_from_checkpoint is True:
             newest = self.checkpoints.newest_whole()
+            if newest is None and self.checkpoints.list():
+                raise DataError(
+                    f"{self.checkpoints.directory}: no checkpoint is as it was written; "
+                    "restore one, or delete the folder to start anew"
+                )
             resume_from_checkpoint = None if newest is None else str(newest)
         output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        self._require_reliable_teachers(self._means.pop())  # of the steps after the last log line
         if self.args.should_save:
             self.checkpoints.drop_old()  # a run that was killed between writing and dropping left one more
         return output
@@ -343,7 +355,7 @@ def _pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return 0  # masked wherever it stands
 
 
-def _packed(dataset: Any, tokenizer: PreTrainedTokenizerBase, block_size: int) -> PackedBlocks | None:
-    if dataset is None or isinstance(dataset, PackedBlocks):
+def _packed(dataset: Any, tokenizer: PreTrainedTokenizerBase, block_size: int) -> PackedBlocks:
+    if isinstance(dataset, PackedBlocks):
         return dataset
     return pack_documents(dataset, tokenizer, block_size=block_size)

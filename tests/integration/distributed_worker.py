@@ -1,6 +1,8 @@
 """Run by torchrun on two gloo ranks: losses, gradients and weights go to a folder for the test to compare."""
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -17,7 +19,9 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from transformers import TrainerCallback
 
+from collegium.callbacks import StopOnSignal, Stopped
 from collegium.checkpoint import CheckpointDirectory, TrainingState, load_model_state
 from collegium.contracts import Batch, ItemCounts, predicted_positions
 from collegium.data.collate import BlockCollator
@@ -145,12 +149,34 @@ def train(folder: Path) -> None:
         (folder / "trainer.json").write_text(json.dumps({"losses": losses, "resumed_is_same": same}))
 
 
+def stop(folder: Path) -> None:
+    """A signal that reaches the ranks at different steps ends both after the same one."""
+    signals = StopOnSignal()
+
+    class Kill(TrainerCallback):
+        def on_step_begin(self, args, state, control, **_):
+            if state.global_step == 2 + dist.get_rank():
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    trainer = trainer_of(folder / "stopped", max_steps=50, per_device_train_batch_size=2)
+    trainer.add_callback(Kill())
+    trainer.add_callback(signals)
+    with signals.listening():
+        trainer.train()
+    try:
+        signals.raise_if_stopped(trainer.state.global_step)
+    except Stopped as stopped:
+        result = {"step": trainer.state.global_step, "exit_code": stopped.exit_code}
+        (folder / f"stopped-{dist.get_rank()}.json").write_text(json.dumps(result))
+
+
 def main(folder: Path) -> None:
     dist.init_process_group("gloo")
     measure("ddp", folder)
     measure("fsdp", folder)
     checkpoint_of_shards(folder)
     train(folder)
+    stop(folder)
     dist.destroy_process_group()
 
 

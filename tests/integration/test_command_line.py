@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from pico import byte_tokenizer
+from peft import LoraConfig, get_peft_model
+from pico import byte_tokenizer, pico_llama
 from runs import write_recipe
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from collegium.cli import main
+from collegium.errors import DataError
 
 
 COMMAND = [sys.executable, "-m", "collegium"]
@@ -95,7 +97,12 @@ def test_train_evaluate_preflight(recipe, tmp_path, monkeypatch, capsys):
     # Another recipe may not use the folder.
     code, _, err = run(["train", str(recipe), "training.max_steps=5"], monkeypatch, capsys)
     assert code == 2
-    assert "holds a run of another recipe" in err
+    assert "holds a run of another recipe (there and here: training.max_steps: 4, 5)" in err
+
+    # What does not decide the result may change, and is written down.
+    code, _, err = run(["train", str(recipe), "training.keep_checkpoints=7", "--json"], monkeypatch, capsys)
+    assert code == 0, err
+    assert "keep_checkpoints: 7" in (run_dir / "recipe.yaml").read_text()
 
 
 def test_learning_from_the_fused_teachers_brings_the_student_nearer(recipe, monkeypatch, capsys):
@@ -139,11 +146,52 @@ MISTAKES = [
         65,
         "/nowhere: tokenizer cannot be loaded",
     ),
+    (["student={kind: layer_drop, model: STUDENT, keep_layers: [0, 9]}"], 2, "at most 1, got [0, 9]"),
+    (["student={kind: layer_drop, model: STUDENT, num_layers: 9}"], 2, "num_layers is 9, but the model has 2"),
+    (["student={kind: config, model: STUDENT, overrides: {hidden_size: 30}}"], 65, "hidden_size"),
+    (["student={kind: config, model: STUDENT, overrides: {vocab_size: 10}}"], 65, "student.overrides: "),
+    (["student={kind: config, model: STUDENT, overrides: {vocab_size: 259}}"], 65, "has 259 token embeddings"),
+    (["student={kind: layer_drop, model: STUDENT, keep_layers: []}"], 2, "at most 1, got []"),
+    (["student={kind: config, model: STUDENT, overrides: {num_hidden_layers: six}}"], 65, "student.overrides: "),
+    (["student.lora={target_modules: [nosuch]}"], 2, "student.lora: Target modules {'nosuch'} not found"),
+    (["training.report_to=[wandbx]"], 2, "'wandbx' is no tracker; known are"),
+    (["training.report_to=[wandb]"], 2, "'wandb' is not installed here"),
+    (["training.precision=float16"], 2, "training.precision: float16 needs a CUDA device"),
+    (["teachers.0.adapter=WIDE"], 69, "teacher 'one': adapter "),
+    (["teachers.0.adapter=DAMAGED"], 69, "teacher 'one': adapter "),
+    (["teachers.0.adapter=/nowhere"], 69, "teacher 'one': adapter /nowhere cannot be put on "),
+    (["student.model=SHORT.gguf", "student.tokenizer=STUDENT"], 65, "GGUF file cannot be read"),
+    (["teachers.0.model=SHORT.gguf"], 69, "teacher 'one': "),
 ]
 
 
-@pytest.mark.parametrize(("changes", "code", "message"), MISTAKES, ids=[" ".join(m[0])[:40] for m in MISTAKES])
-def test_a_mistake_is_one_clear_line_and_leaves_nothing(recipe, changes, code, message, monkeypatch, capsys):
+@pytest.fixture
+def models(recipe, tmp_path, model_folder) -> dict[str, str]:
+    """What the table above calls by a name in capitals."""
+    for name, width in (("wide", 64), ("damaged", 32)):
+        save_adapter(pico_llama(4, width=width), tmp_path / name)
+    weights = tmp_path / "damaged" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    (tmp_path / "short.gguf").write_bytes(b"GGUF" + b"\x03" + b"\x00" * 40)
+    return {
+        "STUDENT": str(model_folder("student", 0)),
+        "WIDE": str(tmp_path / "wide"),
+        "DAMAGED": str(tmp_path / "damaged"),
+        "SHORT": str(tmp_path / "short"),
+    }
+
+
+def save_adapter(model, folder: Path) -> None:
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
+    adapted.save_pretrained(folder)
+
+
+@pytest.mark.parametrize(("changes", "code", "message"), MISTAKES, ids=[" ".join(m[0])[:70] for m in MISTAKES])
+def test_a_mistake_is_one_clear_line_and_leaves_nothing(
+    recipe, models, changes, code, message, monkeypatch, capsys
+):
+    for name, path in models.items():
+        changes = [change.replace(name, path) for change in changes]
     given, out, err = run(["train", str(recipe), *changes], monkeypatch, capsys)
     assert given == code, err
     assert message in err
@@ -152,6 +200,16 @@ def test_a_mistake_is_one_clear_line_and_leaves_nothing(recipe, changes, code, m
     assert len([line for line in err.splitlines() if line.startswith("collegium: ")]) == 1
     left = files_below(Path.cwd()) - files_below(recipe.parent)
     assert not any(name.startswith("runs/pico/student") or ".writing" in name for name in left)
+
+
+def test_a_mended_mistake_may_use_the_same_folder(recipe, model_folder, monkeypatch, capsys):
+    change = f"student={{kind: layer_drop, model: {model_folder('big', 5, layers=4)}, num_layers: %d}}"
+    code, _, err = run(["train", str(recipe), change % 9], monkeypatch, capsys)
+    assert code == 2
+    assert "num_layers is 9, but the model has 4" in err
+    code, _, err = run(["train", str(recipe), change % 2], monkeypatch, capsys)
+    assert code == 0, err
+    assert len(json.loads(Path("runs/pico/kept_layers.json").read_text())) == 2
 
 
 def test_teacher_with_another_tokenizer(recipe, tmp_path, model_folder, monkeypatch, capsys):
@@ -234,6 +292,27 @@ def test_a_signal_ends_after_a_checkpoint_and_the_same_command_resumes(recipe, n
     assert int(checkpoint.name.split("-")[1]) < 2000
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("begun", [False, True], ids=["imports", "prepare"])
+def test_a_signal_before_the_work_begins_ends_at_once(recipe, number, begun, tmp_path):
+    lines = "\n".join(f"text {i} of very many, {i * i} in all" for i in range(300_000))
+    (tmp_path / "files" / "cats.txt").write_text(lines)
+    arguments = [*COMMAND, "prepare", str(recipe)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, env=environment)
+    deadline = time.monotonic() + 120
+    while begun and not (tmp_path / "files" / "prepared").exists():
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    time.sleep(1)
+    process.send_signal(number)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + number, error
+    assert error.splitlines()[-1] == f"collegium: stopped by {number.name}; the same command resumes"
+    assert "Traceback" not in error
+
+
 def test_help_is_quick():
     """Half a second is promised; the median of five is taken, as machines are shared."""
     times = []
@@ -265,6 +344,63 @@ def test_layer_drop_lora_and_features_by_recipe(recipe, model_folder, tmp_path, 
     assert any("train/feature_loss" in line for line in lines)
 
 
+def test_layers_are_chosen_once(recipe, model_folder, tmp_path, monkeypatch):
+    from collegium.build import build_ingredients, build_student
+    from collegium.recipe_file import load_recipe
+
+    section = f"student={{kind: layer_drop, model: {model_folder('big', 5, layers=4)}, num_layers: 2}}"
+    loaded = load_recipe(recipe, [section])
+    ingredients = build_ingredients(loaded)
+    first = build_student(loaded, ingredients, run_dir=tmp_path)
+    kept = json.loads((tmp_path / "kept_layers.json").read_text())
+    assert len(kept) == first.config.num_hidden_layers == 2
+
+    def again(*_: object) -> None:
+        raise AssertionError("chosen again")
+
+    monkeypatch.setattr("collegium.build.models.choose_layers", again)
+    second = build_student(loaded, ingredients, run_dir=tmp_path)
+    for one, other in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(one, other)
+    (tmp_path / "kept_layers.json").write_text("{")
+    with pytest.raises(DataError, match="holds no list of layers"):
+        build_student(loaded, ingredients, run_dir=tmp_path)
+
+
+def test_trust_is_not_extended_to_another_repository(recipe, monkeypatch):
+    from collegium.build import build_ingredients
+    from collegium.recipe_file import load_recipe
+
+    asked = []
+
+    def load(reference, **options):
+        asked.append((reference, options))
+        return byte_tokenizer()
+
+    monkeypatch.setattr("collegium.build.ingredients.load_tokenizer", load)
+    commit = "a" * 40
+    trusted = f"student={{kind: pretrained, model: x, trust_remote_code: true, revision: {commit}}}"
+    build_ingredients(load_recipe(recipe, [trusted, "student.tokenizer=y"]))
+    build_ingredients(load_recipe(recipe, [trusted]))
+    assert asked == [("y", {}), ("x", {"trust_remote_code": True, "revision": commit})]
+
+
+def test_an_edited_file_is_prepared_anew(recipe, monkeypatch, capsys):
+    change = "data.directory=null"
+    assert run(["prepare", str(recipe), change], monkeypatch, capsys)[0] == 0
+    with (recipe.parent / "cats.txt").open("a") as file:
+        file.write("\none line more about cats and dogs")
+    code, _, err = run(["prepare", str(recipe), change], monkeypatch, capsys)
+    assert code == 0, err
+
+
+def test_a_teacher_with_a_dot_in_its_name(recipe, tmp_path, monkeypatch, capsys):
+    save_adapter(pico_llama(1), tmp_path / "adapter")
+    changes = ["teachers.0.name=v1.5", f"teachers.0.adapter={tmp_path / 'adapter'}"]
+    code, _, err = run(["train", str(recipe), *changes], monkeypatch, capsys)
+    assert code == 0, err
+
+
 def test_student_from_a_configuration(recipe, tmp_path, model_folder, monkeypatch, capsys):
     base = model_folder("base", 5)
     change = f"student={{kind: config, model: {base}, overrides: {{num_hidden_layers: 1}}}}"
@@ -277,9 +413,6 @@ def test_student_from_a_configuration(recipe, tmp_path, model_folder, monkeypatc
 
 def test_adapters_share_their_base(recipe, tmp_path, model_folder, monkeypatch, capsys):
     """Two adapters over one base, and the base itself, are three teachers with one set of weights."""
-    from peft import LoraConfig, get_peft_model
-    from pico import pico_llama
-
     from collegium.build import build_teachers
     from collegium.recipe_file import load_recipe
 

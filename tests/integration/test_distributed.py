@@ -1,5 +1,6 @@
 """Two gloo ranks give what one process gives, under DDP, under fully_shard and in the whole trainer."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -14,14 +15,25 @@ from safetensors.torch import load_file
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("two-ranks")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """What the worker left; run once, also where pytest itself runs in several processes."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "two-ranks"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "done").exists():
+            run_worker(folder)
+            (folder / "done").touch()
+    return folder
+
+
+def run_worker(folder: Path) -> None:
     worker = Path(__file__).with_name("distributed_worker.py")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", worker, folder]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return folder
+    assert done.returncode == 0, done.stderr[-8000:]
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
@@ -52,3 +64,9 @@ def test_trainer_on_two_ranks_is_one_process_with_the_whole_batch(two_ranks, tmp
     theirs = load_file(two_ranks / "trainer.safetensors")
     for name, value in weights_of(ours).items():
         assert torch.allclose(value, theirs[name], atol=2e-5), name
+
+
+def test_a_signal_ends_both_ranks_after_the_same_step(two_ranks):
+    results = [json.loads((two_ranks / f"stopped-{rank}.json").read_text()) for rank in (0, 1)]
+    assert results[0] == results[1] == {"step": 3, "exit_code": 143}
+    assert (two_ranks / "stopped" / "checkpoint-3" / "manifest.json").exists()

@@ -1,7 +1,7 @@
 """Tokenizer and prepared text."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,11 +37,12 @@ def build_ingredients(
 ) -> Ingredients:
     """Load the tokenizer and prepare the text, or find it prepared."""
     student = recipe.student
-    tokenizer = load_tokenizer(
-        student.tokenizer or student.model,
-        revision=None if student.tokenizer else student.revision,
-        trust_remote_code=student.trust_remote_code,
-    )
+    if student.tokenizer:  # another repository: neither the pinned commit nor the trust is meant for it
+        tokenizer = load_tokenizer(student.tokenizer)
+    else:
+        tokenizer = load_tokenizer(
+            student.model, revision=student.revision, trust_remote_code=student.trust_remote_code
+        )
     text = build_text(recipe, tokenizer, on_progress=on_progress)
     return Ingredients(tokenizer, text, vocab_size_of(tokenizer))
 
@@ -63,10 +64,11 @@ def build_text(
         )
         for source in data.sources
     }
+    sources = [build_source(source) for source in data.sources]
     return prepare_text(
-        [build_source(source) for source in data.sources],
+        sources,
         tokenizer,
-        directory=text_directory(recipe, tokenizer),
+        directory=text_directory(recipe, tokenizer, sources),
         block_size=data.block_size,
         held_out_documents=data.held_out_documents,
         add_bos=add_bos,
@@ -79,11 +81,17 @@ def build_text(
     )
 
 
-def text_directory(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Path:
-    """Where the prepared text lies: as the recipe says, else in the cache under its fingerprint."""
+def text_directory(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, sources: Sequence[FileSource | HubSource]
+) -> Path:
+    """Where the prepared text lies: as the recipe says, else in the cache under its fingerprint.
+
+    The content of the sources is part of that, so that an edited file is prepared anew.
+    """
     if recipe.data.directory is not None:
         return Path(recipe.data.directory)
-    content = recipe.data.model_dump_json(exclude={"directory"}) + tokenizer_fingerprint(tokenizer)
+    parts = [tokenizer_fingerprint(tokenizer), *(source.fingerprint for source in sources)]
+    content = recipe.data.model_dump_json(exclude={"directory"}) + "".join(parts)
     return cache_dir() / "prepared" / hashlib.sha256(content.encode()).hexdigest()[:16]
 
 

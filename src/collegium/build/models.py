@@ -1,17 +1,20 @@
 """Teachers and the student."""
 
+import json
 import logging
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from collegium.build.ingredients import Ingredients
 from collegium.contracts import Batch, Teacher
-from collegium.durable import file_digest
-from collegium.errors import DataError, TeacherError
+from collegium.durable import file_digest, write_text
+from collegium.errors import DataError, TeacherError, pass_on_full_disk
 from collegium.pretrained import (
     check_model,
     load_model,
@@ -23,7 +26,7 @@ from collegium.pretrained import (
     resolve_reference,
 )
 from collegium.recipe import ConfigStudentSection, LayerDropStudentSection, LocalTeacherSection, Recipe
-from collegium.student import choose_layers, keep_layers, with_lora
+from collegium.student import check_num_layers, choose_layers, keep_layers, with_lora
 from collegium.teachers.local import LocalTeacher, SharedBase
 from collegium.tokenizer_match import require_same_tokenizer, tokenizer_fingerprint, vocab_size_of
 
@@ -38,20 +41,36 @@ def build_teachers(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, device
         TeacherError: one cannot be loaded, or has another tokenizer.
     """
     bases: dict[str, SharedBase] = {}
-    for section in recipe.teachers:
+    # PEFT allows no dots in the name of an adapter, teachers may have some.
+    adapters = [None if section.adapter is None else f"adapter_{i}" for i, section in enumerate(recipe.teachers)]
+    for section, adapter in zip(recipe.teachers, adapters, strict=True):
         try:
             base = bases.get(_base_key(section)) or _load_base(section, tokenizer, device)
-            if section.adapter is not None:
-                base.add_adapter(
-                    resolve_reference(section.adapter),
-                    section.name,
-                    revision=section.adapter_revision,
-                )
+            if adapter is not None:
+                _add_adapter(base, section, adapter)
         except (DataError, OSError, ValueError) as error:
+            pass_on_full_disk(error)
             raise TeacherError(f"teacher {section.name!r}: {error}") from error
         bases[_base_key(section)] = base
     # Only now: putting an adapter on a base replaces modules that a teacher would have kept.
-    return [_local_teacher(section, bases[_base_key(section)], tokenizer) for section in recipe.teachers]
+    return [
+        _local_teacher(section, bases[_base_key(section)], tokenizer, adapter)
+        for section, adapter in zip(recipe.teachers, adapters, strict=True)
+    ]
+
+
+def _add_adapter(base: SharedBase, section: LocalTeacherSection, name: str) -> None:
+    assert section.adapter is not None, "called for these only"
+    path = resolve_reference(section.adapter)
+    try:
+        base.add_adapter(path, name, revision=section.adapter_revision)
+    except Exception as error:  # of PEFT, safetensors or torch: absent, damaged, or made for another model
+        pass_on_full_disk(error)
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(
+            f"adapter {section.adapter} cannot be put on {section.model} ({type(error).__name__}: {reason}); "
+            "check the path, and that it was made for this model"
+        ) from error
 
 
 def _base_key(section: LocalTeacherSection) -> str:
@@ -77,7 +96,7 @@ def _load_base(
 
 
 def _local_teacher(
-    section: LocalTeacherSection, base: SharedBase, tokenizer: PreTrainedTokenizerBase
+    section: LocalTeacherSection, base: SharedBase, tokenizer: PreTrainedTokenizerBase, adapter: str | None
 ) -> LocalTeacher:
     fingerprint = reference_fingerprint(section.model, base.causal_lm)
     if section.adapter is not None:
@@ -87,7 +106,7 @@ def _local_teacher(
         base,
         vocab_size=vocab_size_of(tokenizer),
         fingerprint=f"{fingerprint}/{section.dtype}/{tokenizer_fingerprint(tokenizer)}",
-        adapter=section.name if section.adapter is not None else None,
+        adapter=adapter,
         weight_temperature=section.weight_temperature,
         target_temperature=section.target_temperature,
     )
@@ -99,26 +118,40 @@ def adapter_fingerprint(folder: str) -> str:
     return file_digest(path)[:16] if path.exists() else folder
 
 
-def build_student(recipe: Recipe, ingredients: Ingredients) -> PreTrainedModel | PeftModel:
+def build_student(
+    recipe: Recipe, ingredients: Ingredients, *, run_dir: Path | None = None
+) -> PreTrainedModel | PeftModel:
     """The student before training, its adapters on it if it has some.
+
+    Args:
+        recipe: The recipe.
+        ingredients: Tokenizer and text.
+        run_dir: Where a choice of layers is read from, or kept: a run that goes on must not choose again.
 
     Raises:
         DataError: the model cannot be loaded.
+        RecipeError: it has no such layers or modules.
     """
     section = recipe.student
     dtype = resolve_dtype(section.dtype)
     if isinstance(section, ConfigStudentSection):
-        model = model_from_config(section.model, overrides=section.overrides, dtype=dtype, seed=recipe.seed)
+        model = model_from_config(
+            section.model,
+            overrides=section.overrides,
+            dtype=dtype,
+            seed=recipe.seed,
+            revision=section.revision,
+        )
     else:
         model = load_model(
             section.model,
             dtype=dtype,
             revision=section.revision,
             trust_remote_code=section.trust_remote_code,
-            device_map=section.device_map,
         )
     if isinstance(section, LayerDropStudentSection):
-        model = keep_layers(model, layers_to_keep(section, model, ingredients))
+        kept = section.keep_layers
+        model = keep_layers(model, chosen_layers(section, model, ingredients, run_dir) if kept is None else kept)
     check_model(model, ingredients.vocab_size, name="student")
     if section.lora is None:
         return model
@@ -134,16 +167,40 @@ def build_student(recipe: Recipe, ingredients: Ingredients) -> PreTrainedModel |
     )
 
 
-def layers_to_keep(
-    section: LayerDropStudentSection, model: PreTrainedModel, ingredients: Ingredients
-) -> Sequence[int]:
-    """As given, or chosen by loss on training blocks."""
-    if section.keep_layers is not None:
-        return section.keep_layers
+def chosen_layers(
+    section: LayerDropStudentSection, model: PreTrainedModel, ingredients: Ingredients, run_dir: Path | None
+) -> list[int]:
+    """The layers whose absence costs most, chosen once by the first rank and kept in `run_dir`."""
     assert section.num_layers is not None, "validated: one of the two is given"
+    state, path = PartialState(), None if run_dir is None else run_dir / "kept_layers.json"
+    check_num_layers(model, section.num_layers)  # on all ranks, so that none waits for one that stopped
+    choice: list[Any] = [None]
+    if state.is_main_process:
+        choice = [_read_layers(path) or _choose_layers(section, model, ingredients)]
+        if path is not None:
+            write_text(path, json.dumps(choice[0]))
+    broadcast_object_list(choice)
+    return list(choice[0])
+
+
+def _read_layers(path: Path | None) -> list[int] | None:
+    if path is None or not path.exists():
+        return None
+    try:
+        return [int(index) for index in json.loads(path.read_text(encoding="utf-8"))]
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{path}: holds no list of layers; delete the run folder and begin anew") from error
+
+
+def _choose_layers(
+    section: LayerDropStudentSection, model: PreTrainedModel, ingredients: Ingredients
+) -> list[int]:
+    assert section.num_layers is not None, "validated: one of the two is given"
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else model.device
     blocks = ingredients.text.train.take(section.calibration_blocks)
-    rows = [blocks[i] for i in range(len(blocks))]
-    batch = Batch.from_inputs(ingredients.collator(rows))
-    kept = choose_layers(model, section.num_layers, [batch])
+    inputs = ingredients.collator([blocks[i] for i in range(len(blocks))])
+    batch = Batch.from_inputs({name: value.to(device) for name, value in inputs.items()})
+    kept = choose_layers(place(model, device), section.num_layers, [batch])
+    place(model, torch.device("cpu"))
     logger.info("keep_layers: %s", kept)
     return kept

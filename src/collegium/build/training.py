@@ -6,10 +6,15 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments
+from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
+    get_available_reporting_integrations,
+)
 
 from collegium.build.ingredients import Ingredients
 from collegium.build.objective import build_objective
 from collegium.contracts import Teacher
+from collegium.errors import RecipeError
 from collegium.evaluation.language_modeling import HeldOut
 from collegium.objective import default_chunk_size
 from collegium.pretrained import resolve_dtype
@@ -28,14 +33,21 @@ def build_held_out(
         max_blocks=recipe.evaluation.max_blocks,
         teachers=teachers,
         device=device,
-        chunk_size=default_chunk_size(ingredients.vocab_size),
+        chunk_size=default_chunk_size(ingredients.vocab_size, device),
     )
 
 
 def build_training_arguments(recipe: Recipe, run_dir: Path) -> TrainingArguments:
-    """Arguments of `transformers.Trainer`."""
+    """Arguments of `transformers.Trainer`.
+
+    Raises:
+        RecipeError: the recipe asks for what this machine does not have.
+    """
     training = recipe.training
     dtype = resolve_dtype(training.precision)
+    if dtype == torch.float16 and not torch.cuda.is_available():
+        raise RecipeError("training.precision: float16 needs a CUDA device; use bfloat16, float32 or auto here")
+    _check_trackers(training.report_to)
     return TrainingArguments(
         output_dir=str(run_dir / "checkpoints"),
         max_steps=training.max_steps or -1,
@@ -52,7 +64,7 @@ def build_training_arguments(recipe: Recipe, run_dir: Path) -> TrainingArguments
         bf16=dtype == torch.bfloat16,
         fp16=dtype == torch.float16,
         save_strategy="steps",
-        save_steps=training.save_every or 10**9,
+        save_steps=training.save_every,
         save_total_limit=training.keep_checkpoints,
         eval_strategy="steps" if training.evaluate_every else "no",
         eval_steps=training.evaluate_every,
@@ -66,6 +78,15 @@ def build_training_arguments(recipe: Recipe, run_dir: Path) -> TrainingArguments
         disable_tqdm=True,
         use_cpu=not torch.cuda.is_available(),
     )
+
+
+def _check_trackers(names: Sequence[str]) -> None:
+    known, installed = sorted(INTEGRATION_TO_CALLBACK), get_available_reporting_integrations()
+    for name in names:
+        if name not in known:
+            raise RecipeError(f"training.report_to: {name!r} is no tracker; known are {', '.join(known)}")
+        if name not in installed:
+            raise RecipeError(f"training.report_to: {name!r} is not installed here; install it, or leave it out")
 
 
 def build_trainer(
@@ -93,5 +114,5 @@ def build_trainer(
     )
     trainer.remove_callback(PrinterCallback)  # it prints every log line as a dict
     if recipe.training.gradient_checkpointing:
-        trainer.distillation_model.gradient_checkpointing_enable()
+        trainer.distillation_model.activation_checkpointing_enable()
     return trainer

@@ -10,7 +10,7 @@ width of 576), so that measuring a student again costs the student's forward pas
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -115,9 +115,13 @@ class HeldOutDomain:
                 totals[self._document_index[number]] += size
         return totals
 
+    def batches(self) -> Iterator[HeldOutBatch]:
+        """All batches, each with its signals on the device while it is used; teachers are asked once."""
+        for held_out in self._scored:
+            yield replace(held_out, signals=tuple(signal.to(self._device) for signal in held_out.signals))
+
     @cached_property
-    def batches(self) -> list[HeldOutBatch]:
-        """All batches; teachers are asked here."""
+    def _scored(self) -> list[HeldOutBatch]:
         starts = range(0, len(self._rows), self._batch_size)
         return [self._batch(slice(start, start + self._batch_size)) for start in starts]
 
@@ -133,7 +137,8 @@ class HeldOutDomain:
         stats = None
         if signals:
             stats = teacher_stats(signals, positions.labels, chunk_size=self.chunk_size)
-        return HeldOutBatch(batch, positions, documents, signals, stats)
+        kept = tuple(signal.to(torch.device("cpu")) for signal in signals)
+        return HeldOutBatch(batch, positions, documents, kept, stats)
 
     def sum_by_document(self, figures: Iterator[tuple[HeldOutBatch, dict[str, Tensor]]]) -> DocumentSums:
         """Add up per-position figures."""
@@ -205,7 +210,7 @@ class Rule:
 
 def _student_of(domain: HeldOutDomain, trunk: Trunk, head: Head, names: Sequence[str]) -> DocumentSums:
     def figures() -> Iterator[tuple[HeldOutBatch, dict[str, Tensor]]]:
-        for held_out in domain.batches:
+        for held_out in domain.batches():
             hidden = held_out.positions.select(trunk(held_out.batch))  # [N D]
             parts = [
                 _student_chunk(held_out, hidden[rows], head, rows, names)
@@ -246,13 +251,14 @@ def _targets_of(
     domain: HeldOutDomain, names: Sequence[str], rules: Mapping[str, Rule], conflict_of: Rule | None
 ) -> DocumentSums:
     def figures() -> Iterator[tuple[HeldOutBatch, dict[str, Tensor]]]:
-        for held_out in domain.batches:
+        for held_out in domain.batches():
             stats = held_out.stats
             assert stats is not None, "targets are measured with teachers"
             values = {}
             for m, name in enumerate(names):
                 values[f"teacher/{name}/nll"] = stats.cross_entropy[:, m]
                 values[f"teacher/{name}/entropy"] = stats.entropy[:, m]
+                values[f"teacher/{name}/weight_nll"] = stats.weight_cross_entropy[:, m]
             for name, rule in rules.items():
                 weights = rule.weighting(stats, held_out.positions)
                 values[f"rule/{name}/nll"] = _rule_nll(rule.fusion, weights, held_out, stats, domain.chunk_size)

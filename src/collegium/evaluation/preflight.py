@@ -31,8 +31,8 @@ class Preflight:
         teachers: Loss of each teacher.
         rules: Loss of each fused target.
         oracle: Loss of the best teacher of each domain.
-        calibration_gap: Mean loss minus mean entropy of each teacher; 0 is calibrated, above is
-            over-confident.
+        calibration_gap: Mean loss minus mean entropy of each teacher, both at its weight temperature; 0 is
+            calibrated, above is over-confident.
         conflict: Jensen-Shannon divergence among teachers, by the recipe's rule.
         verdict: What follows, in words.
     """
@@ -66,8 +66,9 @@ def run_preflight(
     names = [teacher.name for teacher in held_out.teachers]
     teachers = {name: _row(sums, f"teacher/{name}/nll") for name in names}
     entropies = {name: _row(sums, f"teacher/{name}/entropy") for name in names}
+    weight_losses = {name: _row(sums, f"teacher/{name}/weight_nll") for name in names}
     gaps = {
-        name: {domain: teachers[name][domain] - entropies[name][domain] for domain in teachers[name]}
+        name: {domain: weight_losses[name][domain] - entropies[name][domain] for domain in teachers[name]}
         for name in names
     }
     rule_losses = {name: _row(sums, f"rule/{name}/nll") for name in rules}

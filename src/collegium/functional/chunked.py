@@ -107,8 +107,7 @@ def select_valid(logits: Float[Tensor, "n V"], valid: Bool[Tensor, " n"]) -> Flo
 def teacher_stats(signals: Sequence[TeacherSignal], labels: Int[Tensor, " N"], *, chunk_size: int) -> TeacherStats:
     """Entropy, cross-entropy and validity of every teacher at every position, a chunk at a time."""
     columns = [_stats_of_teacher(signal, labels, chunk_size) for signal in signals]
-    entropies, cross_entropies, valid = (torch.stack(column, -1) for column in zip(*columns, strict=True))
-    return TeacherStats(entropies, cross_entropies, valid)
+    return TeacherStats(*(torch.stack(column, -1) for column in zip(*columns, strict=True)))
 
 
 def _stats_of_teacher(signal: TeacherSignal, labels: Tensor, chunk_size: int) -> tuple[Tensor, ...]:
@@ -116,7 +115,8 @@ def _stats_of_teacher(signal: TeacherSignal, labels: Tensor, chunk_size: int) ->
     return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
 
-def _stats_of_rows(signal: TeacherSignal, labels: Tensor, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+def _stats_of_rows(signal: TeacherSignal, labels: Tensor, rows: slice) -> tuple[Tensor, ...]:
+    """Entropy, cross-entropies at the target and at the weight temperature, and validity."""
     logits = full_precision(signal.logits(rows))  # [n V]
     weight_logprobs = _log_softmax(logits, signal.weight_temperature)
     entropies = entropy(weight_logprobs)
@@ -126,9 +126,9 @@ def _stats_of_rows(signal: TeacherSignal, labels: Tensor, rows: slice) -> tuple[
         valid = valid & signal.valid[rows]
     same = signal.target_temperature == signal.weight_temperature
     logprobs = weight_logprobs if same else _log_softmax(logits, signal.target_temperature)
-    gold = logprobs.gather(-1, labels[:, None]).squeeze(-1)
+    figures = (entropies, *(-p.gather(-1, labels[:, None]).squeeze(-1) for p in (logprobs, weight_logprobs)))
     uniform = math.log(logits.shape[-1])  # what an absent teacher counts as, where it is counted at all
-    return entropies.masked_fill(~valid, uniform), -gold.masked_fill(~valid, -uniform), valid
+    return *(figure.masked_fill(~valid, uniform) for figure in figures), valid
 
 
 def _log_softmax(logits: Tensor, temperature: float) -> Tensor:

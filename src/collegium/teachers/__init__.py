@@ -1,6 +1,8 @@
 """Teachers: whatever can score tokens. Callers need not know of what kind one is."""
 
 import re
+from collections import Counter
+from collections.abc import Sequence
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -11,26 +13,59 @@ from collegium.teachers.local import LocalTeacher
 from collegium.tokenizer_match import require_same_tokenizer, vocab_size_of
 
 
-def as_teacher(
-    teacher: Teacher | PreTrainedModel | str,
+def as_teachers(
+    teachers: Sequence[Teacher | PreTrainedModel | str],
     tokenizer: PreTrainedTokenizerBase,
     *,
+    names: Sequence[str] = (),
     device: torch.device,
-) -> Teacher:
-    """A teacher as it is, or a local one from a model or its name.
+) -> list[Teacher]:
+    """Teachers as they are, and local ones from models and their names.
 
     Args:
-        teacher: A teacher, a causal language model, or a hub id or folder.
-        tokenizer: The student's, which the teacher's must equal where it is known.
+        teachers: Teachers, causal language models, hub ids or folders.
+        tokenizer: The student's, which a teacher's must equal where it is known.
+        names: What to call them; by default after the model, numbered where two are alike.
         device: Where a model that is loaded or given goes.
 
     Raises:
-        DataError: the model cannot be loaded, or has another tokenizer.
+        DataError: a model cannot be loaded, or has another tokenizer.
+        ValueError: the names do not fit the teachers.
     """
+    if names and len(names) != len(teachers):
+        raise ValueError(f"the objective names {len(names)} teachers {list(names)}, but {len(teachers)} are given")
+    chosen = list(names) or _different([_name_of(teacher) for teacher in teachers])
+    found = [
+        _local_teacher(name, teacher, tokenizer, device) if isinstance(teacher, str | PreTrainedModel) else teacher
+        for name, teacher in zip(chosen, teachers, strict=True)
+    ]
+    actual = [teacher.name for teacher in found]
+    if (names and actual != list(names)) or len(set(actual)) != len(actual):
+        raise ValueError(f"the teachers are called {actual}, the objective names {list(names)}; make them fit")
+    return found
+
+
+def _name_of(teacher: Teacher | PreTrainedModel | str) -> str:
     if not isinstance(teacher, str | PreTrainedModel):
-        return teacher
-    reference = teacher if isinstance(teacher, str) else str(teacher.config.name_or_path or "teacher")
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", reference.rstrip("/").rsplit("/", 1)[-1]) or "teacher"
+        return teacher.name
+    reference = teacher if isinstance(teacher, str) else str(teacher.config.name_or_path)
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", reference.rstrip("/").rsplit("/", 1)[-1]) or "teacher"
+
+
+def _different(names: Sequence[str]) -> list[str]:
+    """The same names, numbered where several are alike."""
+    counts = Counter(names)
+    seen: Counter[str] = Counter()
+    result = []
+    for name in names:
+        seen[name] += 1
+        result.append(f"{name}-{seen[name]}" if counts[name] > 1 else name)
+    return result
+
+
+def _local_teacher(
+    name: str, teacher: PreTrainedModel | str, tokenizer: PreTrainedTokenizerBase, device: torch.device
+) -> LocalTeacher:
     if isinstance(teacher, str):
         require_same_tokenizer(tokenizer, load_tokenizer(teacher), name=name)
         model = load_model(teacher, dtype=torch.float32)

@@ -27,7 +27,7 @@ from collegium.contracts import (
     TeacherOutput,
 )
 from collegium.head import ProjectionHead
-from collegium.pretrained import causal_lm_of, place, trunk_of
+from collegium.pretrained import causal_lm_of, trunk_of
 
 
 @dataclass
@@ -94,7 +94,7 @@ class LocalTeacher:
         target_temperature: Divides the logits of the distribution that is mixed.
     """
 
-    provides = frozenset({Capability.TOP_K, Capability.FULL_VOCAB, Capability.HIDDEN_STATES})
+    provides = frozenset({Capability.FULL_VOCAB, Capability.HIDDEN_STATES})
 
     def __init__(
         self,
@@ -128,20 +128,16 @@ class LocalTeacher:
         """Number of its layers."""
         return int(self._base.causal_lm.config.get_text_config().num_hidden_layers)
 
-    def to(self, device: torch.device) -> None:
-        """Move the weights, unless a device map placed them."""
-        if getattr(self._base.causal_lm, "hf_device_map", None) is None:
-            place(self._base.model, device)
-
     @torch.no_grad()
     def score(self, batch: Batch, positions: Positions, *, need: frozenset[Capability]) -> TeacherOutput:
         """Run the trunk. See `collegium.contracts.Teacher`."""
         self._base.select(self._adapter)
+        device = next(self._base.causal_lm.get_input_embeddings().parameters()).device
         wants_features = Capability.HIDDEN_STATES in need
         with torch.autocast(batch.input_ids.device.type, enabled=False):
             output = trunk_of(self._base.model)(
-                input_ids=batch.input_ids,
-                position_ids=batch.position_ids,
+                input_ids=batch.input_ids.to(device),
+                position_ids=batch.position_ids.to(device),
                 use_cache=False,
                 output_hidden_states=wants_features,
             )

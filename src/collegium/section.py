@@ -1,0 +1,39 @@
+"""What all sections of a recipe have in common: strictness, names and lists. No torch here."""
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo
+
+
+T = TypeVar("T")
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Many = Annotated[tuple[T, ...], Field(strict=False)]  # YAML has lists
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
+def names_differ(items: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:
+    """Refuse a name that is there twice, or that every table has already."""
+    names = [item.name for item in items]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{info.field_name} must have different names, but {', '.join(repeated)} is there twice")
+    if taken := sorted({"all", "common", "mean"} & set(names)):
+        raise ValueError(f"{info.field_name} may not be named {taken[0]!r}, which is a column of every table")
+    return items
+
+
+def can_be_trained(dtype: str) -> str:
+    """Refuse a type in which weights cannot be trained."""
+    if dtype == "float16":
+        raise ValueError(
+            "trained weights need float32 or bfloat16; for float16 products set training.precision (autocast)"
+        )
+    return dtype
+
+
+class Section(BaseModel):
+    """A part of a recipe: frozen, and nothing unknown in it; `true` is no number, nor are NaN and infinity."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
