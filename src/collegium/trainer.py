@@ -36,7 +36,7 @@ from collegium.contracts import (
 from collegium.data.blocks import PackedBlocks, pack_documents
 from collegium.data.collate import BlockCollator
 from collegium.data.order import StatelessOrder
-from collegium.errors import DataError, NumericError, TeacherError
+from collegium.errors import DataError, NumericError, RecipeError, TeacherError
 from collegium.evaluation.language_modeling import DocumentSums, HeldOut
 from collegium.head import ProjectionHead
 from collegium.metrics import MeanAccumulator
@@ -111,7 +111,7 @@ class DistillationTrainer(Trainer):
             optimizers=optimizers,
         )
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ValueError(
+            raise RecipeError(
                 "FSDP and DeepSpeed are not supported by this trainer yet; use DDP (torchrun, accelerate launch). "
                 "DistillationModel itself can be sharded with fully_shard"
             )
