@@ -23,6 +23,11 @@ def pass_on_full_disk(error: BaseException) -> None:
         cause = cause.__cause__ or cause.__context__
 
 
+def one_line(error: BaseException, limit: int = 200) -> str:
+    """What an error of a library says, in one line of at most `limit` characters."""
+    return " ".join(str(error).split())[:limit]
+
+
 class UserError(Exception):
     """A mistake or a mishap that a user can mend; its text says how."""
 

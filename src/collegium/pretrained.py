@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from collegium.durable import disk_errors, file_digest
-from collegium.errors import DataError, pass_on_full_disk
+from collegium.errors import DataError, one_line, pass_on_full_disk
 from collegium.head import ProjectionHead
 
 
@@ -310,4 +310,4 @@ def _unloadable(what: str, reference: str, error: Exception) -> DataError:
 
 
 def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return f"{type(error).__name__}: {one_line(error)}"

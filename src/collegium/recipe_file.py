@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from collegium.errors import RecipeError
+from collegium.errors import RecipeError, one_line
 from collegium.recipe import Recipe
 from collegium.section import Section
 
@@ -93,7 +93,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}; give the path of a YAML recipe") from None
     except (YAMLError, UnicodeDecodeError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error, 300)
         raise RecipeError(f"{path}: not valid YAML: {reason}") from None
     if not isinstance(content, dict):
         raise RecipeError(f"{path}: holds {type(content).__name__}, not a mapping with keys such as `student:`")
@@ -132,7 +132,7 @@ def _parse_value(text: str, key: str) -> Any:
     try:
         return _yaml().load(text)
     except YAMLError as error:
-        raise RecipeError(f"{key}: {text!r} is not a YAML value: {' '.join(str(error).split())[:200]}") from None
+        raise RecipeError(f"{key}: {text!r} is not a YAML value: {one_line(error)}") from None
 
 
 def _list_index(items: list[Any], part: str, key: str) -> int:

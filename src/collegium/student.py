@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from collegium.contracts import Batch, predicted_positions
-from collegium.errors import DataError, RecipeError
+from collegium.errors import DataError, RecipeError, one_line
 from collegium.functional.chunked import chunks, full_precision
 from collegium.head import ProjectionHead
 from collegium.pretrained import last_hidden_states
@@ -164,7 +164,7 @@ def with_lora(
     try:
         peft_model = get_peft_model(model, config)
     except ValueError as error:
-        raise RecipeError(f"student.lora: {' '.join(str(error).split())[:200]}") from error
+        raise RecipeError(f"student.lora: {one_line(error)}") from error
     assert isinstance(peft_model, PeftModel)
     peft_model.peft_config["default"].base_model_name_or_path = reference
     return peft_model

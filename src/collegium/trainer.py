@@ -148,7 +148,8 @@ class DistillationTrainer(Trainer):
         outputs = [teacher.score(batch, positions, need=need) for teacher in self.teachers] if need else []
         result = model(batch, positions, outputs, counts)
         self._means.add(result.metrics)
-        self._step_means.add({k: v for k, v in result.metrics.items() if k in _BALANCED})
+        if self._balances:
+            self._step_means.add({k: v for k, v in result.metrics.items() if k in _BALANCED})
         loss = result.loss * self.accelerator.num_processes  # DDP and FSDP average over ranks
         return (loss, result) if return_outputs else loss
 
@@ -170,11 +171,20 @@ class DistillationTrainer(Trainer):
                 f"step {self.state.global_step + 1}: the gradient is not finite ({float(norm)}), the student "
                 "was not changed; lower training.learning_rate or raise warmup_steps, and start anew"
             )
-        if self.objective.feature is not None and self.objective.feature.balance:
-            means = self._step_means.pop()
-            main = "kd_loss" if self.objective.kd_weight > 0 else "cross_entropy"
-            self.objective.feature.rebalance(means["feature_loss"], means.get(main, 0.0))
+        if self._balances:
+            self._rebalance()
         return norm
+
+    @property
+    def _balances(self) -> bool:
+        return self.objective.feature is not None and self.objective.feature.balance
+
+    def _rebalance(self) -> None:
+        """Fit the feature term's scale to the step that is done."""
+        assert self.objective.feature is not None
+        means = self._step_means.pop()
+        main = "kd_loss" if self.objective.kd_weight > 0 else "cross_entropy"
+        self.objective.feature.rebalance(means["feature_loss"], means.get(main, 0.0))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the objective's metrics to a training log line; stop on a teacher that is bad too often."""

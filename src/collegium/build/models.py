@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from collegium.build.ingredients import Ingredients
 from collegium.contracts import Batch, Teacher
 from collegium.durable import file_digest, write_text
-from collegium.errors import DataError, TeacherError, pass_on_full_disk
+from collegium.errors import DataError, TeacherError, one_line, pass_on_full_disk
 from collegium.pretrained import (
     check_model,
     load_model,
@@ -66,7 +66,7 @@ def _add_adapter(base: SharedBase, section: LocalTeacherSection, name: str) -> N
         base.add_adapter(path, name, revision=section.adapter_revision)
     except Exception as error:  # of PEFT, safetensors or torch: absent, damaged, or made for another model
         pass_on_full_disk(error)
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise DataError(
             f"adapter {section.adapter} cannot be put on {section.model} ({type(error).__name__}: {reason}); "
             "check the path, and that it was made for this model"

@@ -26,7 +26,7 @@ from collegium.data.readers import (
     read_parquet,
     read_separated,
 )
-from collegium.errors import DataError
+from collegium.errors import DataError, one_line
 
 
 class Source(Protocol):
@@ -237,7 +237,7 @@ class HubSource:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             return error
         asked = f"config {self._config}, split {self._split}, revision {self._revision}"
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error, 300)
         offline = " (HF_HUB_OFFLINE is set)" if datasets.config.HF_HUB_OFFLINE else ""
         return DataError(
             f"source {self.name!r}: {self._dataset} ({asked}) could not be read{offline}: "
