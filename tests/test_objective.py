@@ -20,9 +20,10 @@ from collegium.data.collate import BlockCollator
 from collegium.functional.chunked import KdTarget
 from collegium.functional.divergences import forward_kl
 from collegium.functional.fusion import mixture_logprobs
+from collegium.functional.weighting import Weighting
 from collegium.head import ProjectionHead
 from collegium.model import DistillationModel
-from collegium.objective import FeatureTerm, Objective, Weighting, default_chunk_size
+from collegium.objective import FeatureTerm, Objective, default_chunk_size
 from collegium.pretrained import last_hidden_states
 from collegium.teachers.local import LocalTeacher
 
@@ -329,7 +330,7 @@ def test_impossible_settings_are_refused():
 
 def test_chunks_fill_their_buffer():
     assert default_chunk_size(49_152, torch.device("cpu")) == 128
-    assert default_chunk_size(10**9, torch.device("cpu")) == 16
+    assert default_chunk_size(10**9, torch.device("cpu")) == 128
 
 
 def test_teachers_hidden_states_are_not_changed_by_scoring_twice():

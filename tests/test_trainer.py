@@ -291,7 +291,8 @@ def test_parity_with_the_plain_trainer_on_cross_entropy(tmp_path):
     theirs.train()
     expected = dict(theirs.model.named_parameters())
     for name, value in ours.distillation_model.student.named_parameters():
-        assert torch.allclose(value, expected[name], atol=1e-6), name
+        # Adam divides a gradient of 1e-9 by itself, and so enlarges the rounding of other products.
+        assert torch.allclose(value, expected[name], atol=1e-5), name
 
 
 def test_best_model_selection_is_refused(tmp_path):

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collegium.functional.chunked import KdTarget
-    from collegium.objective import FeatureTerm, Objective, Weighting
+    from collegium.functional.weighting import Weighting
+    from collegium.objective import FeatureTerm, Objective
     from collegium.teachers.local import LocalTeacher
     from collegium.trainer import DistillationTrainer
 
@@ -30,7 +31,7 @@ _PLACES = {
     "KdTarget": "collegium.functional.chunked",
     "LocalTeacher": "collegium.teachers.local",
     "Objective": "collegium.objective",
-    "Weighting": "collegium.objective",
+    "Weighting": "collegium.functional.weighting",
 }
 
 

@@ -33,8 +33,8 @@ from collegium.errors import DataError, RecipeError
 from collegium.evaluation.language_modeling import DocumentSums, HeldOut, Rule
 from collegium.evaluation.preflight import Preflight, run_preflight
 from collegium.evaluation.summary import summarize
+from collegium.functional.weighting import Weighting
 from collegium.head import ProjectionHead
-from collegium.objective import Weighting
 from collegium.pretrained import check_model, last_hidden_states, load_model, load_tokenizer, place
 from collegium.recipe import EvaluationSection, Recipe
 from collegium.recipe_file import differences, dump_recipe, load_recipe

@@ -28,6 +28,34 @@ Head = Callable[[Tensor], Tensor]
 """Maps hidden states [n D] to logits [n V]."""
 
 
+@dataclass(frozen=True)
+class LinearHead:
+    """What a head computes, where that is all: cap(scale * (hidden @ weight^T + bias)).
+
+    Attributes:
+        weight: Rows beyond `vocab_size` are padding.
+        bias: Added to the product, if there is one.
+        vocab_size: Number of logits.
+        scale: Multiplies the logits.
+        softcap: Bounds them to (-softcap, softcap) by tanh, after the scale.
+    """
+
+    weight: Float[Tensor, "P D"]
+    bias: Float[Tensor, " P"] | None
+    vocab_size: int
+    scale: float = 1.0
+    softcap: float | None = None
+
+
+@runtime_checkable
+class TransparentHead(Protocol):
+    """A head that can say what it computes, so that a loss can fuse it."""
+
+    def as_linear(self) -> LinearHead | None:
+        """The linear map, or None where the module itself must be called."""
+        ...
+
+
 class Capability(StrEnum):
     """What a teacher can provide, and what a term of the objective may need."""
 
@@ -150,7 +178,58 @@ class DenseSignal:
         return self.logprobs[rows]
 
 
-TeacherSignal = ProjectedSignal | DenseSignal
+@dataclass(frozen=True)
+class TopKSignal:
+    """The most probable tokens of a teacher, with exact figures of its full distribution.
+
+    What is not listed shares `1 - sum(exp(logprobs))` evenly. An entropy or a label's probability taken
+    from the list alone would be wrong: at k = 64 the list holds 0.86 of the mass and says 2.0 nats
+    where the truth is 2.9.
+
+    Attributes:
+        token_ids: Different ids in each row.
+        logprobs: Their log-probabilities under the full distribution, not renormalised.
+        entropy: Of the full distribution.
+        label_logprob: Log-probability of the label under the full distribution.
+        vocab_size: Student's vocabulary.
+        valid: False where the teacher says nothing; None means valid everywhere.
+    """
+
+    token_ids: Int[Tensor, "N K"]
+    logprobs: Float[Tensor, "N K"]
+    entropy: Float[Tensor, " N"]
+    label_logprob: Float[Tensor, " N"]
+    vocab_size: int
+    valid: Bool[Tensor, " N"] | None = None
+
+    weight_temperature = 1.0
+    target_temperature = 1.0
+
+    def __len__(self) -> int:
+        return self.token_ids.shape[0]
+
+    def to(self, device: torch.device) -> "TopKSignal":
+        """The same signal with its tensors on `device`."""
+        return replace(
+            self,
+            token_ids=self.token_ids.to(device),
+            logprobs=self.logprobs.to(device),
+            entropy=self.entropy.to(device),
+            label_logprob=self.label_logprob.to(device),
+            valid=None if self.valid is None else self.valid.to(device),
+        )
+
+    def logits(self, rows: slice) -> Float[Tensor, "n V"]:
+        """Log-probabilities of these rows over the whole vocabulary."""
+        kept = self.logprobs[rows]
+        kept = kept if kept.dtype == torch.float64 else kept.float()
+        num_rest = self.vocab_size - kept.shape[1]
+        rest = (1.0 - kept.exp().sum(-1, keepdim=True)).clamp_min(0.0) / max(num_rest, 1)
+        logprobs = rest.log().expand(-1, self.vocab_size).contiguous()
+        return logprobs.scatter_(-1, self.token_ids[rows], kept)
+
+
+TeacherSignal = ProjectedSignal | DenseSignal | TopKSignal
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from collegium.contracts import LinearHead
+from collegium.functional.products import project
+
 
 @dataclass(frozen=True)
 class ProjectionHead:
@@ -33,12 +36,31 @@ class ProjectionHead:
     def __call__(self, hidden: Float[Tensor, "n D"]) -> Float[Tensor, "n V"]:
         """Logits over the first `vocab_size` tokens, on the device of `hidden` wherever the head is."""
         device = next(self.projection.parameters()).device
-        logits: Tensor = self.projection(hidden.to(device))[..., : self.vocab_size].to(hidden.device)
+        logits = self._project(hidden.to(device)).to(hidden.device)
         if self.scale != 1.0:
             logits = logits * self.scale
         if self.softcap is not None:
             logits = torch.tanh(logits / self.softcap) * self.softcap
         return logits
+
+    def _project(self, hidden: Tensor) -> Tensor:
+        """By the machine's fastest product where no gradient is needed and the module has nothing to add."""
+        linear = None if torch.is_grad_enabled() else self.as_linear()
+        if linear is None or torch.is_autocast_enabled(hidden.device.type) or hidden.dtype != linear.weight.dtype:
+            logits: Tensor = self.projection(hidden)[..., : self.vocab_size]
+            return logits
+        bias = None if linear.bias is None else linear.bias[: self.vocab_size]
+        return project(hidden, linear.weight[: self.vocab_size], bias)
+
+    def as_linear(self) -> LinearHead | None:
+        """The map itself; None where calling the module does more: adapters, hooks, sharded weights."""
+        module = self.projection
+        hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
+        if any(hooks) or "forward" in vars(module):
+            return None
+        if type(module) is not nn.Linear or type(module.weight) not in (nn.Parameter, Tensor):
+            return None
+        return LinearHead(module.weight, module.bias, self.vocab_size, self.scale, self.softcap)
 
     @classmethod
     def from_model(cls, model: PreTrainedModel, vocab_size: int) -> "ProjectionHead":

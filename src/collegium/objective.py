@@ -6,7 +6,6 @@ trained besides the student (the feature term's projections); they never reach t
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -19,26 +18,14 @@ from collegium.contracts import (
     LossOutput,
     Positions,
     TeacherOutput,
-    TeacherSignal,
     TeacherStats,
 )
-from collegium.functional.chunked import (
-    DistillationSums,
-    KdTarget,
-    distillation_sums,
-    teacher_stats,
-)
+from collegium.functional.chunked import DistillationSums, KdTarget
 from collegium.functional.divergences import forward_kl
 from collegium.functional.features import LayerMap, layer_pairs, squared_error
+from collegium.functional.fused import distillation_loss
 from collegium.functional.fusion import mixture_logprobs
-from collegium.functional.weighting import (
-    WeightingName,
-    entropy_weights,
-    group_mean,
-    static_weights,
-    uniform_weights,
-    window_groups,
-)
+from collegium.functional.weighting import Weighting
 from collegium.metrics import Mean
 
 
@@ -48,42 +35,6 @@ BUFFER_BYTES = {"cpu": 24 * 2**20, "cuda": 128 * 2**20}
 On a CPU the C library keeps freed buffers below 32 MB; above, every one is mapped and cleared anew,
 which cost a third of the time of a measurement. A GPU wants larger products.
 """
-
-
-@dataclass(frozen=True)
-class Weighting:
-    """How much each teacher counts at each position.
-
-    Attributes:
-        kind: `uniform`, `static` or `entropy`.
-        granularity: Stretch over which entropies are averaged: `token`, `sequence` or `window:W`.
-        tau: Sharpness of `entropy`, in nats.
-        values: Weight of each teacher, for `static`.
-    """
-
-    kind: WeightingName = "entropy"
-    granularity: str = "window:128"
-    tau: float = 0.25
-    values: tuple[float, ...] | None = None
-
-    def __call__(self, stats: TeacherStats, positions: Positions) -> Tensor:
-        """Weights [N M]; rows sum to 1 over valid teachers."""
-        if self.kind == "uniform":
-            return uniform_weights(stats.valid, dtype=stats.entropy.dtype)
-        if self.kind == "static":
-            assert self.values is not None, "static weights have values"
-            return static_weights(stats.entropy.new_tensor(self.values), stats.valid)
-        entropy, valid = stats.entropy, stats.valid
-        if self.granularity != "token":
-            groups = window_groups(positions.segments, positions.offsets, self.window)
-            entropy, _ = group_mean(entropy, valid, groups)
-        return entropy_weights(entropy, tau=self.tau, valid=valid)
-
-    @property
-    def window(self) -> int | None:
-        """Tokens of a window; None for a whole sequence."""
-        _, colon, size = self.granularity.partition(":")
-        return int(size) if colon else None
 
 
 class FeatureTerm(nn.Module):
@@ -169,6 +120,7 @@ class Objective(nn.Module):
         weighting: How much each teacher counts.
         feature_weight: Weight of the feature term.
         feature: The term, if feature_weight is above 0.
+        label_smoothing: Share of a label's probability that the cross-entropy spreads over the vocabulary.
         max_invalid_fraction: Share of bad positions above which a teacher stops the run.
         chunk_size: Positions whose logits are alive at once; None follows from `BUFFER_BYTES`.
     """
@@ -182,12 +134,15 @@ class Objective(nn.Module):
         weighting: Weighting | None = None,
         feature_weight: float = 0.0,
         feature: FeatureTerm | None = None,
+        label_smoothing: float = 0.0,
         max_invalid_fraction: float = 0.01,
         chunk_size: int | None = None,
     ) -> None:
         super().__init__()
         if not 0.0 <= kd_weight <= 1.0:
             raise ValueError(f"kd_weight is {kd_weight}; it must lie in [0, 1]")
+        if not 0.0 <= label_smoothing < 1.0:
+            raise ValueError(f"label_smoothing is {label_smoothing}; it must lie in [0, 1)")
         if (feature_weight > 0) != (feature is not None):
             raise ValueError("feature_weight above 0 and a feature term go together")
         self.teacher_names = tuple(teacher_names)
@@ -196,6 +151,7 @@ class Objective(nn.Module):
         self.weighting = weighting or Weighting()
         self.feature_weight = feature_weight
         self.feature = feature
+        self.label_smoothing = label_smoothing
         self.max_invalid_fraction = max_invalid_fraction
         self.chunk_size = chunk_size
 
@@ -230,42 +186,25 @@ class Objective(nn.Module):
         """
         signals = [output.signal for output in outputs] if self.kd_weight > 0 else []
         chunk_size = self.chunk_size or default_chunk_size(vocab_size, student_hidden.device)
-        stats, weights = self.weigh(signals, positions, chunk_size)
-        sums = distillation_sums(
+        sums = distillation_loss(
             student_hidden,
             student_head,
-            positions.labels,
+            positions,
             signals,
-            weights,
-            stats.valid,
+            self.weighting,
             target=self.target,
+            kd_weight=self.kd_weight,
+            label_smoothing=self.label_smoothing,
             chunk_size=chunk_size,
         )
-        loss = self._mix(sums) / counts.predicted.clamp_min(1)
-        metrics = self._metrics(sums, stats, weights)
+        loss = sums.loss / counts.predicted.clamp_min(1)
+        metrics = self._metrics(sums, sums.stats, sums.weights)
         if self.feature is not None:
             assert student_states is not None, "the feature term reads all hidden states"
             feature = self.feature(student_states, outputs, batch.attention_mask)
             loss = loss + self.feature_weight * feature / counts.attended.clamp_min(1)
             metrics["feature_loss"] = Mean(feature.detach(), batch.attention_mask.sum())
         return LossOutput(loss, metrics)
-
-    def weigh(
-        self, signals: Sequence[TeacherSignal], positions: Positions, chunk_size: int
-    ) -> tuple[TeacherStats, Tensor]:
-        """Statistics and weights of the teachers at every position."""
-        if not signals:
-            empty = positions.labels.new_zeros((len(positions), 0), dtype=torch.float32)
-            return TeacherStats(empty, empty, empty, empty.bool()), empty
-        stats = teacher_stats(signals, positions.labels, chunk_size=chunk_size)
-        weights = self.weighting(stats, positions)
-        assert not weights.requires_grad, "weights of frozen teachers carry no gradient"
-        return stats, weights
-
-    def _mix(self, sums: DistillationSums) -> Tensor:
-        if self.kd_weight == 0.0:  # exactly cross-entropy, bit for bit
-            return sums.cross_entropy
-        return self.kd_weight * sums.kd + (1.0 - self.kd_weight) * sums.cross_entropy
 
     def _metrics(self, sums: DistillationSums, stats: TeacherStats, weights: Tensor) -> dict[str, Mean]:
         num_positions = torch.tensor(len(weights), device=weights.device)
@@ -305,6 +244,10 @@ class Objective(nn.Module):
         return {name: share for name, share in shares.items() if share > self.max_invalid_fraction}
 
 
+MIN_CHUNK_SIZE = 128
+"""Below, a product waits for the head's weights: with 64 positions each takes 1.2 times as long."""
+
+
 def default_chunk_size(vocab_size: int, device: torch.device) -> int:
-    """Positions whose float32 logits fill one buffer of `BUFFER_BYTES`; at least 16."""
-    return max(16, BUFFER_BYTES.get(device.type, BUFFER_BYTES["cuda"]) // (4 * vocab_size))
+    """Positions whose float32 logits fill one buffer of `BUFFER_BYTES`; at least `MIN_CHUNK_SIZE`."""
+    return max(MIN_CHUNK_SIZE, BUFFER_BYTES.get(device.type, BUFFER_BYTES["cuda"]) // (4 * vocab_size))

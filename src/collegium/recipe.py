@@ -1,7 +1,7 @@
 """The whole user-facing configuration: what a recipe may say. No torch here.
 
-Sections are frozen and refuse unknown keys; the text under a field documents it. Components never see a
-recipe: `collegium.build` turns sections into plain arguments. `collegium.recipe_file` reads and writes it.
+Sections are frozen and refuse unknown keys; the text under a field documents it. `collegium.build` turns
+sections into plain arguments, `collegium.recipe_file` reads and writes them.
 """
 
 import hashlib
@@ -268,6 +268,8 @@ class ObjectiveSection(Section):
     """Softens student and target alike; 1 is best for language models."""
     scale_by_squared_temperature: bool = True
     """Multiply the distillation loss by kd_temperature squared; never done for total_variation."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of a label's probability that the cross-entropy spreads over the vocabulary."""
     feature_weight: float = Field(default=0.0, ge=0)
     """Weight of the feature loss; 0 leaves it out."""
     feature: FeatureSection = FeatureSection()
@@ -389,9 +391,8 @@ class Recipe(Section):
         """What decides the result: not names and folders, nor how training is watched and measured."""
         watching = {"num_workers", "report_to", "log_every", "save_every", "keep_checkpoints", "evaluate_every"}
         neutral: Any = {"data": {"directory"}, "training": watching | {"chunk_size"}}
-        return self.model_dump(
-            mode="json", exclude=dict.fromkeys(("name", "output_dir", "evaluation"), True) | neutral
-        )
+        neutral |= dict.fromkeys(("name", "output_dir", "evaluation"), True)
+        return self.model_dump(mode="json", exclude=neutral)
 
     @property
     def fingerprint(self) -> str:

@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 
 from collegium.contracts import Batch, predicted_positions
 from collegium.errors import DataError, RecipeError, one_line
-from collegium.functional.chunked import chunks, full_precision
+from collegium.functional.chunked import chunks
+from collegium.functional.elementwise import full_precision
 from collegium.head import ProjectionHead
 from collegium.pretrained import last_hidden_states
 

@@ -9,10 +9,13 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from collegium.contracts import ProjectedSignal
-from collegium.functional.chunked import KdTarget, distillation_sums, teacher_stats
+from collegium.contracts import Positions, ProjectedSignal
+from collegium.functional import chunked, elementwise, fused
+from collegium.functional.chunked import KdTarget, teacher_stats
 from collegium.functional.divergences import forward_kl, generalized_jsd, reverse_kl
 from collegium.functional.fusion import geometric_logprobs, mixture_logprobs
+from collegium.functional.weighting import Weighting
+from collegium.head import ProjectionHead
 
 
 CHUNK_SIZE, WIDTH, VOCAB_SIZE = 32, 8, 2000
@@ -52,26 +55,34 @@ def make_signals(num_teachers, num_positions):
 
 
 def peak_of_loss(
-    num_teachers, *, divergence="forward_kl", fusion="mixture", temperature=1.0, num_positions=96, train=True
+    num_teachers,
+    *,
+    driver=chunked.distillation_loss,
+    divergence="forward_kl",
+    fusion="mixture",
+    temperature=1.0,
+    num_positions=96,
+    train=True,
 ):
     torch.manual_seed(0)
     hidden = torch.randn(num_positions, WIDTH, requires_grad=True)
     head = nn.Linear(WIDTH, VOCAB_SIZE, bias=False)
-    weights = torch.full((num_positions, num_teachers), 1 / num_teachers)
+    index = torch.arange(num_positions)
+    positions = Positions(index, torch.zeros_like(index), torch.zeros_like(index), index)
     signals = make_signals(num_teachers, num_positions)
     with BufferCounter() as counter, torch.set_grad_enabled(train):
-        sums = distillation_sums(
+        sums = driver(
             hidden,
-            head,
-            torch.zeros(num_positions, dtype=torch.long),
+            ProjectionHead(head, VOCAB_SIZE),
+            positions,
             signals,
-            weights,
-            weights > 0,
+            Weighting("entropy", "window:8"),
+            kd_weight=0.5,
             target=KdTarget(DIVERGENCES[divergence], FUSIONS[fusion], temperature),
             chunk_size=CHUNK_SIZE,
         )
         if train:
-            (sums.kd + sums.cross_entropy).backward()
+            sums.loss.backward()
     return counter.peak
 
 
@@ -112,6 +123,19 @@ def test_memory_does_not_grow_with_the_number_of_positions():
 )
 def test_number_of_buffers(kind, num_buffers):
     assert peak_of_loss(3, **kind) <= num_buffers + 0.05
+
+
+@pytest.mark.parametrize("num_teachers", [1, 3, 6])
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("divergence", [*DIVERGENCES, "of a user"])
+def test_the_fused_loss_holds_three_buffers(divergence, fusion, num_teachers, monkeypatch):
+    # Without a compiler temporaries are as large as a block of rows, here half of one.
+    monkeypatch.setattr(elementwise, "BLOCK_ELEMENTS", VOCAB_SIZE // 2)
+    monkeypatch.setitem(DIVERGENCES, "of a user", lambda student, teacher: forward_kl(student, teacher))
+    kind = {"divergence": divergence, "fusion": fusion, "driver": fused.distillation_loss}
+    gradient_of_head = WIDTH / CHUNK_SIZE
+    for temperature in (1.0, 2.0):
+        assert peak_of_loss(num_teachers, temperature=temperature, **kind) <= 3.05 + gradient_of_head
 
 
 def test_memory_of_the_statistics_is_that_of_one_teacher():

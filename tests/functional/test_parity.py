@@ -5,14 +5,17 @@ from functools import partial
 
 import pytest
 import torch
+from heads import WeightHead
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import kl_div, linear
 
 from collegium.contracts import Batch, ProjectedSignal, predicted_positions
-from collegium.functional.chunked import KdTarget, distillation_sums
+from collegium.functional import chunked, fused
+from collegium.functional.chunked import KdTarget
 from collegium.functional.divergences import forward_kl, generalized_jsd, reverse_kl
 from collegium.functional.fusion import geometric_logprobs, mixture_logprobs
+from collegium.functional.weighting import Weighting
 
 
 B, S, D, V = 3, 9, 16, 50
@@ -50,10 +53,11 @@ def draw_batch():
     )
 
 
+@pytest.mark.parametrize("driver", [chunked.distillation_loss, fused.distillation_loss])
 @pytest.mark.parametrize("fusion", [mixture_logprobs, geometric_logprobs])
 @pytest.mark.parametrize("temperature", [1.0, 0.9])
 @pytest.mark.parametrize("beta", [0.0, 0.5, 1.0, 0.1])
-def test_one_teacher_is_gkd(beta, temperature, fusion):
+def test_one_teacher_is_gkd(beta, temperature, fusion, driver):
     torch.manual_seed(0)
     batch = draw_batch()
     positions = predicted_positions(batch)
@@ -66,20 +70,19 @@ def test_one_teacher_is_gkd(beta, temperature, fusion):
         return loss, torch.autograd.grad(loss, (hidden, head_weight))
 
     def ours(hidden, head_weight):
-        everywhere = torch.ones(len(positions), 1, dtype=torch.bool)
-        sums = distillation_sums(
+        sums = driver(
             positions.select(hidden),
-            partial(linear, weight=head_weight),
-            positions.labels,
+            WeightHead(head_weight),
+            positions,
             [ProjectedSignal(positions.select(teacher_states), partial(linear, weight=heads[1]))],
-            everywhere.float(),
-            everywhere,
+            Weighting("uniform"),
+            kd_weight=1.0,
             target=KdTarget(
                 partial(generalized_jsd, beta=beta), fusion, temperature, scale_by_squared_temperature=False
             ),
             chunk_size=5,
         )
-        return sums.kd / len(positions)
+        return sums.loss / len(positions)
 
     def theirs(hidden, head_weight):
         return gkd_loss(hidden @ head_weight.T, teacher_states @ heads[1].T, batch.labels, beta, temperature)

@@ -25,8 +25,9 @@ from collegium.callbacks import StopOnSignal, Stopped
 from collegium.checkpoint import CheckpointDirectory, TrainingState, load_model_state
 from collegium.contracts import Batch, ItemCounts, predicted_positions
 from collegium.data.collate import BlockCollator
+from collegium.functional.weighting import Weighting
 from collegium.model import DistillationModel
-from collegium.objective import FeatureTerm, Objective, Weighting
+from collegium.objective import FeatureTerm, Objective
 from collegium.teachers.local import LocalTeacher
 
 

@@ -18,7 +18,8 @@ from collegium.functional.divergences import (
     total_variation,
 )
 from collegium.functional.fusion import Fusion, geometric_logprobs, mixture_logprobs
-from collegium.objective import FeatureTerm, Objective, Weighting
+from collegium.functional.weighting import Weighting
+from collegium.objective import FeatureTerm, Objective
 from collegium.pretrained import causal_lm_of
 from collegium.recipe import ObjectiveSection, Recipe, WeightingSection
 from collegium.teachers.local import LocalTeacher
@@ -44,6 +45,7 @@ def build_objective(
         weighting=build_weighting(section.weighting, [teacher.name for teacher in teachers]),
         feature_weight=section.feature_weight,
         feature=feature,
+        label_smoothing=section.label_smoothing,
         max_invalid_fraction=section.max_invalid_fraction,
         chunk_size=recipe.training.chunk_size,
     )

@@ -29,8 +29,9 @@ from collegium.contracts import (
 )
 from collegium.data.blocks import PackedBlocks
 from collegium.data.collate import BlockCollator
-from collegium.functional.chunked import chunks, full_precision, target_logprobs, teacher_stats
+from collegium.functional.chunked import chunks, target_logprobs, teacher_stats
 from collegium.functional.divergences import entropy, forward_kl
+from collegium.functional.elementwise import full_precision
 from collegium.functional.fusion import Fusion, mixture_logprobs
 from collegium.functional.weighting import uniform_weights
 

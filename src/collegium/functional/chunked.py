@@ -1,19 +1,18 @@
-"""The distillation loss over chunks of positions: the plain driver.
+"""The distillation loss over chunks of positions, by autograd: the reference, and the general case.
 
 Of the [N V] tensors of a batch only one chunk's rows exist at a time, and of these one teacher's:
 the forward KL holds five [n V] buffers (student, fused target, a teacher and two temporaries),
-whatever the number of teachers. Each chunk runs under activation checkpointing, so backward makes
-its logits once more: the price is one extra product per head and chunk, the gain is memory that is
-flat in N and M. Autograd does the rest, so learned weights and adapters on the head need nothing
-special; but weights that are learned keep [n V] terms of every teacher for their own gradient.
+whatever the number of teachers. One pass makes `teacher_stats`, from which weights over any stretch
+of text are made; a second makes the loss, each chunk under activation checkpointing. So a teacher's
+logits are made three times a step; `fused` makes them once and is what the objective calls.
 
-One pass makes `teacher_stats`, from which weights over any stretch of text are made; a second makes
-the loss.
+Autograd needs to know nothing of the head or of the weights: adapters on the head, hooks, sharded
+weights and learned teacher weights go this way.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import add
 
@@ -22,9 +21,17 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from collegium.contracts import Head, TeacherSignal, TeacherStats
+from collegium.contracts import Head, Positions, TeacherSignal, TeacherStats, TopKSignal
 from collegium.functional.divergences import LOG_ZERO, Divergence, entropy
-from collegium.functional.fusion import Fusion, add_to_mixture, mixture_logprobs
+from collegium.functional.elementwise import full_precision
+from collegium.functional.fusion import (
+    Fusion,
+    add_to_mixture,
+    add_to_product,
+    geometric_logprobs,
+    mixture_logprobs,
+)
+from collegium.functional.weighting import GivenWeights, Weighting
 
 
 @dataclass(frozen=True)
@@ -52,41 +59,31 @@ class KdTarget:
 
 @dataclass
 class DistillationSums:
-    """Sums over positions. `kd` and `cross_entropy` carry the gradient, the others do not.
+    """Sums over positions, and what was known of the teachers. Only `loss` carries a gradient.
 
     Attributes:
+        loss: kd_weight * kd + (1 - kd_weight) * cross-entropy, smoothed if asked.
         kd: Divergence to the fused target, over covered positions.
         cross_entropy: -log probability of the labels, over all positions.
         covered: Number of positions where some teacher has weight.
         target_entropy: Entropy of the fused target, over covered positions.
-        conflict: Weighted Jensen-Shannon divergence among teachers, over covered positions.
+        conflict: Weighted mean divergence between teachers and target, over covered positions, in the
+            direction whose minimum the fusion is: of the teachers from a mixture (which makes it the
+            Jensen-Shannon divergence among them), of a geometric mean from the teachers.
         teacher_kl: KL(teacher || student) over the positions where the teacher is valid, [M].
+        stats: What each teacher's weight was made from.
+        weights: Teacher weights, [N M].
     """
 
+    loss: Tensor
     kd: Tensor
     cross_entropy: Tensor
     covered: Tensor
     target_entropy: Tensor
     conflict: Tensor
     teacher_kl: Tensor
-
-    def __add__(self, other: "DistillationSums") -> "DistillationSums":
-        return DistillationSums(*(a + b for a, b in zip(self._astuple(), other._astuple(), strict=True)))
-
-    def _astuple(self) -> tuple[Tensor, ...]:
-        return (
-            self.kd,
-            self.cross_entropy,
-            self.covered,
-            self.target_entropy,
-            self.conflict,
-            self.teacher_kl,
-        )
-
-
-def full_precision(logits: Float[Tensor, "n V"]) -> Float[Tensor, "n V"]:
-    """At least float32: a softmax in half precision has a floor of 2e-2 nats at V = 248k."""
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    stats: TeacherStats
+    weights: Tensor
 
 
 def target_logprobs(
@@ -119,56 +116,99 @@ def _stats_of_rows(signal: TeacherSignal, labels: Tensor, rows: slice) -> tuple[
     """Entropy, cross-entropies at the target and at the weight temperature, and validity."""
     logits = full_precision(signal.logits(rows))  # [n V]
     weight_logprobs = _log_softmax(logits, signal.weight_temperature)
-    entropies = entropy(weight_logprobs)
-    # NaN, +Inf and rows of nothing but -Inf leave no finite entropy.
-    valid = entropies.isfinite()
-    if signal.valid is not None:
-        valid = valid & signal.valid[rows]
     same = signal.target_temperature == signal.weight_temperature
     logprobs = weight_logprobs if same else _log_softmax(logits, signal.target_temperature)
-    figures = (entropies, *(-p.gather(-1, labels[:, None]).squeeze(-1) for p in (logprobs, weight_logprobs)))
-    uniform = math.log(logits.shape[-1])  # what an absent teacher counts as, where it is counted at all
-    return *(figure.masked_fill(~valid, uniform) for figure in figures), valid
+    nll, weight_nll = (-p.gather(-1, labels[:, None]).squeeze(-1) for p in (logprobs, weight_logprobs))
+    return checked_stats(signal, rows, entropy(weight_logprobs), nll, weight_nll, logits.shape[-1])
+
+
+def checked_stats(
+    signal: TeacherSignal, rows: slice, entropies: Tensor, nll: Tensor, weight_nll: Tensor, vocab_size: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The figures of some rows, uniform where the teacher is absent, and where it is not."""
+    # NaN, +Inf and rows of nothing but -Inf leave no finite entropy.
+    valid = entropies.isfinite()
+    if isinstance(signal, TopKSignal):
+        entropies = signal.entropy[rows].to(entropies.dtype)
+        nll = weight_nll = -signal.label_logprob[rows].to(nll.dtype)
+        valid = valid & entropies.isfinite()
+    if signal.valid is not None:
+        valid = valid & signal.valid[rows]
+    uniform = math.log(vocab_size)
+    figures = (figure.masked_fill(~valid, uniform) for figure in (entropies, nll, weight_nll))
+    entropies, nll, weight_nll = figures
+    return entropies, nll, weight_nll, valid
 
 
 def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
     return (logits if temperature == 1.0 else logits / temperature).log_softmax(-1)
 
 
-def distillation_sums(
+def weigh(
+    signals: Sequence[TeacherSignal],
+    positions: Positions,
+    weighting: Weighting | GivenWeights,
+    *,
+    chunk_size: int,
+) -> tuple[TeacherStats, Float[Tensor, "N M"]]:
+    """Statistics and weights of the teachers at every position, in a pass of its own."""
+    if not signals:
+        empty = positions.labels.new_zeros((len(positions), 0), dtype=torch.float32)
+        return TeacherStats(empty, empty, empty, empty.bool()), empty
+    stats = teacher_stats(signals, positions.labels, chunk_size=chunk_size)
+    if isinstance(weighting, GivenWeights):
+        return replace(stats, valid=weighting.valid), weighting.weights
+    return stats, weighting(stats, positions)
+
+
+def distillation_loss(
     student_hidden: Float[Tensor, "N D"],
     student_head: Head,
-    labels: Int[Tensor, " N"],
+    positions: Positions,
     signals: Sequence[TeacherSignal],
-    weights: Float[Tensor, "N M"],
-    valid: Bool[Tensor, "N M"],
+    weighting: Weighting | GivenWeights,
     *,
     target: KdTarget,
+    kd_weight: float,
+    label_smoothing: float = 0.0,
     chunk_size: int,
 ) -> DistillationSums:
-    """Sums of divergence, cross-entropy and what is logged, over all positions.
+    """The loss and what is logged, as sums over all positions.
 
     Args:
         student_hidden: Student's last hidden states at the predicted positions.
         student_head: Projects them to logits; called as a module, so that it may hold an adapter.
-        labels: Token to be predicted at each position.
+        positions: What is to be predicted, and the stretches of text that share weights.
         signals: One per teacher; none for cross-entropy alone.
-        weights: Teacher weights; 0 where a teacher is absent.
-        valid: Where each teacher's logits may be read.
+        weighting: Teacher weights, or how they follow from the teachers' statistics.
         target: Divergence, fusion and temperature.
+        kd_weight: Share of the divergence in the loss; the rest is cross-entropy.
+        label_smoothing: Share of the label's probability that is spread over the vocabulary in the
+            cross-entropy of the loss.
         chunk_size: Positions whose [n V] tensors are alive at once. Does not change the result
             beyond rounding.
     """
+    stats, weights = weigh(signals, positions, weighting, chunk_size=chunk_size)
 
     def chunk_sums(hidden: Tensor, chunk_weights: Tensor, rows: slice) -> tuple[Tensor, ...]:
-        chunk = _Chunk(rows, labels[rows], signals, chunk_weights, valid[rows], target)
-        return chunk.sums(*_student_logprobs(student_head(hidden), target.temperature))._astuple()
+        valid, labels = stats.valid[rows], positions.labels[rows]
+        chunk = _Chunk(rows, labels, signals, chunk_weights, valid, target, label_smoothing)
+        return chunk.sums(*_student_logprobs(student_head(hidden), target.temperature))
 
-    parts = (
-        DistillationSums(*_checkpointed(chunk_sums, student_hidden[rows], weights[rows], rows))
-        for rows in chunks(len(labels), chunk_size)
+    parts = [
+        _checkpointed(chunk_sums, student_hidden[rows], weights[rows], rows)
+        for rows in chunks(len(positions), chunk_size)
+    ]
+    kd, smoothed, *logged = (reduce(add, part) for part in zip(*parts, strict=True))
+    loss = (1.0 - kd_weight) * smoothed
+    if signals:
+        loss = kd_weight * kd + loss
+    kd, cross_entropy, covered, target_entropy, conflict, teacher_kl = (
+        figure.detach() for figure in (kd, *logged)
     )
-    return reduce(add, parts)
+    return DistillationSums(
+        loss, kd, cross_entropy, covered, target_entropy, conflict, teacher_kl, stats, weights.detach()
+    )
 
 
 def chunks(num_positions: int, chunk_size: int) -> Iterator[slice]:
@@ -207,29 +247,30 @@ class _Chunk:
     weights: Tensor
     valid: Tensor
     target: KdTarget
+    label_smoothing: float
     _entropies: list[Tensor] = field(default_factory=list)
     _teacher_kls: list[Tensor] = field(default_factory=list)
     _mixture: Tensor | None = None
+    _product: Tensor | None = None
 
-    def sums(self, logprobs: Tensor, softened: Tensor) -> DistillationSums:
+    def sums(self, logprobs: Tensor, softened: Tensor) -> tuple[Tensor, ...]:
+        """As in `DistillationSums` from `kd` on, with the smoothed cross-entropy in second place."""
         cross_entropy = -logprobs.gather(-1, self.labels[:, None]).sum()
+        smoothed = cross_entropy
+        if self.label_smoothing > 0.0:
+            spread = -logprobs.mean(-1).sum()
+            smoothed = (1.0 - self.label_smoothing) * cross_entropy + self.label_smoothing * spread
         if not self.signals:
             zero = cross_entropy.detach() * 0.0
-            return DistillationSums(zero, cross_entropy, zero, zero, zero, zero.expand(0))
+            return zero, smoothed, cross_entropy, zero, zero, zero, zero.expand(0)
         covered = self.weights.detach().sum(-1) > 0  # [n]
         # Positions that no teacher covers get some target too; its divergence is finite, not used.
         weights = torch.where(covered[:, None], self.weights, torch.ones_like(self.weights))
         fused = self.target.fusion(self._teachers(softened.detach()), weights)
-        target_entropy, conflict = self._statistics(fused, covered)
         kd = _sum_where(covered, self.target.divergence(softened, fused)) * self.target.scale
-        return DistillationSums(
-            kd=kd,
-            cross_entropy=cross_entropy,
-            covered=covered.sum().to(kd.dtype),
-            target_entropy=target_entropy,
-            conflict=conflict,
-            teacher_kl=torch.stack(self._teacher_kls),
-        )
+        num_covered = covered.sum().to(kd.dtype)
+        figures = (num_covered, *self._statistics(fused, covered), torch.stack(self._teacher_kls))
+        return kd, smoothed, cross_entropy, *figures
 
     def _teachers(self, student_logprobs: Tensor) -> Iterator[Tensor]:
         for m in range(len(self.signals)):
@@ -238,7 +279,9 @@ class _Chunk:
     @torch.no_grad()
     def _teacher(self, m: int, student_logprobs: Tensor) -> Tensor:
         logprobs = target_logprobs(self.signals[m], self.rows, self.valid[:, m], self.target.temperature)
-        if self.target.fusion is not mixture_logprobs:
+        if self.target.fusion is geometric_logprobs:
+            self._product = add_to_product(self._product, logprobs, self.weights[:, m])
+        elif self.target.fusion is not mixture_logprobs:
             self._mixture = add_to_mixture(self._mixture, logprobs, self.weights[:, m])
         probs = logprobs.exp()
         entropies = -(probs * logprobs).sum(-1)
@@ -252,10 +295,11 @@ class _Chunk:
     def _statistics(self, fused: Tensor, covered: Tensor) -> tuple[Tensor, Tensor]:
         """Sums of the target's entropy and of the conflict."""
         fused_entropy = entropy(fused)
+        if self._product is not None:
+            return _sum_where(covered, fused_entropy), _sum_where(covered, -self._product.logsumexp(-1))
         mixture_entropy = fused_entropy if self._mixture is None else entropy(self._mixture)
         mean_entropy = (self.weights * torch.stack(self._entropies, -1)).sum(-1)  # [n]
-        conflict = mixture_entropy - mean_entropy
-        return _sum_where(covered, fused_entropy), _sum_where(covered, conflict)
+        return _sum_where(covered, fused_entropy), _sum_where(covered, mixture_entropy - mean_entropy)
 
 
 def _sum_where(condition: Tensor, values: Tensor) -> Tensor:

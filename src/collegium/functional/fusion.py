@@ -46,7 +46,7 @@ def geometric_logprobs(
     One teacher that rules a token out vetoes it; unlike the mixture it has no log-likelihood floor.
     Where every token is vetoed, those that the least weight speaks against remain.
     """
-    return _fold(_add_to_product, teacher_logprobs, weights).log_softmax(-1)
+    return _fold(add_to_product, teacher_logprobs, weights).log_softmax(-1)
 
 
 def add_to_mixture(
@@ -61,7 +61,12 @@ def add_to_mixture(
     return term if mixture is None else torch.logaddexp(mixture, term)
 
 
-def _add_to_product(product: Tensor | None, logprobs: Tensor, weight: Tensor) -> Tensor:
+def add_to_product(
+    product: Float[Tensor, "n V"] | None,
+    logprobs: Float[Tensor, "n V"],
+    weight: Float[Tensor, " n"],
+) -> Float[Tensor, "n V"]:
+    """One more term of `geometric_logprobs`, not normalised: product + weight * logprobs."""
     term = logprobs.clamp_min(LOG_ZERO) * weight.unsqueeze(-1)
     return term if product is None else product + term
 

@@ -9,6 +9,7 @@ a vectorised sum over M and M - 1 entries may round differently. That is what ma
 "absent" equal bit for bit.
 """
 
+from dataclasses import dataclass
 from functools import reduce
 from operator import add
 from typing import Literal
@@ -17,18 +18,20 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from collegium.contracts import Positions, TeacherStats
+
 
 WeightingName = Literal["uniform", "static", "entropy"]
 
 
 def uniform_weights(valid: Bool[Tensor, "n M"], *, dtype: torch.dtype) -> Float[Tensor, "n M"]:
     """The same weight for every valid teacher."""
-    return normalize_weights(valid.to(dtype), valid)
+    return weights_from_scores(torch.zeros_like(valid, dtype=dtype), valid)
 
 
 def static_weights(values: Float[Tensor, " M"], valid: Bool[Tensor, "n M"]) -> Float[Tensor, "n M"]:
     """Fixed non-negative weights, renormalised over the teachers valid at each position."""
-    return normalize_weights(values.expand(valid.shape), valid)
+    return weights_from_scores(values.log().expand(valid.shape), valid)
 
 
 def entropy_weights(
@@ -47,21 +50,31 @@ def entropy_weights(
     Raises:
         ValueError: tau is not positive.
     """
+    valid = torch.ones_like(entropy, dtype=torch.bool) if valid is None else valid
+    return weights_from_scores(-entropy, valid, tau=tau)
+
+
+def weights_from_scores(
+    scores: Float[Tensor, "n M"], valid: Bool[Tensor, "n M"], *, tau: float = 1.0
+) -> Float[Tensor, "n M"]:
+    """exp(score / tau), normalised over valid teachers; all 0 in a row where no score is above -inf.
+
+    Scores are subtracted before they are divided: at tau = 0.001 the quotients of 10 nats would be
+    wrong in the fourth digit in float32.
+    """
     if not tau > 0.0:
         raise ValueError(f"tau is {tau}; it must be above 0 (large: uniform, small: the most certain teacher)")
-    valid = torch.ones_like(entropy, dtype=torch.bool) if valid is None else valid
-    masked = torch.where(valid, entropy, torch.full_like(entropy, torch.inf))
-    lowest = masked.amin(-1, keepdim=True)
-    lowest = torch.where(lowest.isfinite(), lowest, torch.zeros_like(lowest))
-    scores = torch.where(valid, (-(entropy - lowest) / tau).exp(), torch.zeros_like(entropy))
-    return normalize_weights(scores, valid)
+    scores = scores.masked_fill(~valid, -torch.inf)
+    top = scores.amax(-1, keepdim=True)
+    top = top.masked_fill(top == -torch.inf, 0.0)
+    shares = shares_of(scores, top, tau)
+    total = reduce(add, shares.unbind(-1)).unsqueeze(-1)
+    return shares / total.masked_fill(total == 0, 1.0)
 
 
-def normalize_weights(scores: Float[Tensor, "n M"], valid: Bool[Tensor, "n M"]) -> Float[Tensor, "n M"]:
-    """Scores of valid teachers divided by their sum; rows without one stay 0."""
-    scores = torch.where(valid, scores, torch.zeros_like(scores))
-    total = reduce(add, scores.unbind(-1)).unsqueeze(-1)
-    return scores / total.masked_fill(total == 0, 1.0)
+def shares_of(scores: Tensor, top: Tensor, tau: float) -> Tensor:
+    """exp((score - top) / tau), and 0 for a score of -inf whatever tau is."""
+    return ((scores - top) / tau).exp().masked_fill(scores == -torch.inf, 0.0)
 
 
 def window_groups(
@@ -87,3 +100,76 @@ def group_mean(
     counts = torch.zeros_like(values).index_add_(0, groups, valid.to(values.dtype))
     means = totals / counts.clamp_min(1.0)
     return means[groups], counts[groups] > 0
+
+
+@dataclass(frozen=True)
+class Weighting:
+    """How much each teacher counts at each position: exp(score / tau), normalised over teachers.
+
+    A teacher's score depends on that teacher alone, so a loss can mix teachers one after another
+    and divide by the sum of their shares at the end.
+
+    Attributes:
+        kind: `uniform`, `static` or `entropy`.
+        granularity: Stretch over which entropies are averaged: `token`, `sequence` or `window:W`.
+        tau: Sharpness of `entropy`, in nats.
+        values: Weight of each teacher, for `static`.
+    """
+
+    kind: WeightingName = "entropy"
+    granularity: str = "window:128"
+    tau: float = 0.25
+    values: tuple[float, ...] | None = None
+
+    def __call__(self, stats: TeacherStats, positions: Positions) -> Float[Tensor, "N M"]:
+        """Weights; rows sum to 1 over valid teachers."""
+        groups = self.groups(positions)
+        columns = [self.scores(m, entropy, valid, groups) for m, (entropy, valid) in enumerate(_columns(stats))]
+        return weights_from_scores(torch.stack(columns, -1), stats.valid, tau=self.score_tau)
+
+    @property
+    def score_tau(self) -> float:
+        """What scores are divided by."""
+        return self.tau if self.kind == "entropy" else 1.0
+
+    def groups(self, positions: Positions) -> Int[Tensor, " N"] | None:
+        """Number of the stretch of text that each position shares its weights with; None: with none."""
+        if self.kind != "entropy" or self.granularity == "token":
+            return None
+        _, colon, size = self.granularity.partition(":")
+        return window_groups(positions.segments, positions.offsets, int(size) if colon else None)
+
+    def scores(
+        self,
+        teacher: int,
+        entropy: Float[Tensor, " n"],
+        valid: Bool[Tensor, " n"],
+        groups: Int[Tensor, " n"] | None,
+    ) -> Float[Tensor, " n"]:
+        """Scores of one teacher from its entropies over whole groups; read only where it is valid."""
+        if self.kind == "uniform":
+            return torch.zeros_like(entropy)
+        if self.kind == "static":
+            assert self.values is not None, "static weights have values"
+            return entropy.new_tensor(self.values[teacher]).log().expand_as(entropy)
+        if groups is None:
+            return -entropy
+        means, _ = group_mean(entropy.unsqueeze(-1), valid.unsqueeze(-1), groups - groups[:1])
+        return -means.squeeze(-1)
+
+
+def _columns(stats: TeacherStats) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(stats.entropy.unbind(-1), stats.valid.unbind(-1), strict=True))
+
+
+@dataclass(frozen=True)
+class GivenWeights:
+    """Weights that are known beforehand.
+
+    Attributes:
+        weights: Rows sum to 1, or are all 0 where no teacher counts.
+        valid: Where each teacher's logits may be read.
+    """
+
+    weights: Float[Tensor, "N M"]
+    valid: Bool[Tensor, "N M"]

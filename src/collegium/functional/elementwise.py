@@ -1,0 +1,335 @@
+"""The element-wise work of the fused loss on [n V] buffers, a kernel for each pass.
+
+Each kernel reads its buffers once from memory and overwrites one in place. Compiled, a kernel is one
+loop over the rows (C++ on a CPU, Triton on a GPU); without a compiler the same code runs on blocks
+of rows so small that its temporaries stay in cache. At 128 positions and V = 49,152 on two cores a
+step with three teachers takes 11 ms compiled, 42 ms in blocks and 120 ms on the whole chunk; the
+matrix products take 93 ms.
+
+Logits may be of half precision; everything is computed in at least float32. `LOG_ZERO` is treated as
+in `divergences`: what is ruled out costs a large finite number.
+"""
+
+import logging
+import shutil
+from collections.abc import Callable
+from functools import cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from collegium.functional.divergences import LOG_ZERO, Divergence
+
+
+COMPILED_FROM = 2**20
+"""Elements of a buffer from which compiling pays: some seconds once, cached on disk for later runs."""
+
+BLOCK_ELEMENTS = 2**19
+"""Elements of a block without a compiler: 2 MB in float32."""
+
+Kernel = Callable[..., tuple[Tensor, ...]]
+
+Space = Literal["probs", "logs", "product"]
+"""In what a target is accumulated: probabilities, their logs, or a weighted sum of log-probabilities."""
+
+ClosedForm = tuple[Literal["forward_kl", "reverse_kl", "jsd", "total_variation"], float]
+"""A divergence whose gradient is written out below, and the beta of the Jensen-Shannon divergence."""
+
+logger = logging.getLogger(__name__)
+
+
+def full_precision(logits: Tensor) -> Tensor:
+    """At least float32: a softmax in half precision has a floor of 2e-2 nats at V = 248k."""
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+# ---- kernels: ([n V] and [n] tensors, then plain options) -> [n] tensors
+
+
+def student_pass(
+    logits: Tensor, scale: float, softcap: float | None, temperature: float, with_mean: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Scale and cap the logits in place; log-sum-exp at temperature 1 and at `temperature`; mean if asked."""
+    if scale != 1.0 or softcap is not None:
+        capped = full_precision(logits) * scale
+        logits.copy_(capped if softcap is None else torch.tanh(capped / softcap) * softcap)
+    z = full_precision(logits)
+    log_total = z.logsumexp(-1)
+    softened = log_total if temperature == 1.0 else (z / temperature).logsumexp(-1)
+    return log_total, softened, z.mean(-1) if with_mean else log_total
+
+
+def teacher_pass(
+    logits: Tensor,
+    student: Tensor,
+    student_softened: Tensor,
+    temperatures: tuple[float, float, float],
+    temperature: float,
+) -> tuple[Tensor, ...]:
+    """What is known of a teacher before it is mixed.
+
+    `temperatures` are those of its weight, of its own distribution and of what is mixed.
+
+    Returns:
+        Entropy at the weight temperature; log-sum-exp at each of the three; entropy of what is
+        mixed and its KL to the student, softened by `temperature`. NaN where logits are bad.
+    """
+    t = full_precision(logits)
+    top = t.amax(-1, keepdim=True)
+    weight, own, mixed = temperatures
+    entropy, log_total, _, _ = _softmax_figures(t, top, weight)
+    own_log_total = log_total if own == weight else _softmax_figures(t, top, own)[1]
+    mixed_entropy, mixed_log_total, exps, total = _softmax_figures(t, top, mixed)
+    student_logprobs = _logprobs(student, student_softened, temperature)
+    kl = -(exps * student_logprobs).sum(-1) / total - mixed_entropy
+    return entropy, log_total, own_log_total, mixed_log_total, mixed_entropy, kl
+
+
+def mix_probs(
+    mixture: Tensor, logits: Tensor, log_total: Tensor, keep: Tensor, share: Tensor, temperature: float
+) -> tuple[()]:
+    """mixture = keep * mixture + share * p. A share of 0 leaves NaN and infinite logits unread."""
+    probs = (full_precision(logits) / temperature - log_total.unsqueeze(-1)).exp()
+    shares = share.unsqueeze(-1)
+    mixture.copy_(mixture * keep.unsqueeze(-1) + torch.where(shares > 0, probs * shares, 0.0))
+    return ()
+
+
+def mix_logs(
+    mixture: Tensor, logits: Tensor, log_total: Tensor, keep: Tensor, share: Tensor, temperature: float
+) -> tuple[()]:
+    """`mix_probs` in log space, for divergences that read log p where p itself underflows."""
+    logprobs = _logprobs(logits, log_total, temperature)
+    shares = share.unsqueeze(-1)
+    term = torch.where(shares > 0, logprobs + shares.log(), -torch.inf)
+    mixture.copy_(torch.logaddexp(mixture + keep.unsqueeze(-1).log(), term))
+    return ()
+
+
+def mix_product(
+    product: Tensor, logits: Tensor, log_total: Tensor, keep: Tensor, share: Tensor, temperature: float
+) -> tuple[()]:
+    """product = keep * product + share * log p."""
+    logprobs = _logprobs(logits, log_total, temperature)
+    shares = share.unsqueeze(-1)
+    product.copy_(product * keep.unsqueeze(-1) + torch.where(shares > 0, logprobs * shares, 0.0))
+    return ()
+
+
+def finish(
+    logits: Tensor,
+    fused: Tensor,
+    log_total: Tensor,
+    softened: Tensor,
+    norm: Tensor,
+    kd_factor: Tensor,
+    ce_factor: Tensor,
+    space: Space,
+    divergence: ClosedForm,
+    temperature: float,
+    smoothing: float,
+    scale: float,
+    softcap: float | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Turn the student's logits into the gradient with respect to them, in place.
+
+    All but what the label itself gets, which is one element in a row and left to the caller.
+
+    Args:
+        logits: Student's, finished by `student_pass`.
+        fused: What a `mix_...` kernel made, in `space`.
+        log_total: Of the student at temperature 1.
+        softened: Of the student at `temperature`.
+        norm: Sum of the shares that were mixed; 1 where no teacher counts.
+        kd_factor: Factor of the divergence.
+        ce_factor: Factor of the cross-entropy.
+        space: Which kernel mixed.
+        divergence: Which one, and its beta.
+        temperature: Softens the student.
+        smoothing: Label smoothing.
+        scale: Of the logits.
+        softcap: Of the logits.
+
+    Returns:
+        Divergence, entropy of the target, and log of the normaliser of the product (else 0).
+    """
+    probs, logprobs, log_pool = _target(fused, norm, space)
+    z = full_precision(logits)
+    student_logprobs = _logprobs(z, softened, temperature)
+    value, gradient = _divergence(student_logprobs, probs, logprobs, divergence)
+    gradient = gradient * (kd_factor / temperature).unsqueeze(-1)
+    # At temperature 1 the same exponential serves both; the compiler cannot know that.
+    prediction = student_logprobs.exp() if temperature == 1.0 else (z - log_total.unsqueeze(-1)).exp()
+    gradient = gradient + (prediction - smoothing / z.shape[-1]) * ce_factor.unsqueeze(-1)
+    logits.copy_(gradient * slope(z, scale, softcap))
+    return value, -(probs * logprobs).sum(-1), log_pool
+
+
+def finish_cross_entropy(
+    logits: Tensor,
+    log_total: Tensor,
+    ce_factor: Tensor,
+    smoothing: float,
+    scale: float,
+    softcap: float | None,
+) -> tuple[()]:
+    """`finish` where there is no teacher."""
+    z = full_precision(logits)
+    prediction = (z - log_total.unsqueeze(-1)).exp()
+    gradient = (prediction - smoothing / z.shape[-1]) * ce_factor.unsqueeze(-1)
+    logits.copy_(gradient * slope(z, scale, softcap))
+    return ()
+
+
+def finish_by_autograd(
+    logits: Tensor,
+    fused: Tensor,
+    log_total: Tensor,
+    softened: Tensor,
+    norm: Tensor,
+    kd_factor: Tensor,
+    ce_factor: Tensor,
+    space: Space,
+    divergence: Divergence,
+    temperature: float,
+    smoothing: float,
+    scale: float,
+    softcap: float | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`finish` for a divergence whose gradient is not written out. Run it in blocks."""
+    probs, logprobs, log_pool = _target(fused, norm, space)
+    z = full_precision(logits)
+    with torch.enable_grad():
+        leaf = z.detach().requires_grad_()
+        value = divergence((leaf / temperature).log_softmax(-1), logprobs)
+        (gradient,) = torch.autograd.grad((value * kd_factor).sum(), leaf)
+    prediction = (z - log_total.unsqueeze(-1)).exp()
+    gradient = gradient + (prediction - smoothing / z.shape[-1]) * ce_factor.unsqueeze(-1)
+    logits.copy_(gradient * slope(z, scale, softcap))
+    return value.detach(), -(probs * logprobs).sum(-1), log_pool
+
+
+def slope(logits: Tensor, scale: float, softcap: float | None) -> Tensor | float:
+    """Derivative of the finished logits with respect to what the product gave."""
+    return scale if softcap is None else scale * (1.0 - (logits / softcap).square())
+
+
+def _logprobs(logits: Tensor, log_total: Tensor, temperature: float) -> Tensor:
+    z = full_precision(logits)
+    scaled = z if temperature == 1.0 else z / temperature
+    return (scaled - log_total.unsqueeze(-1)).clamp_min(LOG_ZERO)
+
+
+def _softmax_figures(logits: Tensor, top: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Entropy, log-sum-exp, exponentials above `top` and their sum."""
+    below = (logits - top) if temperature == 1.0 else (logits - top) / temperature
+    below = below.clamp_min(LOG_ZERO)
+    exps = below.exp()
+    total = exps.sum(-1)
+    log_total = total.log()
+    entropy = log_total - (exps * below).sum(-1) / total
+    return entropy, log_total + top.squeeze(-1) / temperature, exps, total
+
+
+def _target(fused: Tensor, norm: Tensor, space: Space) -> tuple[Tensor, Tensor, Tensor]:
+    """Probabilities, log-probabilities and log-normaliser of the target."""
+    if space == "probs":
+        probs = fused / norm.unsqueeze(-1)
+        return probs, probs.clamp_min(torch.finfo(probs.dtype).tiny).log(), torch.zeros_like(norm)
+    if space == "logs":
+        logprobs = (fused - norm.log().unsqueeze(-1)).clamp_min(LOG_ZERO)
+        return logprobs.exp(), logprobs, torch.zeros_like(norm)
+    mean = fused / norm.unsqueeze(-1)
+    log_pool = mean.logsumexp(-1)
+    logprobs = (mean - log_pool.unsqueeze(-1)).clamp_min(LOG_ZERO)
+    return logprobs.exp(), logprobs, log_pool
+
+
+def _divergence(
+    student_logprobs: Tensor, probs: Tensor, logprobs: Tensor, form: ClosedForm
+) -> tuple[Tensor, Tensor]:
+    """Value, and gradient with respect to the logits of the student at its temperature.
+
+    With g = dL/dq the gradient is q (g - <q, g>).
+    """
+    name, beta = form
+    student = student_logprobs.exp()
+    if name == "forward_kl":
+        # A token that the student rules out is clamped: it costs, but gets no gradient.
+        live = torch.where(student_logprobs > LOG_ZERO, probs, 0.0)
+        value = (probs * (logprobs - student_logprobs)).sum(-1)
+        return value, student * live.sum(-1, keepdim=True) - live
+    if name == "reverse_kl":
+        slopes = student_logprobs - logprobs
+        value = (student * slopes).sum(-1)
+        return value, student * (slopes - value.unsqueeze(-1))
+    if name == "total_variation":
+        difference = student - probs
+        slopes = 0.5 * difference.sign()
+        return 0.5 * difference.abs().sum(-1), student * (slopes - (student * slopes).sum(-1, keepdim=True))
+    middle = beta * probs + (1.0 - beta) * student
+    log_middle = middle.clamp_min(torch.finfo(middle.dtype).tiny).log()
+    slopes = (1.0 - beta) * (student_logprobs - log_middle)
+    to_student = (student * slopes).sum(-1)
+    return beta * (probs * (logprobs - log_middle)).sum(-1) + to_student, student * (
+        slopes - to_student.unsqueeze(-1)
+    )
+
+
+# ---- running a kernel
+
+
+def run(kernel: Kernel, rows: tuple[Tensor, ...], *options: Any) -> tuple[Tensor, ...]:
+    """Apply `kernel(*rows, *options)`, compiled where that pays, else block by block.
+
+    Args:
+        kernel: One of this module's. Rows do not depend on one another.
+        rows: Tensors of n rows, the first of them [n V].
+        options: Plain numbers and flags.
+
+    Returns:
+        Its tensors of n rows.
+    """
+    if len(rows[0]) > 1 and rows[0].numel() >= COMPILED_FROM and _compiler_works():
+        try:
+            return _compiled(kernel)(*rows, *options)
+        except Exception as error:
+            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise
+            _compiler_failed(error)
+    return in_blocks(kernel, rows, *options)
+
+
+def in_blocks(kernel: Kernel, rows: tuple[Tensor, ...], *options: Any) -> tuple[Tensor, ...]:
+    """Apply the kernel to a few rows at a time."""
+    size = max(1, BLOCK_ELEMENTS // max(1, rows[0].shape[-1]))
+    if len(rows[0]) <= size:
+        return kernel(*rows, *options)
+    starts = range(0, len(rows[0]), size)
+    parts = [kernel(*(row[start : start + size] for row in rows), *options) for start in starts]
+    return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+
+
+_failures: list[str] = []
+
+
+def _compiler_works() -> bool:
+    return not _failures and _compiler_found()
+
+
+@cache
+def _compiler_found() -> bool:
+    return torch.accelerator.is_available() or any(map(shutil.which, ("c++", "g++", "clang++")))
+
+
+def _compiler_failed(error: Exception) -> None:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    _failures.append(reason)
+    logger.warning("The loss is computed without a compiler, which is slower: %s", reason)
+
+
+@cache
+def _compiled(kernel: Kernel) -> Kernel:
+    compiled: Kernel = torch.compile(kernel, dynamic=True, fullgraph=True)
+    return compiled

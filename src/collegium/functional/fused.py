@@ -1,0 +1,298 @@
+"""The distillation loss in one pass: every logit is made once, and its gradient with it.
+
+For each chunk of positions the student's logits are made, then one teacher's after another: log-sum-exp
+and entropy, its share of the target, gone. A teacher's share needs only that teacher's score, so shares
+are kept relative to the highest score so far and divided by their sum at the end. Then the divergence, the
+cross-entropy and their gradient replace the student's logits in place, and two products add it to the
+gradients of the hidden states and of the head. Backward only multiplies those by what comes from above.
+
+Three [n V] buffers are alive at once, whatever the number of teachers: the student, the target, one
+teacher. The price of having the gradient early is that the head's own gradient lives from forward to
+backward. What cannot be fused goes to `chunked`: heads that are more than a linear map, learned weights,
+fusions of a user's own.
+
+At N = 1,024, V = 49,152, three teachers, two cores: see benchmarks/RESULTS.md.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from collegium.contracts import (
+    Head,
+    LinearHead,
+    Positions,
+    TeacherSignal,
+    TeacherStats,
+    TransparentHead,
+)
+from collegium.functional import chunked
+from collegium.functional.chunked import DistillationSums, KdTarget, chunks, weigh
+from collegium.functional.elementwise import (
+    finish,
+    finish_by_autograd,
+    finish_cross_entropy,
+    in_blocks,
+    run,
+    slope,
+    student_pass,
+)
+from collegium.functional.fusion import geometric_logprobs, mixture_logprobs
+from collegium.functional.products import add_grad_of_weight_, grad_of_hidden, project
+from collegium.functional.streamed import StreamedTarget
+from collegium.functional.weighting import GivenWeights, Weighting
+
+
+def distillation_loss(
+    student_hidden: Float[Tensor, "N D"],
+    student_head: Head,
+    positions: Positions,
+    signals: Sequence[TeacherSignal],
+    weighting: Weighting | GivenWeights,
+    *,
+    target: KdTarget,
+    kd_weight: float,
+    label_smoothing: float = 0.0,
+    chunk_size: int,
+) -> DistillationSums:
+    """The loss and what is logged, as sums over all positions. Arguments as in `chunked`.
+
+    Backward can be run once.
+    """
+    linear = student_head.as_linear() if isinstance(student_head, TransparentHead) else None
+    learned = isinstance(weighting, GivenWeights) and weighting.weights.requires_grad
+    known = target.fusion in (mixture_logprobs, geometric_logprobs)
+    if linear is None or linear.weight.device != student_hidden.device or learned or not known:
+        return chunked.distillation_loss(
+            student_hidden,
+            student_head,
+            positions,
+            signals,
+            weighting,
+            target=target,
+            kd_weight=kd_weight,
+            label_smoothing=label_smoothing,
+            chunk_size=chunk_size,
+        )
+    spans, groups = list(chunks(len(positions), chunk_size)), None
+    if isinstance(weighting, Weighting) and signals:
+        groups = weighting.groups(positions)
+        aligned = spans if groups is None else whole_groups(groups, chunk_size)
+        if aligned is None:  # a stretch longer than a chunk: its weights are needed before its first token
+            stats, weights = weigh(signals, positions, weighting, chunk_size=chunk_size)
+            weighting = GivenWeights(weights, stats.valid)
+        spans = aligned or spans
+    job = _Job(
+        labels=positions.labels,
+        signals=signals,
+        weighting=weighting,
+        groups=groups,
+        spans=spans,
+        target=target,
+        kd_weight=kd_weight,
+        label_smoothing=label_smoothing,
+        head=linear,
+        wants_gradient=torch.is_grad_enabled(),
+    )
+    loss, *logged = _FusedLoss.apply(student_hidden, linear.weight, linear.bias, job)
+    *sums, entropy, cross_entropy, weight_cross_entropy, valid, weights = logged
+    stats = TeacherStats(entropy, cross_entropy, weight_cross_entropy, valid)
+    return DistillationSums(loss, *sums, stats, weights)
+
+
+def whole_groups(groups: Int[Tensor, " N"], chunk_size: int) -> list[slice] | None:
+    """Chunks of at most `chunk_size` positions that cut no group; None if a group is longer.
+
+    Reads the sizes of the groups on the host, once a batch.
+    """
+    sizes: list[int] = groups.unique_consecutive(return_counts=True)[1].tolist()
+    if not sizes:
+        return [slice(0, 0)]
+    if max(sizes) > chunk_size:
+        return None
+    spans, start, stop = [], 0, 0
+    for size in sizes:
+        if stop + size - start > chunk_size:
+            spans.append(slice(start, stop))
+            start = stop
+        stop += size
+    return [*spans, slice(start, stop)]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """All that the loss needs besides the tensors that get a gradient."""
+
+    labels: Tensor
+    signals: Sequence[TeacherSignal]
+    weighting: Weighting | GivenWeights
+    groups: Tensor | None
+    spans: list[slice]
+    target: KdTarget
+    kd_weight: float
+    label_smoothing: float
+    head: LinearHead
+    wants_gradient: bool
+
+
+class _FusedLoss(torch.autograd.Function):
+    """Loss and gradients together; see the module."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, job: _Job) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        needs = [job.wants_gradient and need for need in ctx.needs_input_grad[:3]]
+        walk = _Walk(hidden, weight, bias, job, needs)
+        results = walk.run()
+        ctx.gradients = walk.gradients
+        ctx.mark_non_differentiable(*results[1:])
+        return results
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.gradients is None:
+            raise RuntimeError("the gradients of the fused loss are handed over once; compute the loss anew")
+        gradients, ctx.gradients = ctx.gradients, None
+        return *(None if grad is None else grad.mul_(grad_loss) for grad in gradients), None
+
+
+class _Walk:
+    """One walk over the chunks, and what it adds up."""
+
+    def __init__(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, job: _Job, needs: Sequence[bool]
+    ) -> None:
+        self.job = job
+        kind = hidden.device.type
+        # As the projection would under mixed precision: the products in its type, the sums in the weight's.
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+        size = job.head.vocab_size
+        self.hidden = hidden.to(dtype)
+        self.weight = weight[:size].to(dtype)
+        self.bias = None if bias is None else bias[:size].to(dtype)
+        inputs = (hidden, weight, bias)
+        wide = torch.promote_types(dtype, torch.float32)
+        self.totals = [
+            torch.zeros_like(tensor, dtype=wide) if need and tensor is not None else None
+            for tensor, need in zip(inputs, needs, strict=True)
+        ]
+        self._dtypes = [None if tensor is None else tensor.dtype for tensor in inputs]
+        longest = max(span.stop - span.start for span in job.spans)
+        self.fused = hidden.new_empty((longest if job.signals else 0, size), dtype=wide)
+        self.parts: list[tuple[Tensor, ...]] = []
+
+    @property
+    def gradients(self) -> list[Tensor | None]:
+        """Of hidden states, weight and bias, in their own types."""
+        return [
+            None if total is None else total.to(dtype)
+            for total, dtype in zip(self.totals, self._dtypes, strict=True)
+        ]
+
+    def run(self) -> tuple[Tensor, ...]:
+        """The loss, the other sums of `DistillationSums`, the four statistics and the weights."""
+        with torch.autocast(self.hidden.device.type, enabled=False):
+            chunks = [_Chunk(self, rows).run() for rows in self.job.spans]
+        sums, rows = zip(*chunks, strict=True)
+        totals = [torch.stack(part).sum(0) for part in zip(*sums, strict=True)]
+        columns = [torch.cat(part) for part in zip(*rows, strict=True)]
+        return *totals, *columns
+
+    def add_gradients(self, rows: slice, grad_logits: Tensor) -> None:
+        """Take the gradient of a chunk's products."""
+        of_hidden, of_weight, of_bias = self.totals
+        if of_hidden is not None:
+            of_hidden[rows] = grad_of_hidden(grad_logits, self.weight)
+        if of_weight is not None:
+            add_grad_of_weight_(of_weight[: self.job.head.vocab_size], grad_logits, self.hidden[rows])
+        if of_bias is not None:
+            of_bias[: self.job.head.vocab_size].add_(grad_logits.sum(0, dtype=of_bias.dtype))
+
+
+class _Chunk:
+    """The rows of one chunk, from the student's logits to their gradient."""
+
+    def __init__(self, walk: _Walk, rows: slice) -> None:
+        self.walk, self.job, self.rows = walk, walk.job, rows
+        self.labels = self.job.labels[rows].unsqueeze(-1)  # [n 1]
+        self.logits = project(walk.hidden[rows], walk.weight, walk.bias)  # [n V]
+        head, with_mean = self.job.head, self.job.label_smoothing > 0.0
+        options = (head.scale, head.softcap, self.job.target.temperature, with_mean)
+        self.log_total, self.softened, self.mean = run(student_pass, (self.logits,), *options)
+        self.label_logits = self.logits.gather(-1, self.labels).squeeze(-1)
+
+    def run(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Sums over the rows, and what is kept of each row."""
+        nll = self.log_total - self.label_logits
+        smoothing = self.job.label_smoothing
+        smoothed = nll
+        if smoothing > 0.0:
+            smoothed = (1.0 - smoothing) * nll + smoothing * (self.log_total - self.mean)
+        loss = (1.0 - self.job.kd_weight) * smoothed.sum()
+        if self.job.signals:
+            sums, kept = self._distil()
+            loss = loss + self.job.kd_weight * sums[0]
+        else:
+            sums, kept = self._without_teachers()
+        if any(total is not None for total in self.walk.totals):
+            self._add_label_gradient()
+            self.walk.add_gradients(self.rows, self.logits)
+        kd, *others = sums
+        return (loss, kd, nll.sum(), *others), kept
+
+    def _without_teachers(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        head, zero = self.job.head, self.log_total.sum() * 0.0
+        run(
+            finish_cross_entropy,
+            (self.logits, self.log_total, self._ce_factor()),
+            self.job.label_smoothing,
+            head.scale,
+            head.softcap,
+        )
+        none = self.log_total.new_empty((len(self.labels), 0))
+        return (zero, zero, zero, zero, zero.expand(0)), (none, none, none, none.bool(), none)
+
+    def _distil(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        job, target = self.job, self.job.target
+        groups = None if job.groups is None else job.groups[self.rows]
+        buffer = self.walk.fused[: len(self.labels)]
+        mixed = StreamedTarget(buffer, target, job.weighting, self.rows, groups, self.labels)
+        for signal in job.signals:
+            mixed.add(signal, self.logits, self.softened)
+        weights = mixed.weights()
+        covered, norm = mixed.covered_and_norm(weights)
+        kd_factor = covered.to(norm.dtype) * (job.kd_weight * target.scale)
+        value, target_entropy, log_pool = self._finish(mixed, norm, kd_factor)
+        mean_entropy = torch.zeros_like(target_entropy)
+        for weight, entropy in zip(weights.unbind(-1), mixed.entropies, strict=True):
+            mean_entropy = mean_entropy + torch.where(weight > 0, weight * entropy, 0.0)
+        conflict = -log_pool if mixed.space == "product" else target_entropy - mean_entropy
+        kd, target_entropy, conflict = (
+            torch.where(covered, figure, 0.0).sum() for figure in (value * target.scale, target_entropy, conflict)
+        )
+        stats = (torch.stack(column, -1) for column in zip(*mixed.stats, strict=True))
+        sums = (kd, covered.sum().to(kd.dtype), target_entropy, conflict, torch.stack(mixed.teacher_kls))
+        return sums, (*stats, weights)
+
+    def _finish(self, mixed: StreamedTarget, norm: Tensor, kd_factor: Tensor) -> tuple[Tensor, ...]:
+        job = self.job
+        rows = (self.logits, mixed.fused, self.log_total, self.softened, norm, kd_factor, self._ce_factor())
+        options = (job.target.temperature, job.label_smoothing, job.head.scale, job.head.softcap)
+        if mixed.form is None:
+            return in_blocks(finish_by_autograd, rows, mixed.space, job.target.divergence, *options)
+        return run(finish, rows, mixed.space, mixed.form, *options)
+
+    def _ce_factor(self) -> Tensor:
+        return torch.full_like(self.log_total, 1.0 - self.job.kd_weight)
+
+    def _add_label_gradient(self) -> None:
+        head, factor = self.job.head, (1.0 - self.job.kd_weight) * (1.0 - self.job.label_smoothing)
+        inner = slope(self.label_logits, head.scale, head.softcap) * -factor
+        values = inner if isinstance(inner, Tensor) else torch.full_like(self.label_logits, inner)
+        self.logits.scatter_add_(-1, self.labels, values.to(self.logits.dtype).unsqueeze(-1))

@@ -1,0 +1,158 @@
+"""The fused target of one chunk, while teachers are added to it one after another.
+
+A teacher's share is exp(score / tau), relative to the highest score so far: when a higher one comes, what
+is mixed already is scaled down. So neither the other teachers' scores nor their logits are needed, and
+the target is divided by the sum of shares at the end. A share of 0 leaves it unchanged bit for bit.
+"""
+
+from functools import partial
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from collegium.contracts import TeacherSignal
+from collegium.functional.chunked import KdTarget, checked_stats
+from collegium.functional.divergences import (
+    Divergence,
+    forward_kl,
+    generalized_jsd,
+    reverse_kl,
+    total_variation,
+)
+from collegium.functional.elementwise import (
+    ClosedForm,
+    Kernel,
+    Space,
+    mix_logs,
+    mix_probs,
+    mix_product,
+    run,
+    teacher_pass,
+)
+from collegium.functional.fusion import geometric_logprobs
+from collegium.functional.weighting import GivenWeights, Weighting, shares_of, weights_from_scores
+
+
+MIXERS: dict[Space, Kernel] = {"probs": mix_probs, "logs": mix_logs, "product": mix_product}
+
+
+def closed_form(divergence: Divergence) -> ClosedForm | None:
+    """The divergence as one whose gradient is written out, or None."""
+    if divergence is forward_kl:
+        return "forward_kl", 0.0
+    if divergence is reverse_kl:
+        return "reverse_kl", 0.0
+    if divergence is total_variation:
+        return "total_variation", 0.0
+    if isinstance(divergence, partial) and divergence.func is generalized_jsd and not divergence.args:
+        beta = float(divergence.keywords["beta"])
+        if beta in (0.0, 1.0):
+            return closed_form(forward_kl if beta == 0.0 else reverse_kl)
+        return ("jsd", beta) if 0.0 < beta < 1.0 else None
+    return None
+
+
+class StreamedTarget:
+    """See the module.
+
+    Args:
+        buffer: What the target is made in, [n V].
+        target: Fusion, divergence and temperature.
+        weighting: How teachers are weighted.
+        rows: Which positions of the batch.
+        groups: Stretch of text of each position; None if positions share no weights.
+        labels: Tokens to be predicted, [n 1].
+
+    Attributes:
+        form: The divergence, if its gradient is written out.
+        space: In what `fused` is kept: probabilities are the cheapest, but vanish where some divergences
+            still read their log.
+        fused: The target, relative to `norm`.
+        norm: Sum of the shares so far.
+        stats: Per teacher: entropy, cross-entropy at the target and at the weight temperature, validity.
+        entropies: Of what is mixed, per teacher.
+        teacher_kls: Sum over valid positions of KL(teacher || student), per teacher.
+    """
+
+    def __init__(
+        self,
+        buffer: Float[Tensor, "n V"],
+        target: KdTarget,
+        weighting: Weighting | GivenWeights,
+        rows: slice,
+        groups: Int[Tensor, " n"] | None,
+        labels: Int[Tensor, "n 1"],
+    ) -> None:
+        self.target, self.weighting = target, weighting
+        self.rows, self.groups, self.labels = rows, groups, labels
+        self.form = closed_form(target.divergence)
+        self.space: Space = "product"
+        if target.fusion is not geometric_logprobs:
+            self.space = "logs" if self.form is None or self.form[0] == "reverse_kl" else "probs"
+        self.fused = buffer.fill_(-torch.inf if self.space == "logs" else 0.0)
+        self.norm = buffer.new_zeros(len(buffer))
+        self.stats: list[tuple[Tensor, ...]] = []
+        self.entropies: list[Tensor] = []
+        self.teacher_kls: list[Tensor] = []
+        self._top = torch.full_like(self.norm, -torch.inf)
+        self._scores: list[Tensor] = []
+
+    def add(
+        self, signal: TeacherSignal, student_logits: Float[Tensor, "n V"], student_log_total: Float[Tensor, " n"]
+    ) -> None:
+        """Make the next teacher's logits, take its figures, and mix it in.
+
+        Args:
+            signal: The teacher's.
+            student_logits: For the teacher's KL.
+            student_log_total: Their log-sum-exp at the target's temperature.
+        """
+        logits = signal.logits(self.rows)
+        own, weight = signal.target_temperature, signal.weight_temperature
+        temperature = self.target.temperature
+        temperatures = (weight, own, own * temperature)
+        entropy, log_total, own_log_total, mixed_log_total, mixed_entropy, kl = run(
+            teacher_pass,
+            (logits, student_logits, student_log_total),
+            temperatures,
+            temperature,
+        )
+        at_label = logits.gather(-1, self.labels).squeeze(-1).to(entropy.dtype)
+        nll, weight_nll = own_log_total - at_label / own, log_total - at_label / weight
+        *stats, valid = checked_stats(signal, self.rows, entropy, nll, weight_nll, logits.shape[-1])
+        keep, share = self._share(stats[0], valid)
+        run(MIXERS[self.space], (self.fused, logits, mixed_log_total, keep, share), own * temperature)
+        if isinstance(self.weighting, GivenWeights):
+            valid = self.weighting.valid[self.rows, len(self.stats)]
+        self.stats.append((*stats, valid))
+        self.entropies.append(mixed_entropy)
+        self.teacher_kls.append(torch.where(valid, kl, 0.0).sum())
+
+    def _share(self, entropy: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Factors of what is mixed already and of the next teacher."""
+        teacher = len(self.stats)
+        if isinstance(self.weighting, GivenWeights):
+            share = self.weighting.weights[self.rows, teacher].to(entropy.dtype)
+            return torch.ones_like(share), share
+        score = self.weighting.scores(teacher, entropy, valid, self.groups).masked_fill(~valid, -torch.inf)
+        self._scores.append(score)
+        top = torch.maximum(self._top, score)
+        base = top.masked_fill(top == -torch.inf, 0.0)
+        keep, share = (shares_of(value, base, self.weighting.score_tau) for value in (self._top, score))
+        self.norm, self._top = self.norm * keep + share, top
+        return keep, share
+
+    def weights(self) -> Float[Tensor, "n M"]:
+        """Weights of all teachers."""
+        if isinstance(self.weighting, GivenWeights):
+            return self.weighting.weights[self.rows]
+        valid = torch.stack([stats[-1] for stats in self.stats], -1)
+        return weights_from_scores(torch.stack(self._scores, -1), valid, tau=self.weighting.score_tau)
+
+    def covered_and_norm(self, weights: Float[Tensor, "n M"]) -> tuple[Bool[Tensor, " n"], Float[Tensor, " n"]]:
+        """Where some teacher counts, and what the target is to be divided by, 1 where none does."""
+        if isinstance(self.weighting, GivenWeights):
+            return weights.sum(-1) > 0, torch.ones_like(self.norm)
+        covered = self.norm > 0
+        return covered, self.norm.masked_fill(~covered, 1.0)
