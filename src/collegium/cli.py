@@ -3,8 +3,6 @@
 Heavy imports are inside the commands, so that `--help` answers within half a second.
 """
 
-import contextlib
-import ctypes
 import logging
 import os
 import signal
@@ -15,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from collegium.allocator import keep_freed_memory
 from collegium.errors import DISK_FULL, UserError
 from collegium.terminal import is_main_rank
 
@@ -95,7 +94,7 @@ def demo(
 def main() -> int:
     """Run a command; every mishap that a user can mend ends in one line and its exit code."""
     _quiet_libraries()
-    _keep_freed_memory()
+    keep_freed_memory()
     previous = {number: signal.signal(number, _stop_at_once) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         result = app(standalone_mode=False)
@@ -156,13 +155,3 @@ def _quiet_libraries() -> None:
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # bars of downloads and conversions
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-
-
-def _keep_freed_memory() -> None:
-    """Have glibc keep freed buffers of many megabytes instead of having the kernel clear new ones.
-
-    Every step makes and frees the same large buffers; clearing them took the kernel 97 s of a demo, now 26 s.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        for parameter in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
-            ctypes.CDLL(None).mallopt(parameter, 2**30)
