@@ -15,6 +15,7 @@ from collegium.functional.chunked import KdTarget
 from collegium.functional.divergences import forward_kl, generalized_jsd, reverse_kl, total_variation
 from collegium.functional.fused import whole_groups
 from collegium.functional.fusion import geometric_logprobs, mixture_logprobs
+from collegium.functional.products import project
 from collegium.functional.weighting import Weighting
 from collegium.head import ProjectionHead
 
@@ -175,12 +176,13 @@ def test_each_logit_is_made_once(monkeypatch):
     hidden, head, signals, positions = problem(20, torch.float64)
     rows = []
 
-    def counting(signal, part):
-        rows.append(part.stop - part.start)
-        return real(signal, part)
+    def counting(hidden, weight, bias=None, **options):
+        if weight.shape[1] == E:
+            rows.append(len(hidden))
+        return project(hidden, weight, bias, **options)
 
-    real = ProjectedSignal.logits
-    monkeypatch.setattr(ProjectedSignal, "logits", counting)
+    for module in ("collegium.functional.streamed", "collegium.head"):
+        monkeypatch.setattr(f"{module}.project", counting)
     run(fused.distillation_loss, hidden, ProjectionHead(head, 20), signals, positions)
     assert sum(rows) == N * len(signals)
     rows.clear()  # weights over a stretch longer than a chunk need a pass of their own

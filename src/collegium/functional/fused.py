@@ -184,7 +184,9 @@ class _Walk:
         ]
         self._dtypes = [None if tensor is None else tensor.dtype for tensor in inputs]
         longest = max(span.stop - span.start for span in job.spans)
+        self.logits = self.hidden.new_empty(longest, size)
         self.fused = hidden.new_empty((longest if job.signals else 0, size), dtype=wide)
+        self.teacher_logits: dict[torch.dtype, Tensor] = {}
         self.parts: list[tuple[Tensor, ...]] = []
 
     @property
@@ -221,7 +223,8 @@ class _Chunk:
     def __init__(self, walk: _Walk, rows: slice) -> None:
         self.walk, self.job, self.rows = walk, walk.job, rows
         self.labels = self.job.labels[rows].unsqueeze(-1)  # [n 1]
-        self.logits = project(walk.hidden[rows], walk.weight, walk.bias)  # [n V]
+        out = walk.logits[: len(self.labels)]  # [n V]
+        self.logits = project(walk.hidden[rows], walk.weight, walk.bias, out=out)
         head, with_mean = self.job.head, self.job.label_smoothing > 0.0
         options = (head.scale, head.softcap, self.job.target.temperature, with_mean)
         self.log_total, self.softened, self.mean = run(student_pass, (self.logits,), *options)
@@ -264,7 +267,7 @@ class _Chunk:
         buffer = self.walk.fused[: len(self.labels)]
         mixed = StreamedTarget(buffer, target, job.weighting, self.rows, groups, self.labels)
         for signal in job.signals:
-            mixed.add(signal, self.logits, self.softened)
+            mixed.add(signal, self.logits, self.softened, self.walk.teacher_logits)
         weights = mixed.weights()
         covered, norm = mixed.covered_and_norm(weights)
         kd_factor = covered.to(norm.dtype) * (job.kd_weight * target.scale)

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from collegium.contracts import TeacherSignal
+from collegium.contracts import ProjectedSignal, TeacherSignal, TransparentHead
 from collegium.functional.chunked import KdTarget, checked_stats
 from collegium.functional.divergences import (
     Divergence,
@@ -31,6 +31,7 @@ from collegium.functional.elementwise import (
     teacher_pass,
 )
 from collegium.functional.fusion import geometric_logprobs
+from collegium.functional.products import project
 from collegium.functional.weighting import GivenWeights, Weighting, shares_of, weights_from_scores
 
 
@@ -51,6 +52,27 @@ def closed_form(divergence: Divergence) -> ClosedForm | None:
             return closed_form(forward_kl if beta == 0.0 else reverse_kl)
         return ("jsd", beta) if 0.0 < beta < 1.0 else None
     return None
+
+
+def logits_of(signal: TeacherSignal, rows: slice, buffers: dict[torch.dtype, Tensor]) -> Float[Tensor, "n V"]:
+    """A teacher's logits, in a buffer that all teachers share where its head is a linear map."""
+    if not isinstance(signal, ProjectedSignal) or not isinstance(signal.head, TransparentHead):
+        return signal.logits(rows)
+    head = signal.head.as_linear()
+    if head is None:
+        return signal.logits(rows)
+    hidden, weight = signal.hidden[rows], head.weight
+    if hidden.dtype != weight.dtype or hidden.device != weight.device:
+        return signal.logits(rows)
+    shape = (len(hidden), head.vocab_size)
+    buffer = buffers.get(weight.dtype)
+    if buffer is None or buffer.shape[1] != shape[1] or len(buffer) < shape[0]:
+        buffer = buffers[weight.dtype] = hidden.new_empty(shape)
+    bias = None if head.bias is None else head.bias[: head.vocab_size]
+    logits = project(hidden, weight[: head.vocab_size], bias, out=buffer[: shape[0]])
+    if head.scale != 1.0:
+        logits.mul_(head.scale)
+    return logits if head.softcap is None else logits.div_(head.softcap).tanh_().mul_(head.softcap)
 
 
 class StreamedTarget:
@@ -99,7 +121,11 @@ class StreamedTarget:
         self._scores: list[Tensor] = []
 
     def add(
-        self, signal: TeacherSignal, student_logits: Float[Tensor, "n V"], student_log_total: Float[Tensor, " n"]
+        self,
+        signal: TeacherSignal,
+        student_logits: Float[Tensor, "n V"],
+        student_log_total: Float[Tensor, " n"],
+        buffers: dict[torch.dtype, Tensor],
     ) -> None:
         """Make the next teacher's logits, take its figures, and mix it in.
 
@@ -107,8 +133,9 @@ class StreamedTarget:
             signal: The teacher's.
             student_logits: For the teacher's KL.
             student_log_total: Their log-sum-exp at the target's temperature.
+            buffers: Where teachers' logits are made, by type; kept from one chunk to the next.
         """
-        logits = signal.logits(self.rows)
+        logits = logits_of(signal, self.rows, buffers)
         own, weight = signal.target_temperature, signal.weight_temperature
         temperature = self.target.temperature
         temperatures = (weight, own, own * temperature)
