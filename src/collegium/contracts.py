@@ -46,6 +46,11 @@ class LinearHead:
     scale: float = 1.0
     softcap: float | None = None
 
+    @property
+    def cut(self) -> tuple[Float[Tensor, "V D"], Float[Tensor, " V"] | None]:
+        """Weight and bias without the padding."""
+        return self.weight[: self.vocab_size], None if self.bias is None else self.bias[: self.vocab_size]
+
 
 @runtime_checkable
 class TransparentHead(Protocol):

@@ -49,8 +49,7 @@ class ProjectionHead:
         if linear is None or torch.is_autocast_enabled(hidden.device.type) or hidden.dtype != linear.weight.dtype:
             logits: Tensor = self.projection(hidden)[..., : self.vocab_size]
             return logits
-        bias = None if linear.bias is None else linear.bias[: self.vocab_size]
-        return project(hidden, linear.weight[: self.vocab_size], bias)
+        return project(hidden, *linear.cut)
 
     def as_linear(self) -> LinearHead | None:
         """The map itself; None where calling the module does more: adapters, hooks, sharded weights."""

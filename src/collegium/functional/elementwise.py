@@ -47,13 +47,19 @@ def full_precision(logits: Tensor) -> Tensor:
 # ---- kernels: ([n V] and [n] tensors, then plain options) -> [n] tensors
 
 
+def cap(logits: Tensor, scale: float, softcap: float | None) -> tuple[()]:
+    """What a head does to its product, in place."""
+    if scale != 1.0 or softcap is not None:
+        scaled = full_precision(logits) * scale
+        logits.copy_(scaled if softcap is None else torch.tanh(scaled / softcap) * softcap)
+    return ()
+
+
 def student_pass(
     logits: Tensor, scale: float, softcap: float | None, temperature: float, with_mean: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Scale and cap the logits in place; log-sum-exp at temperature 1 and at `temperature`; mean if asked."""
-    if scale != 1.0 or softcap is not None:
-        capped = full_precision(logits) * scale
-        logits.copy_(capped if softcap is None else torch.tanh(capped / softcap) * softcap)
+    cap(logits, scale, softcap)
     z = full_precision(logits)
     log_total = z.logsumexp(-1)
     softened = log_total if temperature == 1.0 else (z / temperature).logsumexp(-1)
@@ -91,9 +97,7 @@ def mix_probs(
 ) -> tuple[()]:
     """mixture = keep * mixture + share * p. A share of 0 leaves NaN and infinite logits unread."""
     probs = (full_precision(logits) / temperature - log_total.unsqueeze(-1)).exp()
-    shares = share.unsqueeze(-1)
-    mixture.copy_(mixture * keep.unsqueeze(-1) + torch.where(shares > 0, probs * shares, 0.0))
-    return ()
+    return _add_share(mixture, probs, keep, share)
 
 
 def mix_logs(
@@ -111,9 +115,12 @@ def mix_product(
     product: Tensor, logits: Tensor, log_total: Tensor, keep: Tensor, share: Tensor, temperature: float
 ) -> tuple[()]:
     """product = keep * product + share * log p."""
-    logprobs = _logprobs(logits, log_total, temperature)
+    return _add_share(product, _logprobs(logits, log_total, temperature), keep, share)
+
+
+def _add_share(total: Tensor, term: Tensor, keep: Tensor, share: Tensor) -> tuple[()]:
     shares = share.unsqueeze(-1)
-    product.copy_(product * keep.unsqueeze(-1) + torch.where(shares > 0, logprobs * shares, 0.0))
+    total.copy_(total * keep.unsqueeze(-1) + torch.where(shares > 0, term * shares, 0.0))
     return ()
 
 
@@ -161,7 +168,7 @@ def finish(
     gradient = gradient * (kd_factor / temperature).unsqueeze(-1)
     # At temperature 1 the same exponential serves both; the compiler cannot know that.
     prediction = student_logprobs.exp() if temperature == 1.0 else (z - log_total.unsqueeze(-1)).exp()
-    gradient = gradient + (prediction - smoothing / z.shape[-1]) * ce_factor.unsqueeze(-1)
+    gradient = gradient + _cross_entropy_gradient(prediction, ce_factor, smoothing)
     logits.copy_(gradient * slope(z, scale, softcap))
     return value, -(probs * logprobs).sum(-1), log_pool
 
@@ -177,7 +184,7 @@ def finish_cross_entropy(
     """`finish` where there is no teacher."""
     z = full_precision(logits)
     prediction = (z - log_total.unsqueeze(-1)).exp()
-    gradient = (prediction - smoothing / z.shape[-1]) * ce_factor.unsqueeze(-1)
+    gradient = _cross_entropy_gradient(prediction, ce_factor, smoothing)
     logits.copy_(gradient * slope(z, scale, softcap))
     return ()
 
@@ -205,9 +212,14 @@ def finish_by_autograd(
         value = divergence((leaf / temperature).log_softmax(-1), logprobs)
         (gradient,) = torch.autograd.grad((value * kd_factor).sum(), leaf)
     prediction = (z - log_total.unsqueeze(-1)).exp()
-    gradient = gradient + (prediction - smoothing / z.shape[-1]) * ce_factor.unsqueeze(-1)
+    gradient = gradient + _cross_entropy_gradient(prediction, ce_factor, smoothing)
     logits.copy_(gradient * slope(z, scale, softcap))
     return value.detach(), -(probs * logprobs).sum(-1), log_pool
+
+
+def _cross_entropy_gradient(prediction: Tensor, factor: Tensor, smoothing: float) -> Tensor:
+    """All but what the label itself gets."""
+    return (prediction - smoothing / prediction.shape[-1]) * factor.unsqueeze(-1)
 
 
 def slope(logits: Tensor, scale: float, softcap: float | None) -> Tensor | float:

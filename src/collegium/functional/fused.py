@@ -174,8 +174,9 @@ class _Walk:
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
         size = job.head.vocab_size
         self.hidden = hidden.to(dtype)
-        self.weight = weight[:size].to(dtype)
-        self.bias = None if bias is None else bias[:size].to(dtype)
+        rows, shift = job.head.cut
+        self.weight = rows.to(dtype)
+        self.bias = None if shift is None else shift.to(dtype)
         inputs = (hidden, weight, bias)
         wide = torch.promote_types(dtype, torch.float32)
         self.totals = [
@@ -187,7 +188,6 @@ class _Walk:
         self.logits = self.hidden.new_empty(longest, size)
         self.fused = hidden.new_empty((longest if job.signals else 0, size), dtype=wide)
         self.teacher_logits: dict[torch.dtype, Tensor] = {}
-        self.parts: list[tuple[Tensor, ...]] = []
 
     @property
     def gradients(self) -> list[Tensor | None]:

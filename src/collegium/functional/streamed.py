@@ -24,6 +24,7 @@ from collegium.functional.elementwise import (
     ClosedForm,
     Kernel,
     Space,
+    cap,
     mix_logs,
     mix_probs,
     mix_product,
@@ -61,18 +62,17 @@ def logits_of(signal: TeacherSignal, rows: slice, buffers: dict[torch.dtype, Ten
     head = signal.head.as_linear()
     if head is None:
         return signal.logits(rows)
-    hidden, weight = signal.hidden[rows], head.weight
+    hidden, (weight, bias) = signal.hidden[rows], head.cut
     if hidden.dtype != weight.dtype or hidden.device != weight.device:
         return signal.logits(rows)
     shape = (len(hidden), head.vocab_size)
     buffer = buffers.get(weight.dtype)
     if buffer is None or buffer.shape[1] != shape[1] or len(buffer) < shape[0]:
         buffer = buffers[weight.dtype] = hidden.new_empty(shape)
-    bias = None if head.bias is None else head.bias[: head.vocab_size]
-    logits = project(hidden, weight[: head.vocab_size], bias, out=buffer[: shape[0]])
-    if head.scale != 1.0:
-        logits.mul_(head.scale)
-    return logits if head.softcap is None else logits.div_(head.softcap).tanh_().mul_(head.softcap)
+    logits = project(hidden, weight, bias, out=buffer[: shape[0]])
+    if head.scale != 1.0 or head.softcap is not None:
+        run(cap, (logits,), head.scale, head.softcap)
+    return logits
 
 
 class StreamedTarget:
