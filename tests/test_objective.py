@@ -304,7 +304,9 @@ def test_feature_term_leaves_out_positions_where_the_teacher_is_not_finite():
     mask = torch.tensor([[True, True, False]])
 
     def value(last: torch.Tensor) -> torch.Tensor:
-        output = TeacherOutput(DenseSignal(torch.zeros(1, 1)), TeacherFeatures((teacher[0], last)))
+        output = TeacherOutput(
+            DenseSignal(torch.zeros(1, 1)), TeacherFeatures(dict(enumerate((teacher[0], last))))
+        )
         return feature(states, [output], mask)
 
     bad = teacher[1].clone()

@@ -169,7 +169,7 @@ def test_fingerprint_changes_with_the_weights(tmp_path):
     first, second = pico_llama(0), pico_llama(1)
     for name, model in (("a", first), ("b", second), ("c", pico_llama(0))):
         model.save_pretrained(tmp_path / name)
-    prints = [reference_fingerprint(str(tmp_path / n), first).rpartition("@")[2] for n in "abc"]
+    prints = [reference_fingerprint(str(tmp_path / n), first.config).rpartition("@")[2] for n in "abc"]
     assert prints[0] != prints[1]
     assert prints[0] == prints[2]
 

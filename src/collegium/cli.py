@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from collegium.allocator import keep_freed_memory
-from collegium.errors import DISK_FULL, UserError
+from collegium.errors import DISK_FULL, DataError, UserError
 from collegium.terminal import is_main_rank
 
 
@@ -49,6 +50,62 @@ def preflight(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson =
 
     result = commands.preflight(_load(recipe, overrides))
     show_preflight(result, as_json=as_json)
+
+
+class _CacheGroup(TyperGroup):
+    """`collegium cache RECIPE` is `collegium cache build RECIPE`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the sub-command in where the first word is none."""
+        if args and args[0] not in self.commands and args[0] not in ("--help", "-h"):
+            args = ["build", *args]
+        return super().parse_args(ctx, args)
+
+
+cache_app = typer.Typer(
+    cls=_CacheGroup,
+    help="Score the text with the teachers, to disk. `collegium cache RECIPE`; verify and repair what is there.",
+    no_args_is_help=True,
+)
+app.add_typer(cache_app, name="cache")
+
+CacheFolder = Annotated[str, typer.Argument(metavar="DIR", help="folder or URL of one teacher's cache")]
+
+
+@cache_app.command("build")
+def cache_build(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    teacher: Annotated[str | None, typer.Option(help="only this teacher")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score the prepared text with each teacher that says `cached: true`; the same command resumes."""
+    from collegium import cache_commands
+    from collegium.tables import show_json
+
+    result = cache_commands.cache(_load(recipe, overrides), only=teacher)
+    if as_json:
+        show_json(result)
+
+
+@cache_app.command("verify")
+def cache_verify(folder: CacheFolder, as_json: AsJson = False) -> None:
+    """Read every byte of a cache and name the shards and rows that are damaged."""
+    from collegium import cache_commands
+    from collegium.tables import show_verdict
+
+    verdict = cache_commands.verify_cache(folder)
+    show_verdict(verdict, folder, as_json=as_json)
+    if verdict.damages:
+        raise DataError(f"{folder}: is damaged; run `collegium cache repair {folder}`")
+
+
+@cache_app.command("repair")
+def cache_repair(folder: CacheFolder) -> None:
+    """Write only what is damaged again."""
+    from collegium import cache_commands
+
+    cache_commands.repair_cache(folder)
 
 
 @app.command()

@@ -77,7 +77,7 @@ def preflight(recipe: Recipe) -> Preflight:
     if not recipe.teachers:
         raise RecipeError("preflight judges teachers, and this recipe has none: add some under `teachers:`")
     ingredients = prepare(recipe)
-    teachers = build_teachers(recipe, ingredients.tokenizer, device=device())
+    teachers = build_teachers(recipe, ingredients, device=device())
     held_out = build_held_out(recipe, ingredients, teachers, device=device())
     names = [teacher.name for teacher in teachers]
     target = build_target(recipe.objective)
@@ -107,7 +107,7 @@ def train(recipe: Recipe) -> dict[str, Any]:
         say(f"{run_dir}: finished already; delete it or set another output_dir to run again")
         return read_evaluation(run_dir)
     ingredients = prepare(recipe)
-    teachers = build_teachers(recipe, ingredients.tokenizer, device=device())
+    teachers = build_teachers(recipe, ingredients, device=device())
     held_out = build_held_out(recipe, ingredients, teachers, device=device())
     tables = train_student(recipe, ingredients, teachers, held_out)
     return write_evaluation(run_dir, tables, recipe, model="student")
@@ -193,7 +193,7 @@ def evaluate_model(recipe: Recipe, model: str, output_dir: Path) -> dict[str, An
     require_same_tokenizer(ingredients.tokenizer, load_tokenizer(model), name=model)
     student = place(load_model(model, dtype=torch.float32), device())
     check_model(student, ingredients.vocab_size, name=model)
-    teachers = build_teachers(recipe, ingredients.tokenizer, device=device())
+    teachers = build_teachers(recipe, ingredients, device=device())
     held_out = build_held_out(recipe, ingredients, teachers, device=device())
     tables = held_out.measure_student(
         lambda batch: last_hidden_states(student, batch.input_ids, batch.position_ids),

@@ -11,9 +11,9 @@ signal is 201 MB per teacher, a projected one of width 576 is 2.4 MB.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
-from typing import Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -85,6 +85,7 @@ class Batch:
             of a segment is never predicted.
         position_ids: Position of each token in its segment.
         sample_ids: Row of each block in its data set.
+        stored: What was read beforehand from the caches of teachers, by teacher.
     """
 
     input_ids: Int[Tensor, "B S"]
@@ -92,9 +93,10 @@ class Batch:
     labels: Int[Tensor, "B S"]
     position_ids: Int[Tensor, "B S"]
     sample_ids: Int[Tensor, " B"]
+    stored: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
     @classmethod
-    def from_inputs(cls, inputs: Mapping[str, Tensor]) -> "Batch":
+    def from_inputs(cls, inputs: Mapping[str, Any]) -> "Batch":
         """Build a batch from the collator's dict of tensors."""
         return cls(
             input_ids=inputs["input_ids"],
@@ -102,6 +104,7 @@ class Batch:
             labels=inputs["labels"],
             position_ids=inputs["position_ids"],
             sample_ids=inputs["sample_ids"],
+            stored=inputs.get("stored", {}),
         )
 
 
@@ -183,20 +186,28 @@ class DenseSignal:
         return self.logprobs[rows]
 
 
+TailPolicy = Literal["bucket", "uniform", "renormalize"]
+
+
 @dataclass(frozen=True)
 class TopKSignal:
     """The most probable tokens of a teacher, with exact figures of its full distribution.
 
-    What is not listed shares `1 - sum(exp(logprobs))` evenly. An entropy or a label's probability taken
-    from the list alone would be wrong: at k = 64 the list holds 0.86 of the mass and says 2.0 nats
-    where the truth is 2.9.
+    An entropy or a label's probability taken from the list alone would be wrong: at k = 64 the list holds
+    0.86 of the mass and says 2.0 nats where the truth is 2.9.
 
     Attributes:
-        token_ids: Different ids in each row.
+        token_ids: Different ids in each row; -1 fills up a row that lists fewer.
         logprobs: Their log-probabilities under the full distribution, not renormalised.
-        entropy: Of the full distribution.
+        entropy: Of the full distribution at the weight temperature.
         label_logprob: Log-probability of the label under the full distribution.
         vocab_size: Student's vocabulary.
+        tail: What becomes of the mass that is not listed. `bucket`: student and teacher are compared on it
+            as on one more token, so that within it the student keeps its own shape. `uniform`: every other
+            token gets the same. `renormalize`: the list gets it, which makes a student over-confident.
+        tail_logprob: Log of that mass; 1 - sum(exp(logprobs)) if not given.
+        weight_label_logprob: `label_logprob` at the weight temperature, where that is another one.
+        kd_temperature: Softened the listed distribution; a loss at another one cannot use it.
         valid: False where the teacher says nothing; None means valid everywhere.
     """
 
@@ -205,33 +216,24 @@ class TopKSignal:
     entropy: Float[Tensor, " N"]
     label_logprob: Float[Tensor, " N"]
     vocab_size: int
+    tail: TailPolicy = "bucket"
+    tail_logprob: Float[Tensor, " N"] | None = None
+    weight_label_logprob: Float[Tensor, " N"] | None = None
+    kd_temperature: float = 1.0
     valid: Bool[Tensor, " N"] | None = None
-
-    weight_temperature = 1.0
-    target_temperature = 1.0
 
     def __len__(self) -> int:
         return self.token_ids.shape[0]
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> "TopKSignal":
+        """The same signal with each of its tensors changed."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        changed: dict[str, Any] = {n: change(v) for n, v in values.items() if isinstance(v, Tensor)}
+        return replace(self, **changed)
+
     def to(self, device: torch.device) -> "TopKSignal":
         """The same signal with its tensors on `device`."""
-        return replace(
-            self,
-            token_ids=self.token_ids.to(device),
-            logprobs=self.logprobs.to(device),
-            entropy=self.entropy.to(device),
-            label_logprob=self.label_logprob.to(device),
-            valid=None if self.valid is None else self.valid.to(device),
-        )
-
-    def logits(self, rows: slice) -> Float[Tensor, "n V"]:
-        """Log-probabilities of these rows over the whole vocabulary."""
-        kept = self.logprobs[rows]
-        kept = kept if kept.dtype == torch.float64 else kept.float()
-        num_rest = self.vocab_size - kept.shape[1]
-        rest = (1.0 - kept.exp().sum(-1, keepdim=True)).clamp_min(0.0) / max(num_rest, 1)
-        logprobs = rest.log().expand(-1, self.vocab_size).contiguous()
-        return logprobs.scatter_(-1, self.token_ids[rows], kept)
+        return self.map(lambda tensor: tensor.to(device))
 
 
 TeacherSignal = ProjectedSignal | DenseSignal | TopKSignal
@@ -239,9 +241,9 @@ TeacherSignal = ProjectedSignal | DenseSignal | TopKSignal
 
 @dataclass(frozen=True)
 class TeacherFeatures:
-    """Inner states of a teacher: `hidden_states[l]` is [B S E]; index 0 is the embedding output."""
+    """Inner states of a teacher by layer; 0 is the embedding output. A cache knows the last layer only."""
 
-    hidden_states: tuple[Float[Tensor, "B S E"], ...]
+    hidden_states: Mapping[int, Float[Tensor, "B S E"]]
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ A file is written under a temporary name in the same folder, synced to disk and 
 is synced. That costs two disk flushes a file.
 """
 
+import fcntl
 import hashlib
 import os
 import re
@@ -12,6 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
+
+from collegium.errors import DataError
+
+
+LOCK_NAME = ".lock"
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
@@ -66,3 +72,29 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def folder_lock(directory: Path) -> Iterator[None]:
+    """Hold `directory` for this process; the kernel releases it whenever the process ends.
+
+    Raises:
+        DataError: if another one holds it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / LOCK_NAME).open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise DataError(
+                f"{directory}: is being written by process {file.read().strip() or 'unknown'}: "
+                "wait for it, or give another folder"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)

@@ -52,6 +52,12 @@ class TeacherError(UserError, RuntimeError):
     exit_code = 69
 
 
+class DiskError(UserError, RuntimeError):
+    """A disk that has no room for what is to be written."""
+
+    exit_code = 74
+
+
 class NumericError(UserError, ArithmeticError):
     """A loss or gradient that is not finite."""
 

@@ -158,7 +158,7 @@ class Objective(nn.Module):
     @property
     def need(self) -> frozenset[Capability]:
         """What teachers must provide; empty if they are not asked at all."""
-        need = {Capability.FULL_VOCAB} if self.kd_weight > 0 else set()
+        need = {Capability.TOP_K} if self.kd_weight > 0 else set()
         return frozenset(need | ({Capability.HIDDEN_STATES} if self.feature is not None else set()))
 
     def forward(

@@ -25,6 +25,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GgufConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -212,9 +213,30 @@ def remove_stale(folder: Path) -> None:
                 shutil.rmtree(left)
 
 
-def reference_fingerprint(reference: str, model: PreTrainedModel) -> str:
+def load_config(
+    reference: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PretrainedConfig:
+    """The configuration of a model, without its weights.
+
+    Raises:
+        DataError: it cannot be found or read.
+    """
+    folder, gguf_file = _locate(reference)
+    if gguf_file is not None:
+        folder = str(dequantized(Path(folder) / gguf_file))
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            folder, revision=revision, trust_remote_code=trust_remote_code
+        )
+    except Exception as error:
+        pass_on_full_disk(error)
+        raise _unloadable("configuration", reference, error) from error
+    return config
+
+
+def reference_fingerprint(reference: str, config: PretrainedConfig) -> str:
     """Identity of a model's weights: the hub commit, or a hash of the files it was read from."""
-    commit = getattr(model.config, "_commit_hash", None)
+    commit = getattr(config, "_commit_hash", None)
     if commit:
         return f"{reference}@{commit}"
     path = Path(resolve_reference(reference))

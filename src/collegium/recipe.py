@@ -12,116 +12,17 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from collegium.section import Dtype, Many, Name, Section, can_be_trained, names_differ
+from collegium.model_sections import (
+    CacheSection,
+    ConfigStudentSection,
+    LayerDropStudentSection,
+    PretrainedStudentSection,
+    TeacherSection,
+)
+from collegium.section import Dtype, Many, Name, Section, names_differ
 
 
 _BY_KIND = Field(discriminator="kind")
-
-
-class ModelSection(Section):
-    """Where a model comes from and how it is held."""
-
-    model: str
-    """Hub id, local folder, `.gguf` file, or `package:NAME/FILE` inside an installed package."""
-    revision: str | None = None
-    """Branch, tag or commit on the hub."""
-    trust_remote_code: bool = False
-    """Run code that the model's repository ships. Needs `revision` as a full commit hash."""
-    dtype: Dtype = "float32"
-    """Of the weights; `auto` is bfloat16 where the device computes in it natively, else float32."""
-
-    @model_validator(mode="after")
-    def _remote_code_is_pinned(self) -> Self:
-        if self.trust_remote_code and not re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
-            raise ValueError(
-                f"trust_remote_code runs code of {self.model!r} on this machine: "
-                f"pin `revision` to a full 40-digit commit hash, not {self.revision!r}"
-            )
-        return self
-
-
-class LocalTeacherSection(ModelSection):
-    """A teacher that runs in this process."""
-
-    kind: Literal["local"] = "local"
-    """Local is the only kind so far."""
-    name: Name
-    """Name in metrics and tables."""
-    adapter: str | None = None
-    """PEFT adapter over `model`: folder, hub id or `package:` reference. The base is loaded once for all."""
-    adapter_revision: str | None = None
-    """Branch, tag or commit of the adapter on the hub."""
-    device_map: str | dict[str, int | str] | None = None
-    """Placement over devices, as in `from_pretrained`; None is the training device."""
-    weight_temperature: float = Field(default=1.0, gt=0)
-    """Divides the logits before the entropy that sets this teacher's weight is taken."""
-    target_temperature: float = Field(default=1.0, gt=0)
-    """Divides the logits of the distribution that is mixed."""
-
-
-class LoraSection(Section):
-    """Train low-rank adapters instead of the student's own weights."""
-
-    rank: int = Field(default=16, ge=1)
-    """Rank of the update."""
-    alpha: float = Field(default=32.0, gt=0)
-    """Scale of the update; it is multiplied by alpha / rank."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout before the adapter."""
-    target_modules: str | Many[str] = "all-linear"
-    """Module names, as in PEFT."""
-
-
-class StudentSection(ModelSection):
-    """Common to all students."""
-
-    dtype: Annotated[Dtype, AfterValidator(can_be_trained)] = "float32"
-    """Of the trained weights; `auto` is bfloat16 where the device computes in it natively, else float32."""
-    tokenizer: str | None = None
-    """Where the tokenizer comes from; by default the student's model."""
-    lora: LoraSection | None = None
-    """Train adapters only."""
-
-
-class PretrainedStudentSection(StudentSection):
-    """A student that exists already."""
-
-    kind: Literal["pretrained"]
-    """Start from this model's weights."""
-
-
-class ConfigStudentSection(StudentSection):
-    """A student with random weights."""
-
-    kind: Literal["config"]
-    """Start from a configuration; `model` names the folder or hub id that holds it."""
-    overrides: dict[str, int | float | bool | str | None] = Field(default_factory=dict)
-    """Fields of the configuration to change, such as `num_hidden_layers: 6`."""
-
-    @model_validator(mode="after")
-    def _runs_no_remote_code(self) -> Self:
-        if self.trust_remote_code:
-            raise ValueError("trust_remote_code cannot be used with `kind: config`; leave it out")
-        return self
-
-
-class LayerDropStudentSection(StudentSection):
-    """A student made of some layers of a model."""
-
-    kind: Literal["layer_drop"]
-    """Keep some layers of `model`, and everything else of it."""
-    keep_layers: Many[int] | None = None
-    """Layers to keep, from 0. Which ones decides everything: choose them by measured loss."""
-    num_layers: int | None = Field(default=None, ge=1)
-    """Or: how many to keep, dropping greedily the one whose loss on calibration text is least."""
-    calibration_blocks: int = Field(default=8, ge=1)
-    """Training blocks on which the greedy choice is measured."""
-
-    @model_validator(mode="after")
-    def _one_way_to_choose(self) -> Self:
-        if (self.keep_layers is None) == (self.num_layers is None):
-            raise ValueError("give either keep_layers (which ones) or num_layers (how many, chosen by loss)")
-        return self
 
 
 class SourceSection(Section):
@@ -351,8 +252,10 @@ class Recipe(Section):
     """Of initial weights, order and dropout."""
     student: Annotated[PretrainedStudentSection | ConfigStudentSection | LayerDropStudentSection, _BY_KIND]
     """The model that is trained."""
-    teachers: Annotated[Many[LocalTeacherSection], AfterValidator(names_differ)] = ()
+    teachers: Annotated[Many[TeacherSection], AfterValidator(names_differ)] = ()
     """The models it learns from; none for cross-entropy alone."""
+    cache: CacheSection = CacheSection()
+    """What is kept of teachers on disk."""
     data: DataSection
     """The text."""
     objective: ObjectiveSection = ObjectiveSection()
@@ -390,7 +293,11 @@ class Recipe(Section):
     def deciding(self) -> dict[str, Any]:
         """What decides the result: not names and folders, nor how training is watched and measured."""
         watching = {"num_workers", "report_to", "log_every", "save_every", "keep_checkpoints", "evaluate_every"}
-        neutral: Any = {"data": {"directory"}, "training": watching | {"chunk_size"}}
+        neutral: Any = {
+            "data": {"directory"},
+            "cache": {"directory", "batch_size", "rows_per_shard"},
+            "training": watching | {"chunk_size"},
+        }
         neutral |= dict.fromkeys(("name", "output_dir", "evaluation"), True)
         return self.model_dump(mode="json", exclude=neutral)
 

@@ -36,6 +36,19 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     content = _read_mapping(path)
     for override in overrides:
         _apply_override(content, override)
+    return _validated(content, path)
+
+
+def parse_recipe(text: str, path: Path) -> Recipe:
+    """Validate a recipe that was read already.
+
+    Raises:
+        RecipeError: with one line for each mistake.
+    """
+    return _validated(_parse_mapping(text, path), path)
+
+
+def _validated(content: dict[str, Any], path: Path) -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
@@ -89,10 +102,18 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_RECIPE_BYTES:
             raise RecipeError(f"{path}: over {MAX_RECIPE_BYTES:,} bytes; a recipe is a short YAML file")
-        content = _yaml().load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}; give the path of a YAML recipe") from None
-    except (YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: not valid YAML: {one_line(error, 300)}") from None
+    return _parse_mapping(text, path)
+
+
+def _parse_mapping(text: str, path: Path) -> dict[str, Any]:
+    try:
+        content = _yaml().load(text)
+    except (YAMLError, RecursionError) as error:
         reason = one_line(error, 300)
         raise RecipeError(f"{path}: not valid YAML: {reason}") from None
     if not isinstance(content, dict):
@@ -159,7 +180,7 @@ def _describe(issue: Any, content: Mapping[str, Any]) -> str:
 
 
 def _is_union_tag(part: Any, location: tuple[Any, ...]) -> bool:
-    tags = {"pretrained", "config", "layer_drop", "hub", "files"}
+    tags = {"pretrained", "config", "layer_drop", "hub", "files", "local", "cached"}
     place = location.index(part)
     return (
         part in tags and place > 0 and (location[place - 1] == "student" or isinstance(location[place - 1], int))

@@ -2,10 +2,11 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from collegium.cache.verify import Verdict
 from collegium.evaluation.preflight import Preflight
 from collegium.terminal import is_main_rank, number_row, say, show_table
 
@@ -13,7 +14,7 @@ from collegium.terminal import is_main_rank, number_row, say, show_table
 def show_preflight(result: Preflight, *, as_json: bool) -> None:
     """Losses by domain, calibration, and the verdict."""
     if as_json:
-        _print_json(dataclasses.asdict(result))
+        show_json(dataclasses.asdict(result))
         return
     domains = list(result.oracle)
     losses = [number_row(f"teacher {name}", row, domains) for name, row in result.teachers.items()]
@@ -34,7 +35,7 @@ def show_preflight(result: Preflight, *, as_json: bool) -> None:
 def show_evaluation(result: Mapping[str, Any], folder: Path, *, as_json: bool) -> None:
     """Figures by domain with their intervals."""
     if as_json:
-        _print_json(result)
+        show_json(result)
         return
     domains = result["domains"]
     names = list(next(iter(domains.values()))["figures"])
@@ -52,10 +53,31 @@ def show_evaluation(result: Mapping[str, Any], folder: Path, *, as_json: bool) -
     say(f"written to {folder / 'evaluation.json'}")
 
 
+def show_verdict(verdict: Verdict, folder: str, *, as_json: bool) -> None:
+    """What is damaged in a cache."""
+    if as_json:
+        show_json(dataclasses.asdict(verdict))
+        return
+    for damage in verdict.damages:
+        say(f"{damage.name}: {damage.reason}{_rows(damage.rows)}")
+    for name in verdict.strangers:
+        say(f"{name}: is no part of the cache, and does no harm")
+    if not verdict.damages:
+        say(f"{folder}: every byte is as it was written")
+
+
+def _rows(rows: Sequence[int]) -> str:
+    if not rows:
+        return ""
+    spans = f"{rows[0]}" if len(rows) == 1 else f"{rows[0]} to {rows[-1]}"
+    return f"; {len(rows)} rows of the cache cannot be read: {spans}"
+
+
 def _with_interval(figure: Mapping[str, float]) -> str:
     return f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
 
 
-def _print_json(content: Mapping[str, Any]) -> None:
+def show_json(content: Mapping[str, Any]) -> None:
+    """A result for programs, on one line."""
     if is_main_rank():
         print(json.dumps(content), flush=True)

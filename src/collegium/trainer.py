@@ -43,7 +43,7 @@ from collegium.metrics import MeanAccumulator
 from collegium.model import DistillationModel
 from collegium.objective import Objective, default_chunk_size
 from collegium.pretrained import check_model, last_hidden_states, load_model, load_tokenizer
-from collegium.teachers import as_teachers
+from collegium.teachers import as_teachers, reading_ahead
 from collegium.tokenizer_match import vocab_size_of
 
 
@@ -103,7 +103,7 @@ class DistillationTrainer(Trainer):
         super().__init__(
             model=DistillationModel(student, objective, vocab_size=vocab_size),
             args=args,
-            data_collator=collator,
+            data_collator=reading_ahead(collator, self.teachers),
             train_dataset=None if train_dataset is None else _packed(train_dataset, tokenizer, block_size),
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
@@ -116,7 +116,7 @@ class DistillationTrainer(Trainer):
                 "DistillationModel itself can be sharded with fully_shard"
             )
         self.objective: Objective = objective
-        self._block_size = block_size
+        self._block_size, self._collator = block_size, collator
         self.held_out = self._held_out(eval_dataset)
         self.checkpoints = CheckpointDirectory(
             Path(cast(str, args.output_dir)), keep=args.save_total_limit or 1_000_000
@@ -230,7 +230,7 @@ class DistillationTrainer(Trainer):
         by_domain = datasets if isinstance(datasets, Mapping) else {"text": datasets}
         return HeldOut(
             {name: _packed(rows, tokenizer, self._block_size) for name, rows in by_domain.items()},
-            cast(BlockCollator, self.data_collator),
+            self._collator,
             batch_size=self.args.per_device_eval_batch_size,
             teachers=self.teachers,
             device=self.args.device,

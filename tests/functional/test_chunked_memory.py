@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from collegium.contracts import Positions, ProjectedSignal
-from collegium.functional import chunked, elementwise, fused
+from collegium.functional import chunked, compiled, fused
 from collegium.functional.chunked import KdTarget, teacher_stats
 from collegium.functional.divergences import forward_kl, generalized_jsd, reverse_kl
 from collegium.functional.fusion import geometric_logprobs, mixture_logprobs
@@ -130,7 +130,7 @@ def test_number_of_buffers(kind, num_buffers):
 @pytest.mark.parametrize("divergence", [*DIVERGENCES, "of a user"])
 def test_the_fused_loss_holds_three_buffers(divergence, fusion, num_teachers, monkeypatch):
     # Without a compiler temporaries are as large as a block of rows, here half of one.
-    monkeypatch.setattr(elementwise, "BLOCK_ELEMENTS", VOCAB_SIZE // 2)
+    monkeypatch.setattr(compiled, "BLOCK_ELEMENTS", VOCAB_SIZE // 2)
     monkeypatch.setitem(DIVERGENCES, "of a user", lambda student, teacher: forward_kl(student, teacher))
     kind = {"divergence": divergence, "fusion": fusion, "driver": fused.distillation_loss}
     gradient_of_head = WIDTH / CHUNK_SIZE

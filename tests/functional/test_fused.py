@@ -10,11 +10,12 @@ from torch import nn
 from torch.nn.functional import linear
 
 from collegium.contracts import DenseSignal, Positions, ProjectedSignal, TopKSignal
-from collegium.functional import chunked, elementwise, fused
+from collegium.functional import chunked, compiled, fused
 from collegium.functional.chunked import KdTarget
 from collegium.functional.divergences import forward_kl, generalized_jsd, reverse_kl, total_variation
 from collegium.functional.fused import whole_groups
 from collegium.functional.fusion import geometric_logprobs, mixture_logprobs
+from collegium.functional.listed import dense_logprobs
 from collegium.functional.products import project
 from collegium.functional.weighting import Weighting
 from collegium.head import ProjectionHead
@@ -108,7 +109,7 @@ def test_float32_is_near_to_float64(divergence, fusion):
     assert max(map(relative, found, expected)) < 1e-5
 
 
-@pytest.mark.skipif(not elementwise._compiler_found(), reason="needs a compiler")
+@pytest.mark.skipif(not compiled._compiler_found(), reason="needs a compiler")
 @pytest.mark.parametrize(
     ("divergence", "fusion"),
     [("forward_kl", mixture_logprobs), ("reverse_kl", mixture_logprobs), ("jsd", geometric_logprobs)],
@@ -118,15 +119,15 @@ def test_compiled_and_in_blocks_agree(divergence, fusion, monkeypatch):
     hidden, head, signals, positions = problem(1000, torch.float32)
     signals[0].hidden[5] = torch.nan
     arguments = (fused.distillation_loss, hidden, ProjectionHead(head, 1000), signals, positions)
-    monkeypatch.setattr(elementwise, "BLOCK_ELEMENTS", 3000)
+    monkeypatch.setattr(compiled, "BLOCK_ELEMENTS", 3000)
     in_blocks, of_blocks = run(*arguments, target=target)
-    monkeypatch.setattr(elementwise, "COMPILED_FROM", 0)
-    compiled, of_compiled = run(*arguments, target=target)
-    assert not elementwise._failures
+    monkeypatch.setattr(compiled, "COMPILED_FROM", 0)
+    whole, of_compiled = run(*arguments, target=target)
+    assert not compiled._failures
     assert max(map(relative, of_compiled, of_blocks)) < 1e-5
-    torch.testing.assert_close(compiled.teacher_kl, in_blocks.teacher_kl, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(whole.teacher_kl, in_blocks.teacher_kl, rtol=1e-4, atol=1e-4)
     again, of_again = run(*arguments, target=target)
-    assert torch.equal(again.loss, compiled.loss)
+    assert torch.equal(again.loss, whole.loss)
     assert all(torch.equal(a, b) for a, b in zip(of_again, of_compiled, strict=True))
 
 
@@ -138,10 +139,10 @@ def test_without_a_working_compiler_it_says_so_once_and_goes_on(monkeypatch, cap
     def broken(kernel):
         raise torch._dynamo.exc.BackendCompilerFailed(kernel, RuntimeError("no such compiler"), None)
 
-    monkeypatch.setattr(elementwise, "_compiled", broken)
-    monkeypatch.setattr(elementwise, "_compiler_found", lambda: True)
-    monkeypatch.setattr(elementwise, "COMPILED_FROM", 0)
-    monkeypatch.setattr(elementwise, "_failures", [])
+    monkeypatch.setattr(compiled, "_compiled", broken)
+    monkeypatch.setattr(compiled, "_compiler_found", lambda: True)
+    monkeypatch.setattr(compiled, "COMPILED_FROM", 0)
+    monkeypatch.setattr(compiled, "_failures", [])
     with caplog.at_level(logging.WARNING):
         assert torch.equal(run(*arguments)[0].loss, expected)
     assert len(caplog.records) == 1 and "without a compiler" in caplog.text
@@ -275,8 +276,8 @@ def test_a_short_list_keeps_the_exact_figures_and_spreads_the_rest(driver):
     kept, ids = logprobs.topk(4)
     entropies = -(logprobs.exp() * logprobs).sum(-1)
     at_label = logprobs.gather(-1, positions.labels[:, None]).squeeze(-1)
-    signal = TopKSignal(ids, kept, entropies, at_label, 30)
-    dense = signal.logits(slice(0, N))
+    signal = TopKSignal(ids, kept, entropies, at_label, 30, tail="uniform")
+    dense = dense_logprobs(signal, slice(0, N))
     torch.testing.assert_close(dense.exp().sum(-1), torch.ones(N, dtype=torch.float64))
     sums, _ = run(driver, hidden, ProjectionHead(head, 30), [signal], positions)
     torch.testing.assert_close(sums.stats.entropy[:, 0], entropies)

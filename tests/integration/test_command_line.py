@@ -413,7 +413,7 @@ def test_student_from_a_configuration(recipe, tmp_path, model_folder, monkeypatc
 
 def test_adapters_share_their_base(recipe, tmp_path, model_folder, monkeypatch, capsys):
     """Two adapters over one base, and the base itself, are three teachers with one set of weights."""
-    from collegium.build import build_teachers
+    from collegium.build import load_teachers
     from collegium.recipe_file import load_recipe
 
     base = model_folder("base", 4)
@@ -428,7 +428,7 @@ def test_adapters_share_their_base(recipe, tmp_path, model_folder, monkeypatch, 
         f"teachers=[{{name: a, model: {base}, adapter: {tmp_path / 'a'}}}, "
         f"{{name: b, model: {base}, adapter: {tmp_path / 'b'}}}, {{name: base, model: {base}}}]"
     )
-    built = build_teachers(load_recipe(recipe, [teachers]), byte_tokenizer(), device=torch.device("cpu"))
+    built = load_teachers(load_recipe(recipe, [teachers]).teachers, byte_tokenizer(), device=torch.device("cpu"))
     assert len({id(teacher._base) for teacher in built}) == 1
     assert len({teacher.fingerprint for teacher in built}) == 3
 

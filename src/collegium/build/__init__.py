@@ -4,14 +4,16 @@ Components take plain arguments; the functions here read the sections and pass t
 provide is compared here, once, with what the objective needs.
 """
 
+from collegium.build.cache import build_builder, build_teachers, cache_location, cache_plan
 from collegium.build.ingredients import Ingredients, build_ingredients, build_text
-from collegium.build.models import build_student, build_teachers
+from collegium.build.models import build_student, load_teachers
 from collegium.build.objective import build_objective, build_target, build_weighting
 from collegium.build.training import build_held_out, build_trainer
 
 
 __all__ = [
     "Ingredients",
+    "build_builder",
     "build_held_out",
     "build_ingredients",
     "build_objective",
@@ -21,4 +23,7 @@ __all__ = [
     "build_text",
     "build_trainer",
     "build_weighting",
+    "cache_location",
+    "cache_plan",
+    "load_teachers",
 ]

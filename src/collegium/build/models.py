@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from collegium.build.ingredients import Ingredients
 from collegium.contracts import Batch, Teacher
 from collegium.durable import file_digest, write_text
 from collegium.errors import DataError, TeacherError, one_line, pass_on_full_disk
+from collegium.model_sections import ConfigStudentSection, LayerDropStudentSection, LocalTeacherSection
 from collegium.pretrained import (
     check_model,
     load_model,
@@ -25,7 +27,7 @@ from collegium.pretrained import (
     resolve_dtype,
     resolve_reference,
 )
-from collegium.recipe import ConfigStudentSection, LayerDropStudentSection, LocalTeacherSection, Recipe
+from collegium.recipe import Recipe
 from collegium.student import check_num_layers, choose_layers, keep_layers, with_lora
 from collegium.teachers.local import LocalTeacher, SharedBase
 from collegium.tokenizer_match import require_same_tokenizer, tokenizer_fingerprint, vocab_size_of
@@ -34,16 +36,18 @@ from collegium.tokenizer_match import require_same_tokenizer, tokenizer_fingerpr
 logger = logging.getLogger(__name__)
 
 
-def build_teachers(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, device: torch.device) -> list[Teacher]:
-    """Load the teachers; adapters over one base share it.
+def load_teachers(
+    sections: Sequence[LocalTeacherSection], tokenizer: PreTrainedTokenizerBase, *, device: torch.device
+) -> list[Teacher]:
+    """Load models to teach; adapters over one base share it.
 
     Raises:
         TeacherError: one cannot be loaded, or has another tokenizer.
     """
     bases: dict[str, SharedBase] = {}
     # PEFT allows no dots in the name of an adapter, teachers may have some.
-    adapters = [None if section.adapter is None else f"adapter_{i}" for i, section in enumerate(recipe.teachers)]
-    for section, adapter in zip(recipe.teachers, adapters, strict=True):
+    adapters = [None if section.adapter is None else f"adapter_{i}" for i, section in enumerate(sections)]
+    for section, adapter in zip(sections, adapters, strict=True):
         try:
             base = bases.get(_base_key(section)) or _load_base(section, tokenizer, device)
             if adapter is not None:
@@ -55,7 +59,7 @@ def build_teachers(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, device
     # Only now: putting an adapter on a base replaces modules that a teacher would have kept.
     return [
         _local_teacher(section, bases[_base_key(section)], tokenizer, adapter)
-        for section, adapter in zip(recipe.teachers, adapters, strict=True)
+        for section, adapter in zip(sections, adapters, strict=True)
     ]
 
 
@@ -98,18 +102,25 @@ def _load_base(
 def _local_teacher(
     section: LocalTeacherSection, base: SharedBase, tokenizer: PreTrainedTokenizerBase, adapter: str | None
 ) -> LocalTeacher:
-    fingerprint = reference_fingerprint(section.model, base.causal_lm)
-    if section.adapter is not None:
-        fingerprint += f"+{adapter_fingerprint(resolve_reference(section.adapter))}"
     return LocalTeacher(
         section.name,
         base,
         vocab_size=vocab_size_of(tokenizer),
-        fingerprint=f"{fingerprint}/{section.dtype}/{tokenizer_fingerprint(tokenizer)}",
+        fingerprint=teacher_fingerprint(section, base.causal_lm.config, tokenizer),
         adapter=adapter,
         weight_temperature=section.weight_temperature,
         target_temperature=section.target_temperature,
     )
+
+
+def teacher_fingerprint(
+    section: LocalTeacherSection, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
+) -> str:
+    """Identity of a teacher's weights, their type, and the tokenizer."""
+    fingerprint = reference_fingerprint(section.model, config)
+    if section.adapter is not None:
+        fingerprint += f"+{adapter_fingerprint(resolve_reference(section.adapter))}"
+    return f"{fingerprint}/{section.dtype}/{tokenizer_fingerprint(tokenizer)}"
 
 
 def adapter_fingerprint(folder: str) -> str:

@@ -22,6 +22,7 @@ from collegium.functional.weighting import Weighting
 from collegium.objective import FeatureTerm, Objective
 from collegium.pretrained import causal_lm_of
 from collegium.recipe import ObjectiveSection, Recipe, WeightingSection
+from collegium.teachers.cached import CachedTeacher
 from collegium.teachers.local import LocalTeacher
 
 
@@ -93,11 +94,11 @@ def build_feature_term(
     """The feature term with projections that fit these models."""
     text = causal_lm_of(student).config.get_text_config()
     importance = section.feature.importance
-    local = [teacher for teacher in teachers if isinstance(teacher, LocalTeacher)]
+    local = [teacher for teacher in teachers if isinstance(teacher, LocalTeacher | CachedTeacher)]
     if len(local) != len(teachers):
         raise TeacherError("feature_weight needs the hidden states of local teachers; set it to 0")
     try:
-        return FeatureTerm(
+        term = FeatureTerm(
             (text.hidden_size, text.num_hidden_layers),
             [(teacher.hidden_size, teacher.num_layers) for teacher in local],
             layer_map=section.feature.layer_map,
@@ -107,3 +108,12 @@ def build_feature_term(
         )
     except ValueError as error:
         raise DataError(f"objective.feature: {error}") from error
+    for teacher, pairs in zip(local, term.pairs, strict=True):
+        asked = {layer for _, layer in pairs}
+        if isinstance(teacher, CachedTeacher) and not asked <= set(teacher.known_layers):
+            raise TeacherError(
+                f"teacher {teacher.name!r}: objective.feature matches its layers {sorted(asked)}, its cache knows "
+                f"{list(teacher.known_layers) or 'none'}: set objective.feature.layer_map to last and make the "
+                "cache with cache.mode: hidden_states, or run the teacher (cached: false)"
+            )
+    return term

@@ -20,8 +20,8 @@ from collegium.data.preparation import Preparation
 from collegium.data.prepared import MANIFEST_NAME, SCHEMA_VERSION, PreparedText, read_manifest
 from collegium.data.settings import PrepareProgress, PrepareSettings, SourceLimits
 from collegium.data.sources import Source
-from collegium.data.storage import folder_lock
 from collegium.data.tokenization import DocumentTokenizer
+from collegium.durable import folder_lock
 from collegium.errors import DataError
 
 

@@ -1,16 +1,13 @@
-"""The files of a prepared text, and the lock of their folder.
+"""The files of a prepared text.
 
 Each is written whole or not at all (`collegium.durable`); that costs some milliseconds for a shard of
 16 MB.
 """
 
-import fcntl
 import hashlib
 import json
-import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +18,6 @@ from collegium.data.packing import Block, blocks_to_table
 from collegium.durable import write_bytes
 from collegium.errors import DataError
 
-
-LOCK_NAME = ".lock"
 
 _RECORD_BATCH_ROWS = 256
 
@@ -79,32 +74,6 @@ def write_json_lines(path: Path, records: Sequence[dict[str, Any]]) -> FileRecor
     """Write one JSON object a line."""
     lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
     return _write_recorded(path, "".join(lines).encode(), len(lines), {})
-
-
-@contextmanager
-def folder_lock(directory: Path) -> Iterator[None]:
-    """Hold `directory` for this process; the kernel releases it whenever the process ends.
-
-    Raises:
-        DataError: if another one holds it.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / LOCK_NAME).open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise DataError(
-                f"{directory}: is being written by process {file.read().strip() or 'unknown'}: "
-                "wait for it, or give another data.directory"
-            ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        try:
-            yield
-        finally:
-            file.truncate(0)
 
 
 def _write_recorded(path: Path, content: bytes | memoryview, rows: int, tokens: dict[str, int]) -> FileRecord:

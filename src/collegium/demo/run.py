@@ -58,7 +58,7 @@ def run_demo(output: Path, *, as_json: bool) -> None:
     plain = demo_recipe(output, name="cross-entropy", overrides=["objective.kd_weight=0", "teachers=[]"])
     say("three experts (web, code, stories) over SmolLM2-135M teach a student of 20 of its 30 layers")
     ingredients = prepare(fused)
-    teachers = build_teachers(fused, ingredients.tokenizer, device=device())
+    teachers = build_teachers(fused, ingredients, device=device())
     held_out = build_held_out(fused, ingredients, teachers, device=device())
     say("measuring teachers and the student before training")
     names = [teacher.name for teacher in teachers]

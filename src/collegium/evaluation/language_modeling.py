@@ -133,7 +133,7 @@ class HeldOutDomain:
         positions = predicted_positions(batch)
         numbers = inputs["document_ids"].flatten()[positions.index].tolist()
         documents = torch.tensor([self._document_index[n] for n in numbers], dtype=torch.int64)
-        need = frozenset({Capability.FULL_VOCAB})
+        need = frozenset({Capability.TOP_K})
         signals = tuple(teacher.score(batch, positions, need=need).signal for teacher in self.teachers)
         stats = None
         if signals:
@@ -236,7 +236,7 @@ def _student_chunk(
 
     def teachers() -> Iterator[Tensor]:
         for m, (name, signal) in enumerate(zip(names, held_out.signals, strict=True)):
-            teacher = target_logprobs(signal, rows, valid[:, m])
+            teacher = target_logprobs(signal, rows, valid[:, m], student_logprobs=logprobs)
             values[f"kl/{name}"] = forward_kl(logprobs, teacher) * valid[:, m]
             yield teacher
 

@@ -31,6 +31,7 @@ from collegium.functional.fusion import (
     geometric_logprobs,
     mixture_logprobs,
 )
+from collegium.functional.listed import dense_logprobs
 from collegium.functional.weighting import GivenWeights, Weighting
 
 
@@ -87,12 +88,36 @@ class DistillationSums:
 
 
 def target_logprobs(
-    signal: TeacherSignal, rows: slice, valid: Bool[Tensor, " n"], temperature: float = 1.0
+    signal: TeacherSignal,
+    rows: slice,
+    valid: Bool[Tensor, " n"],
+    temperature: float = 1.0,
+    student_logprobs: Float[Tensor, "n V"] | None = None,
 ) -> Float[Tensor, "n V"]:
-    """The distribution that is mixed, never below `LOG_ZERO`; uniform where it is not valid."""
+    """The distribution that is mixed, never below `LOG_ZERO`; uniform where it is not valid.
+
+    A list's bucket takes the shape of `student_logprobs`.
+    """
+    if isinstance(signal, TopKSignal):
+        require_captured(signal, temperature)
+        logprobs = select_valid(dense_logprobs(signal, rows, student_logprobs), valid)
+        return _log_softmax(logprobs, 1.0).clamp_min(LOG_ZERO)
     logits = select_valid(full_precision(signal.logits(rows)), valid)
     scale = temperature * signal.target_temperature
     return _log_softmax(logits, scale).clamp_min(LOG_ZERO)
+
+
+def require_captured(signal: TopKSignal, temperature: float) -> None:
+    """Refuse a list that was made at another temperature.
+
+    Raises:
+        ValueError: with both.
+    """
+    if signal.kd_temperature != temperature:
+        raise ValueError(
+            f"a teacher's list was made at kd_temperature {signal.kd_temperature:g}, the loss is at "
+            f"{temperature:g}: set kd_temperature to {signal.kd_temperature:g}, or make the list anew"
+        )
 
 
 def select_valid(logits: Float[Tensor, "n V"], valid: Bool[Tensor, " n"]) -> Float[Tensor, "n V"]:
@@ -114,6 +139,8 @@ def _stats_of_teacher(signal: TeacherSignal, labels: Tensor, chunk_size: int) ->
 
 def _stats_of_rows(signal: TeacherSignal, labels: Tensor, rows: slice) -> tuple[Tensor, ...]:
     """Entropy, cross-entropies at the target and at the weight temperature, and validity."""
+    if isinstance(signal, TopKSignal):
+        return listed_stats(signal, rows)
     logits = full_precision(signal.logits(rows))  # [n V]
     weight_logprobs = _log_softmax(logits, signal.weight_temperature)
     same = signal.target_temperature == signal.weight_temperature
@@ -128,16 +155,27 @@ def checked_stats(
     """The figures of some rows, uniform where the teacher is absent, and where it is not."""
     # NaN, +Inf and rows of nothing but -Inf leave no finite entropy.
     valid = entropies.isfinite()
-    if isinstance(signal, TopKSignal):
-        entropies = signal.entropy[rows].to(entropies.dtype)
-        nll = weight_nll = -signal.label_logprob[rows].to(nll.dtype)
-        valid = valid & entropies.isfinite()
     if signal.valid is not None:
         valid = valid & signal.valid[rows]
     uniform = math.log(vocab_size)
     figures = (figure.masked_fill(~valid, uniform) for figure in (entropies, nll, weight_nll))
     entropies, nll, weight_nll = figures
     return entropies, nll, weight_nll, valid
+
+
+_ROUNDING = 0.01
+"""Nats by which a listed log-probability may lie above 0."""
+
+
+def listed_stats(signal: TopKSignal, rows: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What a list knows of its full distribution, as `checked_stats` gives it."""
+    at_weight = signal.label_logprob if signal.weight_label_logprob is None else signal.weight_label_logprob
+    figures = (full_precision(figure[rows]) for figure in (signal.entropy, signal.label_logprob, at_weight))
+    entropies, at_label, at_weight = figures
+    no_logprob = ~(signal.logprobs[rows] < _ROUNDING) & (signal.token_ids[rows] >= 0)
+    bad = no_logprob.any(-1) | at_label.isnan() | at_weight.isnan()
+    entropies = entropies.masked_fill(bad, torch.nan)
+    return checked_stats(signal, rows, entropies, -at_label, -at_weight, signal.vocab_size)
 
 
 def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
@@ -278,7 +316,9 @@ class _Chunk:
 
     @torch.no_grad()
     def _teacher(self, m: int, student_logprobs: Tensor) -> Tensor:
-        logprobs = target_logprobs(self.signals[m], self.rows, self.valid[:, m], self.target.temperature)
+        logprobs = target_logprobs(
+            self.signals[m], self.rows, self.valid[:, m], self.target.temperature, student_logprobs
+        )
         if self.target.fusion is geometric_logprobs:
             self._product = add_to_product(self._product, logprobs, self.weights[:, m])
         elif self.target.fusion is not mixture_logprobs:

@@ -10,11 +10,7 @@ Logits may be of half precision; everything is computed in at least float32. `LO
 in `divergences`: what is ruled out costs a large finite number.
 """
 
-import logging
-import shutil
-from collections.abc import Callable
-from functools import cache
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,21 +18,11 @@ from torch import Tensor
 from collegium.functional.divergences import LOG_ZERO, Divergence
 
 
-COMPILED_FROM = 2**20
-"""Elements of a buffer from which compiling pays: some seconds once, cached on disk for later runs."""
-
-BLOCK_ELEMENTS = 2**19
-"""Elements of a block without a compiler: 2 MB in float32."""
-
-Kernel = Callable[..., tuple[Tensor, ...]]
-
 Space = Literal["probs", "logs", "product"]
 """In what a target is accumulated: probabilities, their logs, or a weighted sum of log-probabilities."""
 
 ClosedForm = tuple[Literal["forward_kl", "reverse_kl", "jsd", "total_variation"], float]
 """A divergence whose gradient is written out below, and the beta of the Jensen-Shannon divergence."""
-
-logger = logging.getLogger(__name__)
 
 
 def full_precision(logits: Tensor) -> Tensor:
@@ -90,6 +76,13 @@ def teacher_pass(
     student_logprobs = _logprobs(student, student_softened, temperature)
     kl = -(exps * student_logprobs).sum(-1) / total - mixed_entropy
     return entropy, log_total, own_log_total, mixed_log_total, mixed_entropy, kl
+
+
+def teacher_figures(logits: Tensor, at_label: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Entropy and log-sum-exp at `temperature`, and how many logits are above `at_label` [n 1]."""
+    t = full_precision(logits)
+    entropy, log_total, _, _ = _softmax_figures(t, t.amax(-1, keepdim=True), temperature)
+    return entropy, log_total, (t > full_precision(at_label)).sum(-1)
 
 
 def mix_probs(
@@ -168,7 +161,7 @@ def finish(
     gradient = gradient * (kd_factor / temperature).unsqueeze(-1)
     # At temperature 1 the same exponential serves both; the compiler cannot know that.
     prediction = student_logprobs.exp() if temperature == 1.0 else (z - log_total.unsqueeze(-1)).exp()
-    gradient = gradient + _cross_entropy_gradient(prediction, ce_factor, smoothing)
+    gradient = gradient + cross_entropy_gradient(prediction, ce_factor, smoothing, z.shape[-1])
     logits.copy_(gradient * slope(z, scale, softcap))
     return value, -(probs * logprobs).sum(-1), log_pool
 
@@ -184,9 +177,63 @@ def finish_cross_entropy(
     """`finish` where there is no teacher."""
     z = full_precision(logits)
     prediction = (z - log_total.unsqueeze(-1)).exp()
-    gradient = _cross_entropy_gradient(prediction, ce_factor, smoothing)
+    gradient = cross_entropy_gradient(prediction, ce_factor, smoothing, z.shape[-1])
     logits.copy_(gradient * slope(z, scale, softcap))
     return ()
+
+
+def mass_above(logits: Tensor, softened: Tensor, limits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Number and mass of the tokens whose log-probability is above each of the limits [n M]; [n M] both."""
+    logprobs = _logprobs(logits, softened, temperature)
+    probs = logprobs.exp()
+    counts, masses = [], []
+    for limit in limits.unbind(-1):
+        over = logprobs > limit.unsqueeze(-1)
+        counts.append(over.to(probs.dtype).sum(-1))
+        masses.append(torch.where(over, probs, 0.0).sum(-1))
+    return torch.stack(counts, -1), torch.stack(masses, -1)
+
+
+def finish_lists(
+    logits: Tensor,
+    log_total: Tensor,
+    softened: Tensor,
+    kd_factor: Tensor,
+    ce_factor: Tensor,
+    weights: Tensor,
+    factors: Tensor,
+    caps: Tensor,
+    temperature: float,
+    smoothing: float,
+    scale: float,
+    softcap: float | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`finish` for the mixture of min(factor q, cap) under the weights, [n M] all three.
+
+    Returns:
+        Sums of p log p and of p log q, of the mixture [n] and of each teacher [n M].
+    """
+    z = full_precision(logits)
+    logprobs = _logprobs(z, softened, temperature)
+    probs = logprobs.exp()
+    mixture = torch.zeros_like(probs)
+    plogps, crosses = [], []
+    for weight, factor, cap in zip(weights.unbind(-1), factors.unbind(-1), caps.unbind(-1), strict=True):
+        tiny = torch.finfo(probs.dtype).tiny
+        p = torch.minimum(factor.unsqueeze(-1) * probs, cap.unsqueeze(-1))
+        log_p = torch.minimum(
+            factor.clamp_min(tiny).log().unsqueeze(-1) + logprobs, cap.clamp_min(tiny).log().unsqueeze(-1)
+        )
+        plogps.append((p * log_p).sum(-1))
+        crosses.append((p * logprobs).sum(-1))
+        mixture = mixture + weight.unsqueeze(-1) * p
+    log_mixture = mixture.clamp_min(torch.finfo(probs.dtype).tiny).log()
+    gradient = (probs - mixture) * (kd_factor / temperature).unsqueeze(-1)
+    prediction = probs if temperature == 1.0 else (z - log_total.unsqueeze(-1)).exp()
+    gradient = gradient + cross_entropy_gradient(prediction, ce_factor, smoothing, z.shape[-1])
+    logits.copy_(gradient * slope(z, scale, softcap))
+    figures = ((mixture * log_mixture).sum(-1), (mixture * logprobs).sum(-1))
+    return *figures, torch.stack(plogps, -1), torch.stack(crosses, -1)
 
 
 def finish_by_autograd(
@@ -212,14 +259,14 @@ def finish_by_autograd(
         value = divergence((leaf / temperature).log_softmax(-1), logprobs)
         (gradient,) = torch.autograd.grad((value * kd_factor).sum(), leaf)
     prediction = (z - log_total.unsqueeze(-1)).exp()
-    gradient = gradient + _cross_entropy_gradient(prediction, ce_factor, smoothing)
+    gradient = gradient + cross_entropy_gradient(prediction, ce_factor, smoothing, z.shape[-1])
     logits.copy_(gradient * slope(z, scale, softcap))
     return value.detach(), -(probs * logprobs).sum(-1), log_pool
 
 
-def _cross_entropy_gradient(prediction: Tensor, factor: Tensor, smoothing: float) -> Tensor:
-    """All but what the label itself gets."""
-    return (prediction - smoothing / prediction.shape[-1]) * factor.unsqueeze(-1)
+def cross_entropy_gradient(prediction: Tensor, factor: Tensor, smoothing: float, vocab_size: int) -> Tensor:
+    """All but what the label itself gets, for some tokens of a vocabulary."""
+    return (prediction - smoothing / vocab_size) * factor.unsqueeze(-1)
 
 
 def slope(logits: Tensor, scale: float, softcap: float | None) -> Tensor | float:
@@ -287,61 +334,3 @@ def _divergence(
     return beta * (probs * (logprobs - log_middle)).sum(-1) + to_student, student * (
         slopes - to_student.unsqueeze(-1)
     )
-
-
-# ---- running a kernel
-
-
-def run(kernel: Kernel, rows: tuple[Tensor, ...], *options: Any) -> tuple[Tensor, ...]:
-    """Apply `kernel(*rows, *options)`, compiled where that pays, else block by block.
-
-    Args:
-        kernel: One of this module's. Rows do not depend on one another.
-        rows: Tensors of n rows, the first of them [n V].
-        options: Plain numbers and flags.
-
-    Returns:
-        Its tensors of n rows.
-    """
-    if len(rows[0]) > 1 and rows[0].numel() >= COMPILED_FROM and _compiler_works():
-        try:
-            return _compiled(kernel)(*rows, *options)
-        except Exception as error:
-            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-                raise
-            _compiler_failed(error)
-    return in_blocks(kernel, rows, *options)
-
-
-def in_blocks(kernel: Kernel, rows: tuple[Tensor, ...], *options: Any) -> tuple[Tensor, ...]:
-    """Apply the kernel to a few rows at a time."""
-    size = max(1, BLOCK_ELEMENTS // max(1, rows[0].shape[-1]))
-    if len(rows[0]) <= size:
-        return kernel(*rows, *options)
-    starts = range(0, len(rows[0]), size)
-    parts = [kernel(*(row[start : start + size] for row in rows), *options) for start in starts]
-    return tuple(torch.cat(part) for part in zip(*parts, strict=True))
-
-
-_failures: list[str] = []
-
-
-def _compiler_works() -> bool:
-    return not _failures and _compiler_found()
-
-
-@cache
-def _compiler_found() -> bool:
-    return torch.accelerator.is_available() or any(map(shutil.which, ("c++", "g++", "clang++")))
-
-
-def _compiler_failed(error: Exception) -> None:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    _failures.append(reason)
-    logger.warning("The loss is computed without a compiler, which is slower: %s", reason)
-
-
-@cache
-def _compiled(kernel: Kernel) -> Kernel:
-    compiled: Kernel = torch.compile(kernel, dynamic=True, fullgraph=True)
-    return compiled

@@ -16,7 +16,7 @@ At N = 1,024, V = 49,152, three teachers, two cores: see benchmarks/RESULTS.md.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -29,20 +29,24 @@ from collegium.contracts import (
     Positions,
     TeacherSignal,
     TeacherStats,
+    TopKSignal,
     TransparentHead,
 )
 from collegium.functional import chunked
-from collegium.functional.chunked import DistillationSums, KdTarget, chunks, weigh
+from collegium.functional.chunked import DistillationSums, KdTarget, chunks, require_captured, weigh
+from collegium.functional.compiled import in_blocks, run
+from collegium.functional.divergences import forward_kl
 from collegium.functional.elementwise import (
+    cross_entropy_gradient,
     finish,
     finish_by_autograd,
     finish_cross_entropy,
-    in_blocks,
-    run,
+    full_precision,
     slope,
     student_pass,
 )
 from collegium.functional.fusion import geometric_logprobs, mixture_logprobs
+from collegium.functional.listed import ListedMixture, all_listed
 from collegium.functional.products import add_grad_of_weight_, grad_of_hidden, project
 from collegium.functional.streamed import StreamedTarget
 from collegium.functional.weighting import GivenWeights, Weighting
@@ -79,14 +83,7 @@ def distillation_loss(
             label_smoothing=label_smoothing,
             chunk_size=chunk_size,
         )
-    spans, groups = list(chunks(len(positions), chunk_size)), None
-    if isinstance(weighting, Weighting) and signals:
-        groups = weighting.groups(positions)
-        aligned = spans if groups is None else whole_groups(groups, chunk_size)
-        if aligned is None:  # a stretch longer than a chunk: its weights are needed before its first token
-            stats, weights = weigh(signals, positions, weighting, chunk_size=chunk_size)
-            weighting = GivenWeights(weights, stats.valid)
-        spans = aligned or spans
+    weighting, groups, spans, listed = _order(positions, signals, weighting, target, chunk_size)
     job = _Job(
         labels=positions.labels,
         signals=signals,
@@ -97,12 +94,42 @@ def distillation_loss(
         kd_weight=kd_weight,
         label_smoothing=label_smoothing,
         head=linear,
+        listed=listed,
         wants_gradient=torch.is_grad_enabled(),
     )
     loss, *logged = _FusedLoss.apply(student_hidden, linear.weight, linear.bias, job)
     *sums, entropy, cross_entropy, weight_cross_entropy, valid, weights = logged
     stats = TeacherStats(entropy, cross_entropy, weight_cross_entropy, valid)
     return DistillationSums(loss, *sums, stats, weights)
+
+
+_Listed = tuple[Sequence[TopKSignal], TeacherStats]
+
+
+def _order(
+    positions: Positions,
+    signals: Sequence[TeacherSignal],
+    weighting: Weighting | GivenWeights,
+    target: KdTarget,
+    chunk_size: int,
+) -> tuple[Weighting | GivenWeights, Tensor | None, list[slice], _Listed | None]:
+    """In which chunks to walk, what must be known before, and the lists if teachers are nothing else."""
+    spans = list(chunks(len(positions), chunk_size))
+    if target.divergence is forward_kl and target.fusion is mixture_logprobs and all_listed(signals):
+        lists = cast(Sequence[TopKSignal], signals)
+        for signal in lists:
+            require_captured(signal, target.temperature)
+        # Weights are known without any logits.
+        stats, weights = weigh(signals, positions, weighting, chunk_size=max(1, len(positions)))
+        return GivenWeights(weights, stats.valid), None, spans, (lists, stats)
+    groups = weighting.groups(positions) if isinstance(weighting, Weighting) and signals else None
+    if groups is None:
+        return weighting, None, spans, None
+    aligned = whole_groups(groups, chunk_size)
+    if aligned is None:  # a stretch longer than a chunk: its weights are needed before its first token
+        stats, weights = weigh(signals, positions, weighting, chunk_size=chunk_size)
+        return GivenWeights(weights, stats.valid), groups, spans, None
+    return weighting, groups, aligned, None
 
 
 def whole_groups(groups: Int[Tensor, " N"], chunk_size: int) -> list[slice] | None:
@@ -137,6 +164,7 @@ class _Job:
     kd_weight: float
     label_smoothing: float
     head: LinearHead
+    listed: _Listed | None
     wants_gradient: bool
 
 
@@ -186,7 +214,7 @@ class _Walk:
         self._dtypes = [None if tensor is None else tensor.dtype for tensor in inputs]
         longest = max(span.stop - span.start for span in job.spans)
         self.logits = self.hidden.new_empty(longest, size)
-        self.fused = hidden.new_empty((longest if job.signals else 0, size), dtype=wide)
+        self.fused = hidden.new_empty((longest if job.signals and job.listed is None else 0, size), dtype=wide)
         self.teacher_logits: dict[torch.dtype, Tensor] = {}
 
     @property
@@ -239,7 +267,7 @@ class _Chunk:
             smoothed = (1.0 - smoothing) * nll + smoothing * (self.log_total - self.mean)
         loss = (1.0 - self.job.kd_weight) * smoothed.sum()
         if self.job.signals:
-            sums, kept = self._distil()
+            sums, kept = self._distil() if self.job.listed is None else self._distil_lists()
             loss = loss + self.job.kd_weight * sums[0]
         else:
             sums, kept = self._without_teachers()
@@ -282,6 +310,41 @@ class _Chunk:
         stats = (torch.stack(column, -1) for column in zip(*mixed.stats, strict=True))
         sums = (kd, covered.sum().to(kd.dtype), target_entropy, conflict, torch.stack(mixed.teacher_kls))
         return sums, (*stats, weights)
+
+    def _distil_lists(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """As `_distil`, for teachers that are lists."""
+        job, target, rows = self.job, self.job.target, self.rows
+        assert job.listed is not None and isinstance(job.weighting, GivenWeights), "known beforehand"
+        signals, stats = job.listed
+        weights, valid = job.weighting.weights[rows], stats.valid[rows]
+        mixed = ListedMixture(signals, rows, weights, self.logits, self.softened, target.temperature)
+        covered = weights.sum(-1) > 0
+        kd_factor = covered.to(self.log_total.dtype) * (job.kd_weight * target.scale)
+        at_union = self._gradient_at(mixed, kd_factor)
+        options = (target.temperature, job.label_smoothing, job.head.scale, job.head.softcap)
+        factors = (kd_factor, self._ce_factor())
+        figures = mixed.finish(self.logits, self.log_total, self.softened, factors, *options)
+        self.logits.scatter_(-1, mixed.ids, at_union.to(self.logits.dtype))
+        mean_entropy = torch.zeros_like(figures.entropy)
+        for weight, entropy in zip(weights.unbind(-1), figures.entropies, strict=True):
+            mean_entropy = mean_entropy + torch.where(weight > 0, weight * entropy, 0.0)
+        sums = (figures.value * target.scale, figures.entropy, figures.entropy - mean_entropy)
+        kd, target_entropy, conflict = (torch.where(covered, figure, 0.0).sum() for figure in sums)
+        kls = [torch.where(valid[:, m], kl, 0.0).sum() for m, kl in enumerate(figures.teacher_kls)]
+        columns = (stats.entropy, stats.cross_entropy, stats.weight_cross_entropy, stats.valid)
+        kept = (*(column[rows] for column in columns), weights)
+        return (kd, covered.sum().to(kd.dtype), target_entropy, conflict, torch.stack(kls)), kept
+
+    def _gradient_at(self, mixed: ListedMixture, kd_factor: Tensor) -> Float[Tensor, "n U"]:
+        """Of the loss, but for what the label gets, with respect to the product at the union of the lists."""
+        job = self.job
+        z = full_precision(self.logits.gather(-1, mixed.ids))
+        gradient = (mixed.student.exp() - mixed.probs) * (kd_factor / job.target.temperature).unsqueeze(-1)
+        prediction = (z - self.log_total.unsqueeze(-1)).exp()
+        gradient = gradient + cross_entropy_gradient(
+            prediction, self._ce_factor(), job.label_smoothing, self.logits.shape[-1]
+        )
+        return gradient * slope(z, job.head.scale, job.head.softcap)
 
     def _finish(self, mixed: StreamedTarget, norm: Tensor, kd_factor: Tensor) -> tuple[Tensor, ...]:
         job = self.job

@@ -11,10 +11,12 @@ These calls carry no gradient: they are what a hand-written backward is made of.
 
 from collections.abc import Iterator
 from functools import cache
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 
 HEAD_TILE_ROWS = 8192
@@ -22,6 +24,21 @@ HEAD_TILE_ROWS = 8192
 
 TILE_ROWS = 4096
 """Rows of the head whose gradient is made at once: 6 MB at width 384, so that a sum stays in cache."""
+
+
+class FastLinear(TorchFunctionMode):
+    """While it is entered, linear layers use the fastest call; for what needs no gradient.
+
+    The trunk of a 135M model takes 0.97 s on 1,024 tokens instead of 1.48 s.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Replace `linear`, and nothing else."""
+        if func is torch.nn.functional.linear and len(args) == 3 and not kwargs and _for_onednn(args[0]):
+            return _onednn(*args)
+        return func(*args, **(kwargs or {}))
 
 
 @torch.no_grad()

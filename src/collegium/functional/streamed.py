@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from collegium.contracts import ProjectedSignal, TeacherSignal, TransparentHead
-from collegium.functional.chunked import KdTarget, checked_stats
+from collegium.contracts import DenseSignal, ProjectedSignal, TeacherSignal, TopKSignal, TransparentHead
+from collegium.functional.chunked import KdTarget, checked_stats, listed_stats, require_captured
+from collegium.functional.compiled import Kernel, run
 from collegium.functional.divergences import (
     Divergence,
     forward_kl,
@@ -22,16 +23,15 @@ from collegium.functional.divergences import (
 )
 from collegium.functional.elementwise import (
     ClosedForm,
-    Kernel,
     Space,
     cap,
     mix_logs,
     mix_probs,
     mix_product,
-    run,
     teacher_pass,
 )
 from collegium.functional.fusion import geometric_logprobs
+from collegium.functional.listed import dense_logprobs
 from collegium.functional.products import project
 from collegium.functional.weighting import GivenWeights, Weighting, shares_of, weights_from_scores
 
@@ -55,7 +55,9 @@ def closed_form(divergence: Divergence) -> ClosedForm | None:
     return None
 
 
-def logits_of(signal: TeacherSignal, rows: slice, buffers: dict[torch.dtype, Tensor]) -> Float[Tensor, "n V"]:
+def logits_of(
+    signal: ProjectedSignal | DenseSignal, rows: slice, buffers: dict[torch.dtype, Tensor]
+) -> Float[Tensor, "n V"]:
     """A teacher's logits, in a buffer that all teachers share where its head is a linear map."""
     if not isinstance(signal, ProjectedSignal) or not isinstance(signal.head, TransparentHead):
         return signal.logits(rows)
@@ -135,21 +137,30 @@ class StreamedTarget:
             student_log_total: Their log-sum-exp at the target's temperature.
             buffers: Where teachers' logits are made, by type; kept from one chunk to the next.
         """
-        logits = logits_of(signal, self.rows, buffers)
-        own, weight = signal.target_temperature, signal.weight_temperature
         temperature = self.target.temperature
-        temperatures = (weight, own, own * temperature)
+        if isinstance(signal, TopKSignal):
+            require_captured(signal, temperature)
+            student = student_logits / temperature - student_log_total.unsqueeze(-1)
+            logits = dense_logprobs(signal, self.rows, student)
+            temperatures = (1.0, 1.0, 1.0)
+        else:
+            logits = logits_of(signal, self.rows, buffers)
+            own, weight = signal.target_temperature, signal.weight_temperature
+            temperatures = (weight, own, own * temperature)
         entropy, log_total, own_log_total, mixed_log_total, mixed_entropy, kl = run(
             teacher_pass,
             (logits, student_logits, student_log_total),
             temperatures,
             temperature,
         )
-        at_label = logits.gather(-1, self.labels).squeeze(-1).to(entropy.dtype)
-        nll, weight_nll = own_log_total - at_label / own, log_total - at_label / weight
-        *stats, valid = checked_stats(signal, self.rows, entropy, nll, weight_nll, logits.shape[-1])
+        if isinstance(signal, TopKSignal):
+            *stats, valid = listed_stats(signal, self.rows)
+        else:
+            at_label = logits.gather(-1, self.labels).squeeze(-1).to(entropy.dtype)
+            nll, weight_nll = own_log_total - at_label / own, log_total - at_label / weight
+            *stats, valid = checked_stats(signal, self.rows, entropy, nll, weight_nll, logits.shape[-1])
         keep, share = self._share(stats[0], valid)
-        run(MIXERS[self.space], (self.fused, logits, mixed_log_total, keep, share), own * temperature)
+        run(MIXERS[self.space], (self.fused, logits, mixed_log_total, keep, share), temperatures[2])
         if isinstance(self.weighting, GivenWeights):
             valid = self.weighting.valid[self.rows, len(self.stats)]
         self.stats.append((*stats, valid))

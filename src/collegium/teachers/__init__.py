@@ -9,8 +9,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from collegium.contracts import Teacher
 from collegium.pretrained import check_model, load_model, load_tokenizer, place, reference_fingerprint
+from collegium.teachers.cached import CachedTeacher, reading_ahead
 from collegium.teachers.local import LocalTeacher
 from collegium.tokenizer_match import require_same_tokenizer, vocab_size_of
+
+
+__all__ = ["CachedTeacher", "LocalTeacher", "as_teachers", "reading_ahead"]
 
 
 def as_teachers(
@@ -69,7 +73,7 @@ def _local_teacher(
     if isinstance(teacher, str):
         require_same_tokenizer(tokenizer, load_tokenizer(teacher), name=name)
         model = load_model(teacher, dtype=torch.float32)
-        fingerprint = reference_fingerprint(teacher, model)
+        fingerprint = reference_fingerprint(teacher, model.config)
     else:
         model, fingerprint = teacher, f"object:{name}"
     vocab_size = vocab_size_of(tokenizer)

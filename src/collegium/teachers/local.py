@@ -26,6 +26,7 @@ from collegium.contracts import (
     TeacherFeatures,
     TeacherOutput,
 )
+from collegium.functional.products import FastLinear
 from collegium.head import ProjectionHead
 from collegium.pretrained import causal_lm_of, trunk_of
 
@@ -94,7 +95,7 @@ class LocalTeacher:
         target_temperature: Divides the logits of the distribution that is mixed.
     """
 
-    provides = frozenset({Capability.FULL_VOCAB, Capability.HIDDEN_STATES})
+    provides = frozenset({Capability.TOP_K, Capability.FULL_VOCAB, Capability.HIDDEN_STATES})
 
     def __init__(
         self,
@@ -134,7 +135,7 @@ class LocalTeacher:
         self._base.select(self._adapter)
         device = next(self._base.causal_lm.get_input_embeddings().parameters()).device
         wants_features = Capability.HIDDEN_STATES in need
-        with torch.autocast(batch.input_ids.device.type, enabled=False):
+        with torch.autocast(batch.input_ids.device.type, enabled=False), FastLinear():
             output = trunk_of(self._base.model)(
                 input_ids=batch.input_ids.to(device),
                 position_ids=batch.position_ids.to(device),
@@ -152,6 +153,6 @@ class LocalTeacher:
         return TeacherOutput(signal, TeacherFeatures(_on(output, hidden.device)) if wants_features else None)
 
 
-def _on(output: Any, device: torch.device) -> tuple[Tensor, ...]:
+def _on(output: Any, device: torch.device) -> dict[int, Tensor]:
     states: Sequence[Tensor] = output.hidden_states
-    return tuple(state.to(device) for state in states)
+    return {layer: state.to(device) for layer, state in enumerate(states)}

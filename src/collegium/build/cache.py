@@ -1,0 +1,155 @@
+"""Caches of teachers: what one will hold, where it lies, who builds it, and teachers read from one."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from collegium.build.ingredients import Ingredients
+from collegium.build.models import load_teachers, teacher_fingerprint
+from collegium.cache.builder import CacheBuilder, CacheProgress, Ranks
+from collegium.cache.folder import Folder
+from collegium.cache.manifest import CacheSettings, Manifest, TeacherIdentity
+from collegium.cache.records import require_same_plan
+from collegium.contracts import Teacher
+from collegium.data.blocks import PackedBlocks
+from collegium.errors import DataError, TeacherError
+from collegium.model_sections import LocalTeacherSection
+from collegium.pretrained import cache_dir, load_config
+from collegium.recipe import Recipe
+from collegium.teachers.cached import CachedTeacher
+from collegium.tokenizer_match import vocab_size_of
+
+
+def build_teachers(recipe: Recipe, ingredients: Ingredients, *, device: torch.device) -> list[Teacher]:
+    """Load the teachers, or open their caches.
+
+    Raises:
+        TeacherError: one cannot be loaded, or has another tokenizer.
+        DataError: a cache is not finished, is damaged, or holds something else.
+    """
+    running = [s for s in recipe.teachers if isinstance(s, LocalTeacherSection) and not s.cached]
+    loaded = {t.name: t for t in load_teachers(running, ingredients.tokenizer, device=device)}
+    opened = {s.name: _open(recipe, s.name, ingredients) for s in recipe.teachers if s.name not in loaded}
+    return [loaded.get(section.name) or opened[section.name] for section in recipe.teachers]
+
+
+def _open(recipe: Recipe, name: str, ingredients: Ingredients) -> CachedTeacher:
+    section = next(section for section in recipe.teachers if section.name == name)
+    plan = None
+    if isinstance(section, LocalTeacherSection):
+        plan = cache_plan(recipe, section, ingredients)
+        location = cache_location(recipe, section, plan)
+    else:
+        location = section.path
+    teacher = CachedTeacher(
+        name,
+        location,
+        tail=recipe.cache.tail,
+        kd_temperature=recipe.objective.kd_temperature,
+        target_temperature=section.target_temperature,
+        weight_temperature=section.weight_temperature,
+    )
+    if plan is not None:
+        require_same_plan(teacher.manifest, plan, Folder.at(location))
+    elif teacher.manifest.text != ingredients.text.fingerprint:
+        raise DataError(
+            f"teacher {name!r}: its cache was made from text {teacher.manifest.text}, the recipe's is "
+            f"{ingredients.text.fingerprint}; use the same data section and tokenizer, "
+            "or make a cache of this text"
+        )
+    return teacher
+
+
+def cache_plan(recipe: Recipe, section: LocalTeacherSection, ingredients: Ingredients) -> Manifest:
+    """What the cache of a teacher holds; its weights are not loaded.
+
+    Raises:
+        TeacherError: the model cannot be found.
+    """
+    try:
+        config = load_config(section.model, revision=section.revision, trust_remote_code=section.trust_remote_code)
+        fingerprint = teacher_fingerprint(section, config, ingredients.tokenizer)
+    except (DataError, OSError) as error:
+        raise TeacherError(f"teacher {section.name!r}: {error}") from error
+    cache, text = recipe.cache, config.get_text_config()
+    is_list = cache.mode != "hidden_states"  # hidden states serve every temperature
+    settings = CacheSettings(
+        mode=cache.mode,
+        max_kept=cache.max_kept,
+        min_probability=cache.min_probability,
+        num_samples=cache.num_samples,
+        kd_temperature=recipe.objective.kd_temperature if is_list else 1.0,
+        target_temperature=section.target_temperature if is_list else 1.0,
+        weight_temperature=section.weight_temperature if is_list else 1.0,
+        rows_per_shard=cache.rows_per_shard,
+    )
+    held_out = {f"held_out/{name}": len(blocks) for name, blocks in ingredients.text.held_out.items()}
+    return Manifest(
+        teacher=TeacherIdentity(
+            fingerprint,
+            section.model,
+            vocab_size_of(ingredients.tokenizer),
+            int(text.hidden_size),
+            int(text.num_hidden_layers),
+        ),
+        text=ingredients.text.fingerprint,
+        splits={"train": len(ingredients.text.train), **held_out},
+        settings=settings,
+    )
+
+
+def cache_location(recipe: Recipe, section: LocalTeacherSection, plan: Manifest) -> str:
+    """Where the cache of a teacher lies."""
+    if recipe.cache.directory is not None:
+        return f"{recipe.cache.directory.rstrip('/')}/{section.name}"
+    return str(cache_dir() / "teachers" / f"{section.name}-{plan.identity[:16]}")
+
+
+def build_builder(
+    recipe: Recipe,
+    section: LocalTeacherSection,
+    ingredients: Ingredients,
+    *,
+    location: str | Path | None = None,
+    device: torch.device,
+    ranks: Ranks | None = None,
+    source: bytes = b"",
+    on_progress: Callable[[CacheProgress], None] | None = None,
+) -> CacheBuilder:
+    """What scores the text with one teacher; the model is loaded when it is needed."""
+    plan = cache_plan(recipe, section, ingredients)
+    text = ingredients.text
+
+    def teacher() -> Teacher:
+        return load_teachers([section], ingredients.tokenizer, device=device)[0]
+
+    return CacheBuilder(
+        Folder.at(location or cache_location(recipe, section, plan)),
+        teacher,
+        _Rows([text.train, *text.held_out.values()]),
+        ingredients.collator,
+        plan,
+        source=source,
+        batch_size=recipe.cache.batch_size,
+        device=device,
+        ranks=ranks,
+        on_progress=on_progress,
+    )
+
+
+class _Rows(Sequence[dict[str, object]]):
+    """Blocks of several data sets, one behind the other."""
+
+    def __init__(self, parts: Sequence[PackedBlocks]) -> None:
+        self._parts = parts
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self._parts)
+
+    def __getitem__(self, index: int) -> dict[str, object]:  # type: ignore[override]
+        for part in self._parts:
+            if index < len(part):
+                return part[index]
+            index -= len(part)
+        raise IndexError(index)

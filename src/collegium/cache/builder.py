@@ -1,0 +1,322 @@
+"""Builds a cache: scores blocks of text with one teacher, shard by shard, on any number of processes.
+
+A shard is written whole, then its record; the manifest comes last and the records go. So whatever ends a
+process costs it at most the shard that it was at, and the same call goes on. Which process scores a shard
+does not matter for what is in it.
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from collegium.cache.capture import arrays_of_hidden, arrays_of_lists, capture, rows_of_batch
+from collegium.cache.folder import Folder
+from collegium.cache.hidden import head_bytes, last_states
+from collegium.cache.keys import keys_of
+from collegium.cache.manifest import BAD_MANIFEST, HEAD_NAME, INDEX_NAME, MANIFEST_NAME, SOURCE_NAME, Manifest
+from collegium.cache.records import (
+    BEGUN_NAME,
+    clean,
+    damaged,
+    finished_manifest,
+    is_passing,
+    num_shards,
+    read_record,
+    record_name,
+    require_same_plan,
+    shard_name,
+    shard_rows,
+    write_index,
+    write_recorded,
+    write_shard,
+)
+from collegium.cache.shard import Arrays, StoredRow, encode_rows
+from collegium.contracts import Batch, Capability, Positions, ProjectedSignal, Teacher, predicted_positions
+from collegium.durable import folder_lock
+from collegium.errors import DataError, DiskError
+
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class CacheProgress:
+    """How far one process has come.
+
+    Attributes:
+        tokens: Positions scored by this call.
+        rows: Blocks that are stored, of all that are this process's.
+        num_rows: All that are this process's.
+        seconds: Since the call.
+        seconds_left: Estimate; None if not known yet.
+        bytes: Estimate of what this process's blocks take on disk.
+    """
+
+    tokens: int
+    rows: int
+    num_rows: int
+    seconds: float
+    seconds_left: float | None
+    bytes: float
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes that build together.
+
+    Attributes:
+        rank: Of this one.
+        size: How many there are.
+        wait: Returns when all have called it.
+    """
+
+    rank: int = 0
+    size: int = 1
+    wait: Callable[[], None] = lambda: None
+
+
+class CacheBuilder:
+    """See the module.
+
+    Args:
+        folder: Where to.
+        teacher: Loads the teacher, which gives hidden states and a head; called when it is needed.
+        rows: All blocks, in the order of `plan.splits`.
+        collate: Makes a batch of blocks.
+        plan: The manifest as it will be, without shards and files.
+        source: A recipe that says what it is made from, kept with it.
+        batch_size: Blocks scored together.
+        device: Where batches go.
+        ranks: The processes that share the work.
+        on_progress: Called after every batch.
+    """
+
+    def __init__(
+        self,
+        folder: Folder,
+        teacher: Callable[[], Teacher],
+        rows: Sequence[Row],
+        collate: Callable[[Sequence[Row]], Mapping[str, Tensor]],
+        plan: Manifest,
+        *,
+        source: bytes = b"",
+        batch_size: int = 4,
+        device: torch.device | None = None,
+        ranks: Ranks | None = None,
+        on_progress: Callable[[CacheProgress], None] | None = None,
+    ) -> None:
+        assert len(rows) == plan.num_rows, "the plan is of these rows"
+        self.folder, self.plan = folder, plan
+        self._load, self._rows, self._collate = teacher, rows, collate
+        self._source = source
+        self._batch_size, self._device = batch_size, device or torch.device("cpu")
+        self._ranks = ranks or Ranks()
+        self._on_progress = on_progress
+        self._stored_rows = self._new_rows = self._new_tokens = 0
+        self._size = 0.0
+
+    def build(self) -> Manifest:
+        """Score what is missing and write the manifest; at once if the cache is finished.
+
+        Raises:
+            DataError: the folder holds another cache, or another process writes it.
+            DiskError: the disk has no room for it.
+        OSError: the disk is full.
+        """
+        with self.locked():
+            if self._ranks.rank == 0:
+                self._claim()
+            self._ranks.wait()
+            if (finished := finished_manifest(self.folder)) is not None:
+                return self._close(finished)
+            started = time.monotonic()
+            own = range(self._ranks.rank, num_shards(self.plan), self._ranks.size)
+            for shard in own:
+                self._add_shard(shard, started, own)
+            self._ranks.wait()
+            return self._close(None)
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Hold the folder, if it is on disk, for the processes that build together."""
+        local = self.folder.local
+        return folder_lock(local) if local is not None and self._ranks.rank == 0 else nullcontext()
+
+    def rebuild(self, shards: Sequence[int]) -> None:
+        """Score these shards of a finished cache anew, in place of what is there."""
+        started = time.monotonic()
+        for shard in shards:
+            self._write_shard(shard, started, shards)
+
+    @cached_property
+    def _teacher(self) -> Teacher:
+        return self._load()
+
+    # What is there already.
+
+    def _claim(self) -> None:
+        """See that the folder is this cache's, or nobody's."""
+        name = next((name for name in (MANIFEST_NAME, BEGUN_NAME) if self.folder.size(name) is not None), None)
+        if name is None:
+            self._require_unclaimed()
+            self.folder.write(BEGUN_NAME, self.plan.to_bytes())
+            return
+        try:
+            found = Manifest.from_bytes(self.folder.read(name))
+        except BAD_MANIFEST as error:
+            raise damaged(self.folder, name, str(error)) from error
+        require_same_plan(found, self.plan, self.folder)
+
+    def _require_unclaimed(self) -> None:
+        strangers = [name for name in self.folder.names() if not is_passing(name)]
+        if strangers:
+            raise DataError(
+                f"{self.folder.path(strangers[0])}: lies where a cache is to be made; give a folder of its own"
+            )
+
+    # Shards.
+
+    def _add_shard(self, shard: int, started: float, own: Sequence[int]) -> None:
+        record = read_record(self.folder, self.plan, shard)
+        if record is None:
+            self._write_shard(shard, started, own)
+        else:
+            self._stored_rows += record.shard.rows
+
+    def _write_shard(self, shard: int, started: float, own: Sequence[int]) -> None:
+        plan = self.plan
+        span = shard_rows(plan, shard)
+        num_rows = sum(len(shard_rows(plan, number)) for number in own)
+        rows: list[StoredRow] = []
+        tokens = -self._new_tokens
+        for batch in self._batches(span):
+            rows += self._score(batch)
+            if not self._new_rows:
+                self._size = self._size_of(rows) * num_rows
+                self._require_room(num_rows)
+            self._report(len(batch), num_rows, started)
+        tokens += self._new_tokens
+        record = write_shard(self.folder, plan, shard, rows, tokens=tokens)
+        self.folder.write(record_name(shard), record.to_bytes())
+
+    def _batches(self, span: range) -> Iterator[list[Row]]:
+        """Blocks of one length each: padding would change a teacher's last digits."""
+        batch: list[Row] = []
+        for row in (self._rows[index] for index in span):
+            if batch and (len(batch) == self._batch_size or len(row["input_ids"]) != len(batch[0]["input_ids"])):
+                yield batch
+                batch = []
+            batch.append(row)
+        yield batch
+
+    def _score(self, rows: Sequence[Row]) -> list[StoredRow]:
+        inputs = self._collate(rows)
+        keys = keys_of(*(inputs[name].numpy() for name in ("input_ids", "attention_mask", "position_ids")))
+        batch = Batch.from_inputs({name: value.to(self._device) for name, value in inputs.items()})
+        positions = predicted_positions(batch)
+        self._new_tokens += len(positions)
+        if self.plan.settings.mode == "hidden_states":
+            states = last_states(self._teacher, batch, positions, self.plan.teacher.num_layers)
+            arrays = [arrays_of_hidden(block, name=self._teacher.name) for block in states]
+        else:
+            arrays = self._lists(batch, positions, keys)
+        return [StoredRow(key, stored) for key, stored in zip(keys, arrays, strict=True)]
+
+    def _lists(self, batch: Batch, positions: Positions, keys: Sequence[int]) -> list[Arrays]:
+        settings, signal = self.plan.settings, self._signal(batch, positions)
+        spans = rows_of_batch(batch, positions)
+        # A position draws the same wherever its block stands.
+        seeds = np.concatenate(
+            [
+                np.arange(span.stop - span.start, dtype=np.uint64) + np.uint64((key ^ settings.seed) >> 1)
+                for key, span in zip(keys, spans, strict=True)
+            ]
+        )
+        figures, lists = capture(signal, positions, settings, seeds=seeds)
+        return [arrays_of_lists(figures, lists, span, settings) for span in spans]
+
+    def _signal(self, batch: Batch, positions: Positions) -> ProjectedSignal:
+        output = self._teacher.score(batch, positions, need=frozenset({Capability.FULL_VOCAB}))
+        assert isinstance(output.signal, ProjectedSignal), "a teacher that runs here"
+        return output.signal
+
+    def _require_room(self, num_rows: int) -> None:
+        """Stop before hours of scoring that the disk has no room for."""
+        if self.folder.local is None:
+            return
+        left = self._size * (num_rows - self._stored_rows) / num_rows
+        free = shutil.disk_usage(self.folder.local).free
+        if left > free:
+            raise DiskError(
+                f"{self.folder.local}: the cache needs about {left / 1e9:.2g} GB more, {free / 1e9:.2g} GB "
+                "are free; make room, or keep less (cache.min_probability, cache.max_kept)"
+            )
+
+    def _size_of(self, rows: Sequence[StoredRow]) -> float:
+        """Bytes of a row on disk, from some of them."""
+        content = encode_rows(rows, rows_per_group=1, identity="", first_row=0, tokens=0)
+        return len(content) / len(rows)
+
+    def _report(self, num_new: int, num_rows: int, started: float) -> None:
+        self._stored_rows += num_new
+        self._new_rows += num_new
+        if self._on_progress is not None:
+            seconds = time.monotonic() - started
+            left = seconds / self._new_rows * (num_rows - self._stored_rows)
+            self._on_progress(
+                CacheProgress(self._new_tokens, self._stored_rows, num_rows, seconds, left, self._size)
+            )
+
+    # The end.
+
+    def _close(self, manifest: Manifest | None) -> Manifest:
+        """Write head, index and manifest, remove what only building needs; the first process alone."""
+        if self._ranks.rank == 0:
+            if manifest is None:
+                manifest = self._write_manifest()
+            clean(self.folder, manifest)
+        self._ranks.wait()
+        finished = finished_manifest(self.folder)
+        if finished is None:
+            raise DataError(f"{self.folder.path(MANIFEST_NAME)}: was not written; run the same command again")
+        return finished
+
+    def _write_manifest(self) -> Manifest:
+        plan = self.plan
+        records = [read_record(self.folder, plan, shard) for shard in range(num_shards(plan))]
+        if missing := [shard_name(shard) for shard, record in enumerate(records) if record is None]:
+            raise DataError(
+                f"{self.folder.path(missing[0])}: was not written, and {len(missing) - 1} more: run the same "
+                "command again, it resumes"
+            )
+        whole = [record for record in records if record is not None]
+        keys = [key for record in whole for key in record.keys]
+        files = {name: self.write_file(name, keys) for name in self.file_names}
+        manifest = replace(plan, shards=tuple(record.shard for record in whole), files=files)
+        self.folder.write(MANIFEST_NAME, manifest.to_bytes())
+        return manifest
+
+    @property
+    def file_names(self) -> tuple[str, ...]:
+        """Files beside the shards and the manifest."""
+        head = (HEAD_NAME,) if self.plan.settings.mode == "hidden_states" else ()
+        return (SOURCE_NAME, INDEX_NAME, *head)
+
+    def write_file(self, name: str, keys: Sequence[int]) -> str:
+        """Write one of them, given the keys of all rows; its SHA-256."""
+        if name == INDEX_NAME:
+            return write_index(self.folder, keys)
+        return write_recorded(self.folder, name, self._source if name == SOURCE_NAME else self._head())
+
+    def _head(self) -> bytes:
+        inputs = self._collate([self._rows[0]])
+        batch = Batch.from_inputs({name: value.to(self._device) for name, value in inputs.items()})
+        signal = self._signal(batch, predicted_positions(batch))
+        return head_bytes(signal.head, name=self._teacher.name)

@@ -1,0 +1,183 @@
+"""What a cache holds: a manifest in JSON, written last, that knows its own checksum.
+
+It is read back only if its bytes are those that would be written, so that a change anywhere is seen.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, TypeVar
+
+from collegium.cache.folder import Folder
+from collegium.errors import DataError
+
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+INDEX_NAME = "index.parquet"
+HEAD_NAME = "head.safetensors"
+SOURCE_NAME = "source.yaml"
+
+Mode = Literal["top_k", "sampled", "hidden_states"]
+T = TypeVar("T")
+
+BAD_MANIFEST = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+"""What reading a damaged manifest can raise."""
+
+
+@dataclass(frozen=True)
+class CacheSettings:
+    """What is kept of a teacher.
+
+    Attributes:
+        mode: `top_k`: the most probable tokens. `sampled`: tokens drawn from the distribution.
+            `hidden_states`: the last hidden states and the head, from which everything follows.
+        max_kept: At most this many tokens a position.
+        min_probability: Tokens less probable than this are not kept.
+        num_samples: Draws a position, with replacement, for `sampled`.
+        kd_temperature: Softens the distribution that is listed, beside the teacher's own temperature.
+        target_temperature: The teacher's own, of the distribution that is mixed.
+        weight_temperature: The teacher's own, of the entropy that sets its weight.
+        rows_per_shard: Blocks of one file, the unit of resuming.
+        seed: Of what is drawn.
+    """
+
+    mode: Mode = "top_k"
+    max_kept: int = 256
+    min_probability: float = 1e-3
+    num_samples: int = 50
+    kd_temperature: float = 1.0
+    target_temperature: float = 1.0
+    weight_temperature: float = 1.0
+    rows_per_shard: int = 256
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class TeacherIdentity:
+    """Whose distributions they are.
+
+    Attributes:
+        fingerprint: Of weights, revision, type and tokenizer.
+        model: Hub id or path, for people.
+        vocab_size: Common vocabulary of student and teacher.
+        hidden_size: Width of its hidden states.
+        num_layers: Number of its layers.
+    """
+
+    fingerprint: str
+    model: str
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of the cache.
+
+    Attributes:
+        name: Relative to the folder.
+        first_row: Row of the cache that its first one is.
+        rows: Its rows.
+        tokens: Positions in them.
+        bytes: Its size.
+        sha256: Its checksum.
+    """
+
+    name: str
+    first_row: int
+    rows: int
+    tokens: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All there is to know before a shard is opened.
+
+    Attributes:
+        teacher: Whose distributions.
+        text: Fingerprint of the prepared text.
+        splits: Rows of each part of the text, in order.
+        settings: What is kept.
+        shards: Files of rows.
+        files: SHA-256 of every other file.
+    """
+
+    teacher: TeacherIdentity
+    text: str
+    splits: dict[str, int]
+    settings: CacheSettings
+    shards: tuple[Shard, ...] = ()
+    files: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def num_rows(self) -> int:
+        """Blocks of all parts."""
+        return sum(self.splits.values())
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Size of the shards over their positions."""
+        return sum(shard.bytes for shard in self.shards) / max(1, sum(shard.tokens for shard in self.shards))
+
+    @property
+    def identity(self) -> str:
+        """Hash of what decides the content; each shard carries it."""
+        content = {k: v for k, v in asdict(self).items() if k not in ("shards", "files")}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+    def to_bytes(self) -> bytes:
+        """The file."""
+        content = {"schema": SCHEMA_VERSION, **asdict(self)}
+        digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        return (json.dumps({**content, "sha256": digest}, indent=1) + "\n").encode()
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> "Manifest":
+        """Read the file.
+
+        Raises:
+            ValueError: it is not as it was written.
+        """
+        tree = json.loads(content)
+        if not isinstance(tree, dict) or tree.get("schema") != SCHEMA_VERSION:
+            version = tree.get("schema") if isinstance(tree, dict) else None
+            raise ValueError(f"it is of schema {version}, this version reads {SCHEMA_VERSION}")
+        manifest = cls(
+            teacher=_read(TeacherIdentity, tree["teacher"]),
+            text=tree["text"],
+            splits=tree["splits"],
+            settings=_read(CacheSettings, tree["settings"]),
+            shards=tuple(_read(Shard, shard) for shard in tree["shards"]),
+            files=tree["files"],
+        )
+        if manifest.to_bytes() != content:
+            raise ValueError("its checksum is wrong")
+        return manifest
+
+
+def _read(kind: type[T], tree: Mapping[str, Any]) -> T:
+    return kind(**{f.name: tree[f.name] for f in fields(kind)})  # type: ignore[arg-type]
+
+
+def read_manifest(folder: Folder) -> Manifest:
+    """The manifest of a finished cache.
+
+    Raises:
+        DataError: there is none, or it is damaged.
+    """
+    path = folder.path(MANIFEST_NAME)
+    try:
+        return Manifest.from_bytes(folder.read(MANIFEST_NAME))
+    except FileNotFoundError:
+        raise DataError(
+            f"{path}: is not there: run `collegium cache RECIPE` first, or again to finish it"
+        ) from None
+    except BAD_MANIFEST as error:
+        raise DataError(
+            f"{path}: is damaged ({error}): run `collegium cache repair {folder.path('').rstrip('/')}`"
+        ) from error

@@ -1,0 +1,185 @@
+"""The files that a cache is built of: shards with their records, index, and what is cleared away.
+
+A record says of one shard what the manifest will say of it, while there is no manifest.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from collegium.cache.folder import Folder
+from collegium.cache.manifest import BAD_MANIFEST, INDEX_NAME, MANIFEST_NAME, Manifest, Shard
+from collegium.cache.shard import TOKENS_PER_GROUP, StoredRow, encode_rows
+from collegium.durable import LOCK_NAME
+from collegium.errors import DataError
+
+
+BEGUN_NAME = "begun.json"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of a shard before there is a manifest.
+
+    Attributes:
+        identity: Of the cache.
+        shard: What the manifest will say.
+        keys: Of its rows.
+    """
+
+    identity: str
+    shard: Shard
+    keys: tuple[int, ...]
+
+    def to_bytes(self) -> bytes:
+        """The file."""
+        return (json.dumps(asdict(self)) + "\n").encode()
+
+
+def num_shards(plan: Manifest) -> int:
+    """Shards of a cache."""
+    return -(-plan.num_rows // plan.settings.rows_per_shard)
+
+
+def shard_rows(plan: Manifest, shard: int) -> range:
+    """Rows of one shard."""
+    size = plan.settings.rows_per_shard
+    return range(shard * size, min((shard + 1) * size, plan.num_rows))
+
+
+def shard_name(shard: int) -> str:
+    """File of a shard."""
+    return f"shards/shard-{shard:05d}.parquet"
+
+
+def record_name(shard: int) -> str:
+    """File of its record."""
+    return f"shards/shard-{shard:05d}.json"
+
+
+def write_shard(folder: Folder, plan: Manifest, shard: int, rows: Sequence[StoredRow], *, tokens: int) -> Record:
+    """Write the file of a shard; what is to be recorded of it."""
+    span = shard_rows(plan, shard)
+    size = max(1, TOKENS_PER_GROUP * len(rows) // max(1, tokens))
+    content = encode_rows(rows, rows_per_group=size, identity=plan.identity, first_row=span.start, tokens=tokens)
+    digest = write_recorded(folder, shard_name(shard), memoryview(content))
+    record = Shard(shard_name(shard), span.start, len(rows), tokens, len(content), digest)
+    return Record(plan.identity, record, tuple(row.key for row in rows))
+
+
+def read_record(folder: Folder, plan: Manifest, shard: int) -> Record | None:
+    """The record of a shard that is there; None if it is not, or is another cache's."""
+    tree = read_json(folder, record_name(shard))
+    try:
+        record = Record(tree["identity"], Shard(**tree["shard"]), tuple(tree["keys"]))
+    except (TypeError, KeyError):
+        return None
+    same = record.identity == plan.identity and folder.size(record.shard.name) == record.shard.bytes
+    return record if same else None
+
+
+def finished_manifest(folder: Folder) -> Manifest | None:
+    """The manifest, if there is a whole one."""
+    try:
+        return Manifest.from_bytes(folder.read(MANIFEST_NAME))
+    except (FileNotFoundError, *BAD_MANIFEST):
+        return None
+
+
+def require_same_plan(found: Manifest, wanted: Manifest, folder: Folder) -> None:
+    """Refuse to go on with a cache of something else.
+
+    Raises:
+        DataError: naming the first difference, with both values.
+    """
+    trees = [manifest_fields(manifest) for manifest in (found, wanted)]
+    for name, value in trees[0].items():
+        if value != trees[1][name]:
+            raise DataError(
+                f"{folder.path('').rstrip('/')}: holds a cache with {name} {value}, now {trees[1][name]} is asked "
+                "for: give another cache.directory, or delete it"
+            )
+
+
+def manifest_fields(manifest: Manifest) -> dict[str, Any]:
+    """What decides the content of a cache, by name."""
+    tree = asdict(manifest)
+    settings: dict[str, Any] = tree["settings"]
+    return {"teacher": tree["teacher"]["fingerprint"], "text": tree["text"], "splits": tree["splits"], **settings}
+
+
+def write_index(folder: Folder, keys: Sequence[int]) -> str:
+    """Write the keys of all rows in order; the file's SHA-256."""
+    sink = pa.BufferOutputStream()
+    table = pa.table({"key": pa.array(keys, pa.uint64())})
+    pq.write_table(table, sink, compression="zstd", use_dictionary=False, write_page_checksum=True)
+    return write_recorded(folder, INDEX_NAME, memoryview(sink.getvalue()))
+
+
+def read_index(folder: Folder, manifest: Manifest) -> NDArray[np.uint64]:
+    """The keys of all rows.
+
+    Raises:
+        DataError: the file is damaged or missing.
+    """
+    content = read_recorded(folder, manifest, INDEX_NAME)
+    keys: NDArray[np.uint64] = pq.read_table(pa.BufferReader(content))["key"].to_numpy()
+    return keys
+
+
+def write_recorded(folder: Folder, name: str, content: bytes | memoryview) -> str:
+    """Write a file; its SHA-256."""
+    folder.write(name, content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def read_recorded(folder: Folder, manifest: Manifest, name: str) -> bytes:
+    """A file as the manifest knows it.
+
+    Raises:
+        DataError: it is damaged or missing.
+    """
+    try:
+        content = folder.read(name)
+    except FileNotFoundError:
+        raise damaged(folder, name, "it is missing") from None
+    if hashlib.sha256(content).hexdigest() != manifest.files.get(name):
+        raise damaged(folder, name, "its checksum is wrong")
+    return content
+
+
+def damaged(folder: Folder, name: str, reason: str) -> DataError:
+    """What is said of a damaged file."""
+    root = folder.path("").rstrip("/")
+    return DataError(f"{folder.path(name)}: is damaged: {reason}; run `collegium cache repair {root}`")
+
+
+def clean(folder: Folder, manifest: Manifest) -> None:
+    """Remove what only building needs, and what a killed process left."""
+    wanted = {LOCK_NAME, *(shard.name for shard in manifest.shards)}
+    for name in folder.names():
+        if name not in wanted and is_passing(name):
+            folder.remove(name)
+
+
+def is_passing(name: str) -> bool:
+    """Whether a file of this name is there only while a cache is built."""
+    folder, _, base = name.rpartition("/")
+    is_temporary = base.startswith(".") and base.endswith(".tmp")
+    is_record = folder == "shards" and base.startswith("shard-") and base.endswith(".json")
+    return name in (BEGUN_NAME, LOCK_NAME) or is_temporary or is_record
+
+
+def read_json(folder: Folder, name: str) -> Any:
+    """JSON, or None if it is not there or no JSON."""
+    try:
+        return json.loads(folder.read(name))
+    except (FileNotFoundError, ValueError, RecursionError):
+        return None

@@ -1,0 +1,169 @@
+"""Finds damage in a cache, and mends it: only what is damaged is written again."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from collegium.cache.builder import CacheBuilder
+from collegium.cache.folder import Folder
+from collegium.cache.manifest import MANIFEST_NAME, Manifest, Shard, read_manifest
+from collegium.cache.reader import open_shard
+from collegium.cache.records import (
+    Record,
+    clean,
+    finished_manifest,
+    num_shards,
+    read_record,
+    require_same_plan,
+    shard_name,
+    shard_rows,
+)
+from collegium.cache.shard import ShardFile
+from collegium.durable import LOCK_NAME
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One file that is not as it was written.
+
+    Attributes:
+        name: The file.
+        rows: Rows of the cache that cannot be read; empty if the file holds none, or none is hit.
+        reason: What is wrong.
+    """
+
+    name: str
+    rows: tuple[int, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a look at every byte found.
+
+    Attributes:
+        damages: Files that must be mended.
+        strangers: Files that are no part of the cache; they do no harm.
+    """
+
+    damages: tuple[Damage, ...]
+    strangers: tuple[str, ...]
+
+
+def verify(folder: Folder) -> Verdict:
+    """Read every file of a finished cache and compare it with the manifest.
+
+    Raises:
+        DataError: the manifest is missing or damaged itself.
+    """
+    manifest = read_manifest(folder)
+    wanted = {MANIFEST_NAME, LOCK_NAME, *manifest.files, *(shard.name for shard in manifest.shards)}
+    strangers = tuple(name for name in folder.names() if name not in wanted)
+    return Verdict(tuple(_damages(folder, manifest)), strangers)
+
+
+def _damages(folder: Folder, manifest: Manifest) -> Iterator[Damage]:
+    for name, digest in manifest.files.items():
+        if folder.size(name) is None:
+            yield Damage(name, (), "it is missing")
+        elif folder.digest(name) != digest:
+            yield Damage(name, (), "its checksum is wrong")
+    for number, shard in enumerate(manifest.shards):
+        reason = shard_damage(folder, shard)
+        if reason is not None:
+            yield Damage(shard.name, tuple(_bad_rows(folder, manifest, number)), reason)
+
+
+def shard_damage(folder: Folder, shard: Shard) -> str | None:
+    """What is wrong with a shard's file, or None."""
+    size = folder.size(shard.name)
+    if size is None:
+        return "it is missing"
+    if size != shard.bytes:
+        return f"it has {size} bytes, not {shard.bytes}"
+    return None if folder.digest(shard.name) == shard.sha256 else "its checksum is wrong"
+
+
+def _bad_rows(folder: Folder, manifest: Manifest, number: int) -> Iterator[int]:
+    shard = manifest.shards[number]
+    try:
+        file = open_shard(folder, manifest, number)
+    except (FileNotFoundError, ValueError):
+        yield from range(shard.first_row, shard.first_row + shard.rows)
+        return
+    for index in range(shard.rows):
+        try:
+            file.row(index)
+        except ValueError:
+            yield shard.first_row + index
+    file.close()
+
+
+def repair(builder: CacheBuilder) -> tuple[Manifest, Sequence[str]]:
+    """Write what is damaged again, from whole shards where they suffice, and else with the teacher.
+
+    Returns:
+        The manifest, and the names of the files that were written.
+
+    Raises:
+        DataError: the folder holds another cache.
+    """
+    folder, plan = builder.folder, builder.plan
+    with builder.locked():
+        found = finished_manifest(folder)
+        if found is not None:
+            require_same_plan(found, plan, folder)
+        bad = [number for number in range(num_shards(plan)) if not _is_whole(folder, found, plan, number)]
+        builder.rebuild(bad)
+        written = [shard_name(number) for number in bad]
+        records = [_record(folder, found, plan, number) for number in range(num_shards(plan))]
+        files = dict(found.files) if found is not None else {}
+        keys = [key for record in records for key in record.keys]
+        for name in builder.file_names:
+            if folder.size(name) is None or name not in files or folder.digest(name) != files[name]:
+                files[name] = builder.write_file(name, keys)
+                written.append(name)
+        manifest = replace(plan, shards=tuple(record.shard for record in records), files=files)
+        if manifest != found:
+            folder.write(MANIFEST_NAME, manifest.to_bytes())
+            written.append(MANIFEST_NAME)
+        clean(folder, manifest)
+    return manifest, written
+
+
+def _is_whole(folder: Folder, found: Manifest | None, plan: Manifest, number: int) -> bool:
+    if found is not None:
+        return shard_damage(folder, found.shards[number]) is None
+    try:
+        file = _open(folder, plan, number)
+        file.rows()
+        file.close()
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
+
+
+def _record(folder: Folder, found: Manifest | None, plan: Manifest, number: int) -> Record:
+    """Of a whole shard; its keys are read from the file."""
+    file = _open(folder, plan, number)
+    keys = tuple(row.key for row in file.rows())
+    rebuilt = read_record(folder, plan, number)
+    if rebuilt is not None:
+        shard = rebuilt.shard
+    elif found is not None:
+        shard = found.shards[number]
+    else:
+        name, span = shard_name(number), shard_rows(plan, number)
+        size = folder.size(name) or 0
+        shard = Shard(name, span.start, len(span), file.tokens, size, folder.digest(name))
+    file.close()
+    return Record(plan.identity, shard, keys)
+
+
+def _open(folder: Folder, plan: Manifest, number: int) -> ShardFile:
+    name = shard_name(number)
+    if folder.size(name) is None:
+        raise FileNotFoundError(folder.path(name))
+    file = ShardFile(folder.open(name), identity=plan.identity, first_row=shard_rows(plan, number).start)
+    if len(file) != len(shard_rows(plan, number)):
+        raise ValueError(f"it has {len(file)} rows, not {len(shard_rows(plan, number))}")
+    return file

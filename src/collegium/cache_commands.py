@@ -1,0 +1,165 @@
+"""What `collegium cache` and its sub-commands do."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from collegium.build import Ingredients, build_builder, cache_location, cache_plan
+from collegium.cache.builder import CacheProgress, Ranks
+from collegium.cache.folder import Folder
+from collegium.cache.manifest import SOURCE_NAME, Manifest, read_manifest
+from collegium.cache.records import read_recorded
+from collegium.cache.verify import Verdict, repair, verify
+from collegium.commands import device, prepare
+from collegium.errors import DataError, RecipeError
+from collegium.model_sections import LocalTeacherSection
+from collegium.recipe import ObjectiveSection, Recipe, TrainingSection
+from collegium.recipe_file import dump_recipe, parse_recipe
+from collegium.terminal import ProgressLine, duration, say
+
+
+def cache(recipe: Recipe, *, only: str | None = None) -> dict[str, Any]:
+    """Score the prepared text with the teachers that say `cached: true`; the same call goes on or returns at once.
+
+    Args:
+        recipe: The recipe.
+        only: The name of one teacher.
+
+    Raises:
+        RecipeError: no such teacher is to be cached.
+    """
+    sections = _cached_sections(recipe, only)
+    ingredients = prepare(recipe)
+    return {section.name: _cache_teacher(recipe, section, ingredients) for section in sections}
+
+
+def _cached_sections(recipe: Recipe, only: str | None) -> list[LocalTeacherSection]:
+    cached = [s for s in recipe.teachers if isinstance(s, LocalTeacherSection) and s.cached]
+    if not cached:
+        raise RecipeError("no teacher is to be cached: set `cached: true` for those that are")
+    if only is None:
+        return cached
+    chosen = [section for section in cached if section.name == only]
+    if not chosen:
+        names = ", ".join(section.name for section in cached)
+        raise RecipeError(f"--teacher {only}: the teachers with `cached: true` are {names}")
+    return chosen
+
+
+def _cache_teacher(recipe: Recipe, section: LocalTeacherSection, ingredients: Ingredients) -> dict[str, Any]:
+    state, line = PartialState(), ProgressLine()
+    announced: list[float] = []
+
+    def show(progress: CacheProgress) -> None:
+        if not announced:
+            announced.append(progress.bytes)
+            say(f"teacher {section.name}: about {_size(progress.bytes)} for {progress.num_rows:,} blocks")
+        left = "" if progress.seconds_left is None else f", {duration(progress.seconds_left)} left"
+        rate = progress.tokens / progress.seconds if progress.seconds > 0 else 0.0
+        line.update(
+            f"teacher {section.name}: {progress.rows:,} of {progress.num_rows:,} blocks, "
+            f"{rate:,.0f} tokens/s{left}"
+        )
+
+    plan = cache_plan(recipe, section, ingredients)
+    location = cache_location(recipe, section, plan)
+    builder = build_builder(
+        recipe,
+        section,
+        ingredients,
+        location=location,
+        device=device(),
+        ranks=Ranks(state.process_index, state.num_processes, state.wait_for_everyone),
+        source=_source(recipe, section),
+        on_progress=show,
+    )
+    manifest = builder.build()
+    line.finish(f"teacher {section.name}: {_described(manifest)} in {location}")
+    return {"location": location, **summary(manifest)}
+
+
+def summary(manifest: Manifest) -> dict[str, Any]:
+    """Figures of a cache."""
+    return {
+        "blocks": manifest.num_rows,
+        "tokens": sum(shard.tokens for shard in manifest.shards),
+        "bytes": sum(shard.bytes for shard in manifest.shards),
+        "bytes_per_token": manifest.bytes_per_token,
+        "shards": len(manifest.shards),
+        "settings": asdict(manifest.settings),
+    }
+
+
+def _described(manifest: Manifest) -> str:
+    figures = summary(manifest)
+    return (
+        f"{figures['blocks']:,} blocks, {figures['tokens']:,} tokens, {_size(figures['bytes'])}, "
+        f"{figures['bytes_per_token']:.0f} bytes a token"
+    )
+
+
+def _size(num_bytes: float) -> str:
+    unit = next((unit for unit in (1e9, 1e6) if num_bytes >= unit), 1e3)
+    return f"{num_bytes / unit:.3g} {({1e9: 'GB', 1e6: 'MB', 1e3: 'kB'})[unit]}"
+
+
+def _source(recipe: Recipe, section: LocalTeacherSection) -> bytes:
+    """A recipe of all that decides the content of one teacher's cache, and nothing else."""
+    settings = recipe.cache.model_dump(exclude={"directory", "batch_size", "tail"})
+    own = recipe.model_copy(
+        update={
+            "output_dir": None,
+            "teachers": (section,),
+            "cache": type(recipe.cache)(**settings),
+            "objective": ObjectiveSection(kd_temperature=recipe.objective.kd_temperature),
+            "training": TrainingSection(max_steps=1),
+            "evaluation": type(recipe.evaluation)(),
+        }
+    )
+    return dump_recipe(own).encode()
+
+
+def verify_cache(location: str) -> Verdict:
+    """Read every byte of a cache.
+
+    Raises:
+        DataError: the manifest is missing or damaged.
+    """
+    return verify(Folder.at(location))
+
+
+def repair_cache(location: str) -> list[str]:
+    """Write what is damaged again; the files that were.
+
+    Raises:
+        DataError: it is not known what the cache is made from, or the text or the teacher are others now.
+    """
+    recipe = _recipe_of(location)
+    ingredients = prepare(recipe)
+    section = recipe.teachers[0]
+    assert isinstance(section, LocalTeacherSection), "written by `cache`"
+    builder = build_builder(
+        recipe, section, ingredients, location=location, device=device(), source=_source(recipe, section)
+    )
+    _, written = repair(builder)
+    say(f"{location}: wrote {', '.join(written)}" if written else f"{location}: nothing is damaged")
+    return list(written)
+
+
+def _recipe_of(location: str) -> Recipe:
+    folder = Folder.at(location)
+    try:
+        content = folder.read(SOURCE_NAME)
+    except FileNotFoundError:
+        raise DataError(
+            f"{folder.path(SOURCE_NAME)}: is missing: delete the folder and run `collegium cache RECIPE` again"
+        ) from None
+    try:
+        manifest = read_manifest(folder)
+    except DataError:
+        manifest = None  # to be repaired
+    if manifest is not None:
+        read_recorded(folder, manifest, SOURCE_NAME)
+    return parse_recipe(content.decode(errors="replace"), Path(folder.path(SOURCE_NAME)))

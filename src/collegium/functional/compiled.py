@@ -1,0 +1,76 @@
+"""Runs a kernel on rows: compiled where that pays, else on a few rows at a time."""
+
+import logging
+import shutil
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+COMPILED_FROM = 2**20
+"""Elements of a buffer from which compiling pays: some seconds once, cached on disk for later runs."""
+
+BLOCK_ELEMENTS = 2**19
+"""Elements of a block without a compiler: 2 MB in float32."""
+
+Kernel = Callable[..., tuple[Tensor, ...]]
+
+logger = logging.getLogger(__name__)
+
+
+def run(kernel: Kernel, rows: tuple[Tensor, ...], *options: Any) -> tuple[Tensor, ...]:
+    """Apply `kernel(*rows, *options)`, compiled where that pays, else block by block.
+
+    Args:
+        kernel: Such as those of `elementwise`. Rows do not depend on one another.
+        rows: Tensors of n rows, the first of them [n V].
+        options: Plain numbers and flags.
+
+    Returns:
+        Its tensors of n rows.
+    """
+    if len(rows[0]) > 1 and rows[0].numel() >= COMPILED_FROM and _compiler_works():
+        try:
+            return _compiled(kernel)(*rows, *options)
+        except Exception as error:
+            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise
+            _compiler_failed(error)
+    return in_blocks(kernel, rows, *options)
+
+
+def in_blocks(kernel: Kernel, rows: tuple[Tensor, ...], *options: Any) -> tuple[Tensor, ...]:
+    """Apply the kernel to a few rows at a time."""
+    size = max(1, BLOCK_ELEMENTS // max(1, rows[0].shape[-1]))
+    if len(rows[0]) <= size:
+        return kernel(*rows, *options)
+    starts = range(0, len(rows[0]), size)
+    parts = [kernel(*(row[start : start + size] for row in rows), *options) for start in starts]
+    return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+
+
+_failures: list[str] = []
+
+
+def _compiler_works() -> bool:
+    return not _failures and _compiler_found()
+
+
+@cache
+def _compiler_found() -> bool:
+    return torch.accelerator.is_available() or any(map(shutil.which, ("c++", "g++", "clang++")))
+
+
+def _compiler_failed(error: Exception) -> None:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    _failures.append(reason)
+    logger.warning("The loss is computed without a compiler, which is slower: %s", reason)
+
+
+@cache
+def _compiled(kernel: Kernel) -> Kernel:
+    compiled: Kernel = torch.compile(kernel, dynamic=True, fullgraph=True)
+    return compiled

@@ -1,0 +1,166 @@
+"""Sections of a recipe that say what models there are: teachers, their caches, the student. No torch here."""
+
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
+
+from collegium.section import Dtype, Many, Name, Section, can_be_trained
+
+
+class ModelSection(Section):
+    """Where a model comes from and how it is held."""
+
+    model: str
+    """Hub id, local folder, `.gguf` file, or `package:NAME/FILE` inside an installed package."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    trust_remote_code: bool = False
+    """Run code that the model's repository ships. Needs `revision` as a full commit hash."""
+    dtype: Dtype = "float32"
+    """Of the weights; `auto` is bfloat16 where the device computes in it natively, else float32."""
+
+    @model_validator(mode="after")
+    def _remote_code_is_pinned(self) -> Self:
+        if self.trust_remote_code and not re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
+            raise ValueError(
+                f"trust_remote_code runs code of {self.model!r} on this machine: "
+                f"pin `revision` to a full 40-digit commit hash, not {self.revision!r}"
+            )
+        return self
+
+
+class LocalTeacherSection(ModelSection):
+    """A teacher that runs in this process, now or when its cache is made."""
+
+    kind: Literal["local"] = "local"
+    """A model, or an adapter over one."""
+    name: Name
+    """Name in metrics and tables."""
+    cached: bool = False
+    """Read what `collegium cache` stored of it, instead of running it in training."""
+    adapter: str | None = None
+    """PEFT adapter over `model`: folder, hub id or `package:` reference. The base is loaded once for all."""
+    adapter_revision: str | None = None
+    """Branch, tag or commit of the adapter on the hub."""
+    device_map: str | dict[str, int | str] | None = None
+    """Placement over devices, as in `from_pretrained`; None is the training device."""
+    weight_temperature: float = Field(default=1.0, gt=0)
+    """Divides the logits before the entropy that sets this teacher's weight is taken."""
+    target_temperature: float = Field(default=1.0, gt=0)
+    """Divides the logits of the distribution that is mixed."""
+
+
+class CachedTeacherSection(Section):
+    """A teacher whose cache was made elsewhere; its model is not needed."""
+
+    kind: Literal["cached"]
+    """A folder or URL that `collegium cache` wrote, for the same text and tokenizer."""
+    name: Name
+    """Name in metrics and tables."""
+    path: str
+    """Folder, or URL such as `s3://bucket/caches/web`."""
+    weight_temperature: float = Field(default=1.0, gt=0)
+    """As for a local teacher; a cache of lists serves only the one that it was made for."""
+    target_temperature: float = Field(default=1.0, gt=0)
+    """As for a local teacher; a cache of lists serves only the one that it was made for."""
+
+
+def kind_of_teacher(section: Any) -> str:
+    """`local`, unless the section says otherwise."""
+    kind = section.get("kind", "local") if isinstance(section, dict) else getattr(section, "kind", "local")
+    return str(kind)
+
+
+TeacherSection = Annotated[
+    Annotated[LocalTeacherSection, Tag("local")] | Annotated[CachedTeacherSection, Tag("cached")],
+    Discriminator(kind_of_teacher),
+]
+
+
+class CacheSection(Section):
+    """What `collegium cache` keeps of teachers that say `cached: true`, and how it is read."""
+
+    directory: str | None = None
+    """Folder or URL with a folder for each teacher; by default in the cache, by what decides its content."""
+    mode: Literal["top_k", "sampled", "hidden_states"] = "top_k"
+    """`top_k`: the most probable tokens (100 bytes a token). `sampled`: tokens drawn from the distribution.
+    `hidden_states`: the last hidden states, from which everything follows exactly (2 bytes times the width)."""
+    max_kept: int = Field(default=256, ge=1, le=65535)
+    """`top_k`: at most this many tokens a position."""
+    min_probability: float = Field(default=1e-3, ge=0, lt=1)
+    """`top_k`: tokens less probable than this are not kept; they make up the tail."""
+    num_samples: int = Field(default=50, ge=1, le=255)
+    """`sampled`: draws a position."""
+    tail: Literal["bucket", "uniform", "renormalize"] = "bucket"
+    """What becomes of the tail: `bucket` claims nothing that is not known of it. `uniform` spreads it evenly;
+    `renormalize` gives it to the list, which makes the student over-confident."""
+    rows_per_shard: int = Field(default=256, ge=1)
+    """Blocks of one file, the unit of resuming."""
+    batch_size: int = Field(default=4, ge=1)
+    """Blocks that a teacher scores at once."""
+
+
+class LoraSection(Section):
+    """Train low-rank adapters instead of the student's own weights."""
+
+    rank: int = Field(default=16, ge=1)
+    """Rank of the update."""
+    alpha: float = Field(default=32.0, gt=0)
+    """Scale of the update; it is multiplied by alpha / rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout before the adapter."""
+    target_modules: str | Many[str] = "all-linear"
+    """Module names, as in PEFT."""
+
+
+class StudentSection(ModelSection):
+    """Common to all students."""
+
+    dtype: Annotated[Dtype, AfterValidator(can_be_trained)] = "float32"
+    """Of the trained weights; `auto` is bfloat16 where the device computes in it natively, else float32."""
+    tokenizer: str | None = None
+    """Where the tokenizer comes from; by default the student's model."""
+    lora: LoraSection | None = None
+    """Train adapters only."""
+
+
+class PretrainedStudentSection(StudentSection):
+    """A student that exists already."""
+
+    kind: Literal["pretrained"]
+    """Start from this model's weights."""
+
+
+class ConfigStudentSection(StudentSection):
+    """A student with random weights."""
+
+    kind: Literal["config"]
+    """Start from a configuration; `model` names the folder or hub id that holds it."""
+    overrides: dict[str, int | float | bool | str | None] = Field(default_factory=dict)
+    """Fields of the configuration to change, such as `num_hidden_layers: 6`."""
+
+    @model_validator(mode="after")
+    def _runs_no_remote_code(self) -> Self:
+        if self.trust_remote_code:
+            raise ValueError("trust_remote_code cannot be used with `kind: config`; leave it out")
+        return self
+
+
+class LayerDropStudentSection(StudentSection):
+    """A student made of some layers of a model."""
+
+    kind: Literal["layer_drop"]
+    """Keep some layers of `model`, and everything else of it."""
+    keep_layers: Many[int] | None = None
+    """Layers to keep, from 0. Which ones decides everything: choose them by measured loss."""
+    num_layers: int | None = Field(default=None, ge=1)
+    """Or: how many to keep, dropping greedily the one whose loss on calibration text is least."""
+    calibration_blocks: int = Field(default=8, ge=1)
+    """Training blocks on which the greedy choice is measured."""
+
+    @model_validator(mode="after")
+    def _one_way_to_choose(self) -> Self:
+        if (self.keep_layers is None) == (self.num_layers is None):
+            raise ValueError("give either keep_layers (which ones) or num_layers (how many, chosen by loss)")
+        return self

@@ -1,0 +1,230 @@
+"""Teachers read from a cache on disk instead of being run.
+
+Reading happens where batches are made, which is a worker of the data loader if there are any
+(`ReadAhead`), so that a step finds everything in its batch; whoever asks with a batch that was made
+otherwise gets it read there and then.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from collegium.cache.codec import Floats, TokenLists, ids_of, mend_sums, padded, probs_of
+from collegium.cache.hidden import StoredHead
+from collegium.cache.keys import keys_of
+from collegium.cache.reader import CacheReader
+from collegium.cache.shard import Arrays
+from collegium.contracts import (
+    Batch,
+    Capability,
+    Positions,
+    ProjectedSignal,
+    TailPolicy,
+    Teacher,
+    TeacherFeatures,
+    TeacherOutput,
+    TopKSignal,
+)
+from collegium.errors import DataError
+
+
+FIGURES = ("entropy", "weight_entropy", "label_logprob", "weight_label_logprob")
+
+
+class CachedTeacher:
+    """A teacher in a cache.
+
+    Args:
+        name: Name in metrics and errors.
+        location: Folder or URL of the cache.
+        tail: What becomes of the mass that is not listed; see `collegium.contracts.TopKSignal`.
+        kd_temperature: What the loss softens by; lists are refused at another than they were made for.
+        target_temperature: The teacher's own, of the distribution that is mixed. Lists likewise.
+        weight_temperature: The teacher's own, of the entropy that sets its weight. Lists likewise.
+
+    Raises:
+        DataError: the cache is not finished or damaged, or holds another temperature.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        location: str | Path,
+        *,
+        tail: TailPolicy = "bucket",
+        kd_temperature: float = 1.0,
+        target_temperature: float = 1.0,
+        weight_temperature: float = 1.0,
+    ) -> None:
+        self.name = name
+        self._reader = CacheReader(location)
+        self.manifest = self._reader.manifest
+        self._tail: TailPolicy = tail
+        self._weight_temperature, self._target_temperature = weight_temperature, target_temperature
+        asked = {
+            "kd_temperature": kd_temperature,
+            "target_temperature": target_temperature,
+            "weight_temperature": weight_temperature,
+        }
+        if not self._keeps_hidden:
+            for key, value in asked.items():
+                captured = getattr(self.manifest.settings, key)
+                if captured != value:
+                    raise DataError(
+                        f"teacher {name!r}: its cache was made at {key} {captured:g}, now {value:g} is asked for: "
+                        f"set it to {captured:g}, make the cache anew, or keep hidden states (cache.mode), "
+                        "which serve every temperature"
+                    )
+        self._head = StoredHead(self._reader.head) if self._keeps_hidden else None
+
+    @property
+    def _keeps_hidden(self) -> bool:
+        return self.manifest.settings.mode == "hidden_states"
+
+    @property
+    def provides(self) -> frozenset[Capability]:
+        """Lists, or everything that follows from the last hidden states."""
+        if self._keeps_hidden:
+            return frozenset({Capability.TOP_K, Capability.FULL_VOCAB, Capability.HIDDEN_STATES})
+        return frozenset({Capability.TOP_K})
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of weights, revision and tokenizer, and of what was kept."""
+        return f"{self.manifest.teacher.fingerprint}/{self.manifest.identity}"
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of its hidden states."""
+        return self.manifest.teacher.hidden_size
+
+    @property
+    def num_layers(self) -> int:
+        """Number of its layers."""
+        return self.manifest.teacher.num_layers
+
+    @property
+    def known_layers(self) -> tuple[int, ...]:
+        """Layers whose hidden states it gives."""
+        return (self.num_layers,) if self._keeps_hidden else ()
+
+    def read(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What is stored of the blocks of a batch, as tensors.
+
+        Raises:
+            DataError: a block is not in the cache, or its row is damaged.
+        """
+        names = ("input_ids", "attention_mask", "position_ids")
+        input_ids, mask, position_ids = (inputs[name].cpu().numpy() for name in names)
+        mask = mask.astype(bool)
+        rows = [self._reader.read(key).arrays for key in keys_of(input_ids, mask, position_ids)]
+        if self._keeps_hidden:
+            return {"hidden": torch.from_numpy(self._states(rows, mask))}
+        return self._lists(rows, np.roll(input_ids, -1, 1)[_predicting(mask, position_ids)])
+
+    def _states(self, rows: Sequence[Arrays], mask: NDArray[np.bool_]) -> NDArray[np.float16]:
+        states = np.zeros((*mask.shape, self.hidden_size), np.float16)  # [B S E]
+        for block, attended, row in zip(states, mask, rows, strict=True):
+            block[attended] = row["hidden"].reshape(-1, self.hidden_size)
+        return states
+
+    def _lists(self, rows: Sequence[Arrays], labels: NDArray[np.int64]) -> dict[str, Tensor]:
+        arrays = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+        lengths, settings = arrays["lengths"].astype(np.int64), self.manifest.settings
+        ids = ids_of(arrays["gaps"], lengths)
+        if settings.mode == "sampled":
+            probs: Floats = arrays["codes"].astype(np.float32) / settings.num_samples
+            tail = np.full(len(lengths), -np.inf, np.float32)
+        else:
+            tail = arrays["tail_logprob"].astype(np.float32)
+            probs = probs_of(arrays["codes"], lengths, np.exp(arrays["top_logprob"].astype(np.float32)))
+            if settings.kd_temperature == 1.0:
+                at_label = np.exp(arrays["label_logprob"])
+                probs = mend_sums(TokenLists(lengths, ids, probs), np.exp(tail), labels, at_label)
+        width = int(lengths.max(initial=1))
+        stored = {
+            "token_ids": padded(ids.astype(np.int32), lengths, width, -1),
+            "logprobs": padded(np.log(np.maximum(probs, np.finfo(np.float32).tiny)), lengths, width, 0.0),
+            "tail_logprob": tail,
+            **{name: arrays[name] for name in FIGURES if name in arrays},
+        }
+        return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in stored.items()}
+
+    def score(self, batch: Batch, positions: Positions, *, need: frozenset[Capability]) -> TeacherOutput:
+        """What is stored at these positions. See `collegium.contracts.Teacher`."""
+        stored = batch.stored.get(self.name)
+        if stored is None:
+            stored = self.read(vars(batch))
+        stored = {name: tensor.to(batch.input_ids.device) for name, tensor in stored.items()}
+        if self._head is not None:
+            return self._from_states(self._head, stored["hidden"], positions)
+        if len(stored["token_ids"]) != len(positions):  # some labels are masked
+            places = _predicting_places(batch)[positions.index]
+            stored = {name: tensor[places] for name, tensor in stored.items()}
+        signal = TopKSignal(
+            stored["token_ids"],
+            stored["logprobs"],
+            stored.get("weight_entropy", stored["entropy"]),
+            stored["label_logprob"],
+            self.manifest.teacher.vocab_size,
+            tail=self._tail,
+            tail_logprob=stored["tail_logprob"],
+            weight_label_logprob=stored.get("weight_label_logprob"),
+            kd_temperature=self.manifest.settings.kd_temperature,
+        )
+        return TeacherOutput(signal)
+
+    def _from_states(self, head: StoredHead, hidden: Tensor, positions: Positions) -> TeacherOutput:
+        head.to(hidden.device)
+        hidden = hidden.to(head.dtype)
+        signal = ProjectedSignal(
+            positions.select(hidden),
+            head,
+            weight_temperature=self._weight_temperature,
+            target_temperature=self._target_temperature,
+        )
+        return TeacherOutput(signal, TeacherFeatures({self.num_layers: hidden}))
+
+
+def _predicting(mask: NDArray[np.bool_], position_ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Where the next token belongs to the same segment, [B S]: the positions that a cache stores."""
+    follows = mask[:, 1:] & (position_ids[:, 1:] != 0)
+    return np.pad(follows, ((0, 0), (0, 1)))
+
+
+def _predicting_places(batch: Batch) -> Tensor:
+    """Number of each stored position, by its index in the flattened grid."""
+    follows = batch.attention_mask[:, 1:] & (batch.position_ids[:, 1:] != 0)
+    return torch.nn.functional.pad(follows, (0, 1)).flatten().cumsum(0) - 1
+
+
+class ReadAhead:
+    """Makes batches that hold what their caches store of them.
+
+    Args:
+        collate: Makes a batch of rows.
+        teachers: Those that are read.
+    """
+
+    def __init__(
+        self, collate: Callable[[Sequence[Any]], dict[str, Any]], teachers: Sequence[CachedTeacher]
+    ) -> None:
+        self._collate, self._teachers = collate, tuple(teachers)
+
+    def __call__(self, rows: Sequence[Any]) -> dict[str, Any]:
+        """The batch, with `stored` by teacher."""
+        inputs = self._collate(rows)
+        return {**inputs, "stored": {teacher.name: teacher.read(inputs) for teacher in self._teachers}}
+
+
+def reading_ahead(
+    collate: Callable[[Sequence[Any]], dict[str, Any]], teachers: Sequence[Teacher]
+) -> Callable[[Sequence[Any]], dict[str, Any]]:
+    """A collator that reads for the teachers among these that are cached, if there are any."""
+    cached = [teacher for teacher in teachers if isinstance(teacher, CachedTeacher)]
+    return ReadAhead(collate, cached) if cached else collate
