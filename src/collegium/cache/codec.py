@@ -78,8 +78,10 @@ def mend_sums(lists: TokenLists, tail: Floats, labels: NDArray[np.int64], label_
     rows = lists.rows
     is_label = lists.ids == labels[rows]
     probs = np.where(is_label, label_probs[rows], lists.probs)
-    exact = np.bincount(rows, probs * is_label, len(lists.lengths))
-    others = np.bincount(rows, probs * ~is_label, len(lists.lengths))
+    exact, others = (
+        np.bincount(rows, probs * chosen, len(lists.lengths)).astype(np.float64)
+        for chosen in (is_label, ~is_label)
+    )
     wanted = np.maximum(1.0 - tail - exact, 0.0)
     scale = np.divide(wanted, others, out=np.ones_like(others), where=others > 0)
     return np.where(is_label, probs, probs * scale[rows]).astype(np.float32)
