@@ -8,8 +8,10 @@ from accelerate import PartialState
 
 from collegium.build import Ingredients, build_builder, cache_location, cache_plan
 from collegium.cache.builder import CacheProgress, Ranks
+from collegium.cache.exchange import export_parquet
 from collegium.cache.folder import Folder
 from collegium.cache.manifest import SOURCE_NAME, Manifest, read_manifest
+from collegium.cache.reader import CacheReader
 from collegium.cache.records import read_recorded
 from collegium.cache.verify import Verdict, repair, verify
 from collegium.commands import device, prepare
@@ -146,6 +148,18 @@ def repair_cache(location: str) -> list[str]:
     _, written = repair(builder)
     say(f"{location}: wrote {', '.join(written)}" if written else f"{location}: nothing is damaged")
     return list(written)
+
+
+def export_cache(location: str, path: Path) -> int:
+    """Write the training blocks of a cache as plain Parquet; how many there were.
+
+    Raises:
+        DataError: the cache is damaged, holds no lists, or its text is not there any more.
+    """
+    blocks = prepare(_recipe_of(location)).text.train
+    num_blocks = export_parquet(CacheReader(location), (blocks[i] for i in range(len(blocks))), path)
+    say(f"{path}: {num_blocks:,} blocks, {_size(path.stat().st_size)}")
+    return num_blocks
 
 
 def _recipe_of(location: str) -> Recipe:

@@ -108,6 +108,17 @@ def cache_repair(folder: CacheFolder) -> None:
     cache_commands.repair_cache(folder)
 
 
+@cache_app.command("export")
+def cache_export(
+    folder: CacheFolder,
+    output: Annotated[Path, typer.Argument(metavar="FILE", help="Parquet file to write")],
+) -> None:
+    """Write a cache of lists as plain Parquet: ids and log-probabilities that any library reads."""
+    from collegium import cache_commands
+
+    cache_commands.export_cache(folder, output)
+
+
 @app.command()
 def train(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Distil the teachers into the student; the same command resumes a stopped run."""

@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from runs import write_recipe
 
@@ -39,7 +40,7 @@ def test_cache_then_train_then_verify(recipe, run):
     assert set(made) == {"one", "two"}
     assert "bytes a token" in err
     locations = [made[name]["location"] for name in ("one", "two")]
-    manifest = Manifest.from_bytes((open(f"{locations[0]}/manifest.json", "rb")).read())
+    manifest = Manifest.from_bytes(Path(locations[0], "manifest.json").read_bytes())
     assert set(manifest.splits) == {"train", "held_out/cats", "held_out/dogs"}
     assert manifest.num_rows == made["one"]["blocks"]
 
@@ -67,6 +68,19 @@ def test_cache_then_train_then_verify(recipe, run):
 
     code, out, err = run("preflight", recipe, *CACHED, "--json")
     assert code == 0, err
+
+
+def test_export(recipe, run, tmp_path):
+    _, out, _ = run("cache", recipe, *CACHED, "--teacher", "one", "--json")
+    made = json.loads(out)["one"]
+    code, _, err = run("cache", "export", made["location"], tmp_path / "one.parquet")
+    assert code == 0, err
+    table = pq.read_table(tmp_path / "one.parquet")
+    assert (
+        table.num_rows == Manifest.from_bytes(Path(made["location"], "manifest.json").read_bytes()).splits["train"]
+    )
+    for row in table.to_pylist():
+        assert len(row["token_ids"]) == len(row["entropy"]) == len(row["positions"])
 
 
 def test_a_second_call_returns_at_once(recipe, run, monkeypatch):

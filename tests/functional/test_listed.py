@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from collegium.contracts import DenseSignal, Positions, TopKSignal
 from collegium.functional import chunked, fused
+from collegium.functional import listed as listed_module
 from collegium.functional.chunked import KdTarget
 from collegium.functional.divergences import forward_kl, generalized_jsd, reverse_kl, total_variation
 from collegium.functional.fusion import geometric_logprobs, mixture_logprobs
@@ -294,6 +295,41 @@ def test_float32_is_near_to_float64():
     found = run("fused", hidden.float(), head.float(), small, positions)
     for one, two in zip(found[1], expected[1], strict=True):
         assert float((one.double() - two).norm() / two.norm()) < 1e-5
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1.5])
+@pytest.mark.parametrize("vocab_size", [520, 523])
+def test_the_cap_is_looked_for_where_the_student_is_high(vocab_size, temperature, monkeypatch):
+    """With a quarter of the vocabulary looked at, what is found is what a look at all of it finds."""
+    generator = torch.Generator().manual_seed(12)
+    head = torch.nn.Linear(D, vocab_size, dtype=torch.float64)
+    with torch.no_grad():
+        head.weight.copy_(2.0 * torch.randn(vocab_size, D, generator=generator))
+    hidden = torch.randn(N, D, generator=generator, dtype=torch.float64)
+    positions = positions_of(torch.randint(vocab_size, (N,), generator=generator))
+    signals = []
+    for _ in range(2):
+        teacher = (3 * torch.randn(N, vocab_size, generator=generator, dtype=torch.float64)).log_softmax(-1)
+        softened = (teacher / temperature).log_softmax(-1)
+        kept, ids = softened.topk(40)
+        entropy = -(teacher.exp() * teacher).sum(-1)
+        at_label = teacher.gather(-1, positions.labels[:, None]).squeeze(-1)
+        signals.append(TopKSignal(ids, kept, entropy, at_label, vocab_size, kd_temperature=temperature))
+    options = {
+        "target": KdTarget(forward_kl, mixture_logprobs, temperature),
+        "projection": ProjectionHead(head, vocab_size),
+        "label_smoothing": 0.1,
+    }
+    expected = run("plain", hidden, head, signals, positions, **options)
+    for module in (fused, listed_module):
+        monkeypatch.setattr(module, "BLOCK", 4)
+    monkeypatch.setattr(listed_module, "ROUNDS", 12)
+    monkeypatch.setattr(listed_module, "MAX_BLOCKS", 64)
+    found = run("fused", hidden, head, signals, positions, **options)
+    close(found, expected, rtol=1e-8, atol=1e-10)
+    monkeypatch.setattr(listed_module, "MAX_BLOCKS", 1)
+    few = run("fused", hidden, head, signals, positions, **options)
+    assert float((few[1][0] - expected[1][0]).norm()) > 1e-4  # the test above can fail
 
 
 def test_a_uniform_tail_shares_the_rest_evenly():

@@ -18,7 +18,7 @@ RECIPES = sorted(
 
 
 def test_there_are_recipes():
-    assert {path.name for path in RECIPES} >= {"c4.yaml", "paper.yaml", "recipe.yaml", "code.yaml"}
+    assert {path.name for path in RECIPES} >= {"c4.yaml", "cached.yaml", "paper.yaml", "recipe.yaml", "code.yaml"}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=[str(path.relative_to(ROOT)) for path in RECIPES])
@@ -58,6 +58,9 @@ def test_recipe_runs(path, tmp_path, model_folder, monkeypatch, capsys):
         if teacher.adapter is not None:
             changes[f"teachers.{i}.adapter"] = str(adapter)
     overrides = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
+    if any(teacher.cached for teacher in recipe.teachers):
+        code, _, err = run(["cache", str(path), *overrides], monkeypatch, capsys)
+        assert code == 0, err
     code, out, err = run(["train", str(path), *overrides, "--json"], monkeypatch, capsys)
     assert code == 0, err
     assert json.loads(out)["mean"]["nll"] > 0

@@ -10,11 +10,14 @@ the logarithm would be as large relative to 0.9 as to 0.001. The label's probabi
 the others are scaled so that list and tail sum to 1.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from collegium.cache.manifest import CacheSettings
 
 
 Floats = NDArray[np.floating[Any]]
@@ -85,6 +88,23 @@ def mend_sums(lists: TokenLists, tail: Floats, labels: NDArray[np.int64], label_
     wanted = np.maximum(1.0 - tail - exact, 0.0)
     scale = np.divide(wanted, others, out=np.ones_like(others), where=others > 0)
     return np.where(is_label, probs, probs * scale[rows]).astype(np.float32)
+
+
+def stored_lists(
+    arrays: Mapping[str, NDArray[Any]], labels: NDArray[np.int64], settings: CacheSettings
+) -> tuple[TokenLists, Floats]:
+    """Lists as they were stored, and the logarithm of the mass outside them."""
+    lengths = arrays["lengths"].astype(np.int64)
+    ids = ids_of(arrays["gaps"], lengths)
+    if settings.mode == "sampled":
+        drawn: Floats = arrays["codes"].astype(np.float32) / settings.num_samples
+        return TokenLists(lengths, ids, drawn), np.full(len(lengths), -np.inf, np.float32)
+    tail = arrays["tail_logprob"].astype(np.float32)
+    probs = probs_of(arrays["codes"], lengths, np.exp(arrays["top_logprob"].astype(np.float32)))
+    lists = TokenLists(lengths, ids, probs)
+    if settings.kd_temperature == 1.0:
+        probs = mend_sums(lists, np.exp(tail), labels, np.exp(arrays["label_logprob"]))
+    return TokenLists(lengths, ids, probs), tail
 
 
 def padded(

@@ -42,14 +42,24 @@ def cap(logits: Tensor, scale: float, softcap: float | None) -> tuple[()]:
 
 
 def student_pass(
-    logits: Tensor, scale: float, softcap: float | None, temperature: float, with_mean: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Scale and cap the logits in place; log-sum-exp at temperature 1 and at `temperature`; mean if asked."""
+    logits: Tensor, scale: float, softcap: float | None, temperature: float, with_mean: bool, block: int
+) -> tuple[Tensor, ...]:
+    """Scale and cap the logits in place.
+
+    Returns:
+        Log-sum-exp at temperature 1 and at `temperature`, and the mean if asked. If `block` is not 0: the
+        entropy at `temperature`, and the highest logit of each whole block of so many tokens.
+    """
     cap(logits, scale, softcap)
     z = full_precision(logits)
     log_total = z.logsumexp(-1)
     softened = log_total if temperature == 1.0 else (z / temperature).logsumexp(-1)
-    return log_total, softened, z.mean(-1) if with_mean else log_total
+    figures = (log_total, softened, z.mean(-1) if with_mean else log_total)
+    if block == 0:
+        return figures
+    entropy = _softmax_figures(z, z.amax(-1, keepdim=True), temperature)[0]
+    whole = z.shape[-1] // block * block
+    return *figures, entropy, z[:, :whole].unflatten(-1, (-1, block)).amax(-1)
 
 
 def teacher_pass(
@@ -182,6 +192,27 @@ def finish_cross_entropy(
     return ()
 
 
+def finish_predictions(
+    logits: Tensor,
+    log_total: Tensor,
+    softened: Tensor,
+    kd_factor: Tensor,
+    ce_factor: Tensor,
+    temperature: float,
+    smoothing: float,
+    scale: float,
+    softcap: float | None,
+) -> tuple[()]:
+    """`finish` where the target is a multiple of the student's softened prediction; `kd_factor` holds it."""
+    z = full_precision(logits)
+    prediction = (z - log_total.unsqueeze(-1)).exp()
+    softened_prediction = prediction if temperature == 1.0 else _logprobs(z, softened, temperature).exp()
+    gradient = softened_prediction * (kd_factor / temperature).unsqueeze(-1)
+    gradient = gradient + cross_entropy_gradient(prediction, ce_factor, smoothing, z.shape[-1])
+    logits.copy_(gradient * slope(z, scale, softcap))
+    return ()
+
+
 def mass_above(logits: Tensor, softened: Tensor, limits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Number and mass of the tokens whose log-probability is above each of the limits [n M]; [n M] both."""
     logprobs = _logprobs(logits, softened, temperature)
@@ -205,21 +236,23 @@ def finish_lists(
     caps: Tensor,
     temperature: float,
     smoothing: float,
+    vocab_size: int,
     scale: float,
     softcap: float | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`finish` for the mixture of min(factor q, cap) under the weights, [n M] all three.
+) -> tuple[Tensor, ...]:
+    """`finish` on some tokens, for the mixture of min(factor q, cap) under the weights, [n M] all three.
 
     Returns:
-        Sums of p log p and of p log q, of the mixture [n] and of each teacher [n M].
+        Sums over the tokens: of q and q log q; of p log p and p log q of the mixture; of both of each
+        teacher, [n M].
     """
     z = full_precision(logits)
     logprobs = _logprobs(z, softened, temperature)
     probs = logprobs.exp()
     mixture = torch.zeros_like(probs)
     plogps, crosses = [], []
+    tiny = torch.finfo(probs.dtype).tiny
     for weight, factor, cap in zip(weights.unbind(-1), factors.unbind(-1), caps.unbind(-1), strict=True):
-        tiny = torch.finfo(probs.dtype).tiny
         p = torch.minimum(factor.unsqueeze(-1) * probs, cap.unsqueeze(-1))
         log_p = torch.minimum(
             factor.clamp_min(tiny).log().unsqueeze(-1) + logprobs, cap.clamp_min(tiny).log().unsqueeze(-1)
@@ -227,13 +260,13 @@ def finish_lists(
         plogps.append((p * log_p).sum(-1))
         crosses.append((p * logprobs).sum(-1))
         mixture = mixture + weight.unsqueeze(-1) * p
-    log_mixture = mixture.clamp_min(torch.finfo(probs.dtype).tiny).log()
     gradient = (probs - mixture) * (kd_factor / temperature).unsqueeze(-1)
     prediction = probs if temperature == 1.0 else (z - log_total.unsqueeze(-1)).exp()
-    gradient = gradient + cross_entropy_gradient(prediction, ce_factor, smoothing, z.shape[-1])
+    gradient = gradient + cross_entropy_gradient(prediction, ce_factor, smoothing, vocab_size)
     logits.copy_(gradient * slope(z, scale, softcap))
-    figures = ((mixture * log_mixture).sum(-1), (mixture * logprobs).sum(-1))
-    return *figures, torch.stack(plogps, -1), torch.stack(crosses, -1)
+    of_student = (probs.sum(-1), (probs * logprobs).sum(-1))
+    of_mixture = ((mixture * mixture.clamp_min(tiny).log()).sum(-1), (mixture * logprobs).sum(-1))
+    return *of_student, *of_mixture, torch.stack(plogps, -1), torch.stack(crosses, -1)
 
 
 def finish_by_autograd(

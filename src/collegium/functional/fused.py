@@ -46,7 +46,7 @@ from collegium.functional.elementwise import (
     student_pass,
 )
 from collegium.functional.fusion import geometric_logprobs, mixture_logprobs
-from collegium.functional.listed import ListedMixture, all_listed
+from collegium.functional.listed import BLOCK, ListedMixture, all_listed
 from collegium.functional.products import add_grad_of_weight_, grad_of_hidden, project
 from collegium.functional.streamed import StreamedTarget
 from collegium.functional.weighting import GivenWeights, Weighting
@@ -255,7 +255,9 @@ class _Chunk:
         self.logits = project(walk.hidden[rows], walk.weight, walk.bias, out=out)
         head, with_mean = self.job.head, self.job.label_smoothing > 0.0
         options = (head.scale, head.softcap, self.job.target.temperature, with_mean)
-        self.log_total, self.softened, self.mean = run(student_pass, (self.logits,), *options)
+        block = 0 if self.job.listed is None else BLOCK
+        figures = run(student_pass, (self.logits,), *options, block)
+        self.log_total, self.softened, self.mean, *self.survey = figures
         self.label_logits = self.logits.gather(-1, self.labels).squeeze(-1)
 
     def run(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -317,7 +319,9 @@ class _Chunk:
         assert job.listed is not None and isinstance(job.weighting, GivenWeights), "known beforehand"
         signals, stats = job.listed
         weights, valid = job.weighting.weights[rows], stats.valid[rows]
-        mixed = ListedMixture(signals, rows, weights, self.logits, self.softened, target.temperature)
+        entropy, maxima = self.survey
+        survey = (entropy, maxima)
+        mixed = ListedMixture(signals, rows, weights, self.logits, self.softened, survey, target.temperature)
         covered = weights.sum(-1) > 0
         kd_factor = covered.to(self.log_total.dtype) * (job.kd_weight * target.scale)
         at_union = self._gradient_at(mixed, kd_factor)

@@ -25,13 +25,17 @@ from torch import Tensor
 from collegium.contracts import TeacherSignal, TopKSignal
 from collegium.functional.compiled import run
 from collegium.functional.divergences import LOG_ZERO
-from collegium.functional.elementwise import finish_lists, mass_above
+from collegium.functional.elementwise import finish_lists, finish_predictions, mass_above
 
 
-ROUNDS = 4
-"""Of the search for c, which doubles its digits each round: 4 leave 5e-7 of the gradient."""
+ROUNDS = 6
+"""Of the search for c, which doubles its digits each round: 4 leave 3e-6 of the gradient on real text."""
 
 MAX_ROUNDS = 50
+
+BLOCK, MAX_BLOCKS = 64, 128
+"""Tokens of a block of the vocabulary, and blocks in which the cap is looked for: those with the student's highest
+logits. A cap binds at 10 to 20 tokens of 49,152, so these few hold them, and everything else is c q."""
 
 
 def all_listed(signals: Sequence[TeacherSignal]) -> bool:
@@ -126,6 +130,7 @@ class ListedMixture:
         weights: Teacher weights; 0 where a teacher does not count, and is not read.
         logits: Finished logits of the student.
         log_total: Their log-sum-exp at `temperature`.
+        survey: Entropy at `temperature` [n], and the highest logit of each whole block of tokens.
         temperature: Softens the student; the lists were made at it.
 
     Attributes:
@@ -141,11 +146,15 @@ class ListedMixture:
         weights: Float[Tensor, "n M"],
         logits: Float[Tensor, "n V"],
         log_total: Float[Tensor, " n"],
+        survey: tuple[Tensor, Tensor],
         temperature: float,
     ) -> None:
         self.weights = weights
+        self._entropy, maxima = survey
+        self._high = _HighTokens(maxima, logits.shape[-1])
         self._lists = [_Student(Entries.of(s, rows), logits, log_total, temperature) for s in signals]
-        self._solve(logits, log_total, temperature)
+        self._high_logits = self._high.read(logits)
+        self._solve(self._high_logits, log_total, temperature)
         # What does not count is in no union, so that it changes nothing, not even a rounding.
         active = weights.unsqueeze(-1) > 0  # [n M 1]
         counted = [
@@ -158,7 +167,7 @@ class ListedMixture:
         self.probs = self._mix(counted, places)
 
     def _solve(self, logits: Tensor, log_total: Tensor, temperature: float) -> None:
-        """Find each teacher's c; all of them with one pass over the logits a round."""
+        """Find each teacher's c, given the logits where a cap may bind; all with one pass a round."""
         teachers = self._lists
         tails, caps, rests = (
             torch.stack(column, -1)
@@ -198,29 +207,108 @@ class ListedMixture:
         return torch.where(self._real, probs, probs[:, :1])
 
     def finish(
-        self, logits: Tensor, log_total: Tensor, softened: Tensor, factors: tuple[Tensor, Tensor], *options: object
+        self,
+        logits: Tensor,
+        log_total: Tensor,
+        softened: Tensor,
+        factors: tuple[Tensor, Tensor],
+        temperature: float,
+        smoothing: float,
+        scale: float,
+        softcap: float | None,
     ) -> "ListedFigures":
-        """Overwrite the logits by the gradient, as if nothing were listed, and measure.
+        """Overwrite the logits by the gradient, as if nothing were listed, and measure. Call it once.
 
         Args:
             logits: Finished logits of the student.
             log_total: Their log-sum-exp at temperature 1.
             softened: At the loss's temperature.
             factors: Of the divergence and of the cross-entropy, [n] each.
-            *options: Of `finish_lists`.
+            temperature: Softens the student.
+            smoothing: Label smoothing.
+            scale: Of the logits.
+            softcap: Of the logits.
         """
-        rows = (logits, log_total, softened, *factors, self.weights.contiguous(), self.factors, self.caps)
-        plogp, cross, plogps, crosses = run(finish_lists, rows, *options)
-        mixed = (self._completed * self.weights.unsqueeze(-1)).sum(1)  # as the kernel took it at the union
+        kd_factor, ce_factor = factors
+        high, size = self._high_logits, logits.shape[-1]
+        multiple = _sum_weighted(self.weights, self.factors)  # C
+        dense = (logits, log_total, softened, kd_factor * (1.0 - multiple), ce_factor)
+        run(finish_predictions, dense, temperature, smoothing, scale, softcap)
+        rows = (high, log_total, softened, *factors, self.weights.contiguous(), self.factors, self.caps)
+        sums = run(finish_lists, rows, temperature, smoothing, size, scale, softcap)
+        self._high.write(logits, high)
+        return self._figures(multiple, *sums)
+
+    def _figures(
+        self, multiple: Tensor, mass: Tensor, qlogq: Tensor, plogp: Tensor, cross: Tensor, *of_teachers: Tensor
+    ) -> "ListedFigures":
+        """Add to the sums over high tokens what is elsewhere, and exchange completed for listed tokens."""
+        rest, rest_qlogq = (1.0 - mass).clamp_min(0.0), -self._entropy - qlogq
+        if self._high.are_all:
+            rest, rest_qlogq = torch.zeros_like(rest), torch.zeros_like(rest)
+
+        def elsewhere(factor: Tensor) -> tuple[Tensor, Tensor]:
+            return rest * torch.xlogy(factor, factor) + factor * rest_qlogq, factor * rest_qlogq
+
+        mixed = _sum_weighted(self.weights.unsqueeze(-1), self._completed)  # as it was taken at the union
         change = torch.xlogy(self.probs, self.probs) - torch.xlogy(mixed, mixed)
-        plogp = plogp + torch.where(self._real, change, 0.0).sum(-1)
-        cross = cross + torch.where(self._real, (self.probs - mixed) * self.student, 0.0).sum(-1)
+        moved = torch.where(self._real, (self.probs - mixed) * self.student, 0.0)
+        more = elsewhere(multiple)
+        plogp = plogp + more[0] + torch.where(self._real, change, 0.0).sum(-1)
+        cross = cross + more[1] + moved.sum(-1)
         entropies, kls = [], []
         for m, teacher in enumerate(self._lists):
-            own_plogp, own_cross = teacher.change(self.factors[:, m], self.caps[:, m])
-            entropies.append(-(plogps[:, m] + own_plogp))
-            kls.append(plogps[:, m] + own_plogp - crosses[:, m] - own_cross)
+            own, more = teacher.change(self.factors[:, m], self.caps[:, m]), elsewhere(self.factors[:, m])
+            own_plogp, own_cross = (figure[:, m] + own[i] + more[i] for i, figure in enumerate(of_teachers))
+            entropies.append(-own_plogp)
+            kls.append(own_plogp - own_cross)
         return ListedFigures(plogp - cross, -plogp, entropies, kls)
+
+
+class _HighTokens:
+    """The blocks of the vocabulary with the student's highest logits, and what fills up no block.
+
+    Args:
+        maxima: Highest logit of each whole block.
+        vocab_size: Tokens in all.
+
+    Attributes:
+        are_all: Whether no token is left out.
+    """
+
+    def __init__(self, maxima: Float[Tensor, "n b"], vocab_size: int) -> None:
+        num_blocks = maxima.shape[1]
+        self._whole = num_blocks * BLOCK
+        self.are_all = num_blocks <= MAX_BLOCKS
+        self._blocks = None if self.are_all else maxima.topk(MAX_BLOCKS, sorted=False).indices
+        self._vocab_size = vocab_size
+
+    def read(self, logits: Float[Tensor, "n V"]) -> Float[Tensor, "n H"]:
+        """Their logits, in a tensor of their own."""
+        if self._blocks is None:
+            return logits.clone()
+        index = self._blocks.unsqueeze(-1).expand(-1, -1, BLOCK)
+        found = logits[:, : self._whole].unflatten(-1, (-1, BLOCK)).gather(1, index).flatten(1)
+        return torch.cat([found, logits[:, self._whole :]], -1) if self._whole < self._vocab_size else found
+
+    def write(self, logits: Float[Tensor, "n V"], values: Float[Tensor, "n H"]) -> None:
+        """Put values in their places."""
+        if self._blocks is None:
+            logits.copy_(values)
+            return
+        index = self._blocks.unsqueeze(-1).expand(-1, -1, BLOCK)
+        size = self._blocks.shape[1] * BLOCK
+        view = logits[:, : self._whole].unflatten(-1, (-1, BLOCK))
+        view.scatter_(1, index, values[:, :size].unflatten(-1, (-1, BLOCK)))
+        logits[:, self._whole :] = values[:, size:]
+
+
+def _sum_weighted(weights: Tensor, values: Tensor) -> Tensor:
+    """Sum over teachers, in dimension 1, one after another: adding a 0 changes nothing."""
+    total = torch.zeros_like(values[:, 0])
+    for m in range(values.shape[1]):
+        total = total + weights[:, m] * values[:, m]
+    return total
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from collegium.cache.codec import Floats, TokenLists, ids_of, mend_sums, padded, probs_of
+from collegium.cache.codec import padded, stored_lists
 from collegium.cache.hidden import StoredHead
 from collegium.cache.keys import keys_of
 from collegium.cache.reader import CacheReader
@@ -135,21 +135,12 @@ class CachedTeacher:
 
     def _lists(self, rows: Sequence[Arrays], labels: NDArray[np.int64]) -> dict[str, Tensor]:
         arrays = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
-        lengths, settings = arrays["lengths"].astype(np.int64), self.manifest.settings
-        ids = ids_of(arrays["gaps"], lengths)
-        if settings.mode == "sampled":
-            probs: Floats = arrays["codes"].astype(np.float32) / settings.num_samples
-            tail = np.full(len(lengths), -np.inf, np.float32)
-        else:
-            tail = arrays["tail_logprob"].astype(np.float32)
-            probs = probs_of(arrays["codes"], lengths, np.exp(arrays["top_logprob"].astype(np.float32)))
-            if settings.kd_temperature == 1.0:
-                at_label = np.exp(arrays["label_logprob"])
-                probs = mend_sums(TokenLists(lengths, ids, probs), np.exp(tail), labels, at_label)
-        width = int(lengths.max(initial=1))
+        lists, tail = stored_lists(arrays, labels, self.manifest.settings)
+        width = int(lists.lengths.max(initial=1))
+        logprobs = np.log(np.maximum(lists.probs, np.finfo(np.float32).tiny))
         stored = {
-            "token_ids": padded(ids.astype(np.int32), lengths, width, -1),
-            "logprobs": padded(np.log(np.maximum(probs, np.finfo(np.float32).tiny)), lengths, width, 0.0),
+            "token_ids": padded(lists.ids.astype(np.int32), lists.lengths, width, -1),
+            "logprobs": padded(logprobs, lists.lengths, width, 0.0),
             "tail_logprob": tail,
             **{name: arrays[name] for name in FIGURES if name in arrays},
         }
