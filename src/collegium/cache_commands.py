@@ -10,9 +10,9 @@ from collegium.build import Ingredients, build_builder, cache_location, cache_pl
 from collegium.cache.builder import CacheProgress, Ranks
 from collegium.cache.exchange import export_parquet
 from collegium.cache.folder import Folder
-from collegium.cache.manifest import SOURCE_NAME, Manifest, read_manifest
+from collegium.cache.manifest import SOURCE_NAME, Manifest
 from collegium.cache.reader import CacheReader
-from collegium.cache.records import read_recorded
+from collegium.cache.records import finished_manifest, read_recorded
 from collegium.cache.verify import Verdict, repair, verify
 from collegium.commands import device, prepare
 from collegium.errors import DataError, RecipeError
@@ -164,16 +164,12 @@ def export_cache(location: str, path: Path) -> int:
 
 def _recipe_of(location: str) -> Recipe:
     folder = Folder.at(location)
+    manifest = finished_manifest(folder)
     try:
-        content = folder.read(SOURCE_NAME)
-    except FileNotFoundError:
+        content = folder.read(SOURCE_NAME) if manifest is None else read_recorded(folder, manifest, SOURCE_NAME)
+    except (OSError, DataError):
         raise DataError(
-            f"{folder.path(SOURCE_NAME)}: is missing: delete the folder and run `collegium cache RECIPE` again"
+            f"{folder.path(SOURCE_NAME)}: is missing or damaged, and says what the cache is made from: run "
+            "`collegium cache RECIPE` again, which writes it, then this command"
         ) from None
-    try:
-        manifest = read_manifest(folder)
-    except DataError:
-        manifest = None  # to be repaired
-    if manifest is not None:
-        read_recorded(folder, manifest, SOURCE_NAME)
     return parse_recipe(content.decode(errors="replace"), Path(folder.path(SOURCE_NAME)))

@@ -216,8 +216,8 @@ class TrainingSection(Section):
     """Steps between evaluations on held-out text."""
     log_every: int = Field(default=1, ge=1)
     """Steps between log lines."""
-    num_workers: int = Field(default=0, ge=0)
-    """Data loader processes."""
+    num_workers: int | None = Field(default=None, ge=0)
+    """Data loader processes, which read caches ahead; by default 2 where a GPU would wait for a cache, else 0."""
     report_to: Many[str] = ()
     """Trackers, as in transformers: wandb, tensorboard, trackio, ..."""
 

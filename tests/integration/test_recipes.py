@@ -58,7 +58,7 @@ def test_recipe_runs(path, tmp_path, model_folder, monkeypatch, capsys):
         if teacher.adapter is not None:
             changes[f"teachers.{i}.adapter"] = str(adapter)
     overrides = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
-    if any(teacher.cached for teacher in recipe.teachers):
+    if any(teacher.kind == "local" and teacher.cached for teacher in recipe.teachers):
         code, _, err = run(["cache", str(path), *overrides], monkeypatch, capsys)
         assert code == 0, err
     code, out, err = run(["train", str(path), *overrides, "--json"], monkeypatch, capsys)

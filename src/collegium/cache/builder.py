@@ -15,22 +15,31 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from collegium.cache.capture import arrays_of_hidden, arrays_of_lists, capture, rows_of_batch
 from collegium.cache.folder import Folder
 from collegium.cache.hidden import head_bytes, last_states
 from collegium.cache.keys import keys_of
-from collegium.cache.manifest import BAD_MANIFEST, HEAD_NAME, INDEX_NAME, MANIFEST_NAME, SOURCE_NAME, Manifest
+from collegium.cache.manifest import (
+    BAD_MANIFEST,
+    HEAD_NAME,
+    INDEX_NAME,
+    MANIFEST_NAME,
+    SOURCE_NAME,
+    CacheSettings,
+    Manifest,
+)
 from collegium.cache.records import (
     BEGUN_NAME,
     clean,
     damaged,
     finished_manifest,
-    is_passing,
     num_shards,
     read_record,
     record_name,
+    require_own_shards,
     require_same_plan,
     shard_name,
     shard_rows,
@@ -40,7 +49,7 @@ from collegium.cache.records import (
 )
 from collegium.cache.shard import Arrays, StoredRow, encode_rows
 from collegium.contracts import Batch, Capability, Positions, ProjectedSignal, Teacher, predicted_positions
-from collegium.durable import folder_lock
+from collegium.durable import LOCK_NAME, folder_lock
 from collegium.errors import DataError, DiskError
 
 
@@ -135,6 +144,11 @@ class CacheBuilder:
             if self._ranks.rank == 0:
                 self._claim()
             self._ranks.wait()
+            if self.folder.size(BEGUN_NAME) is None and self.folder.size(MANIFEST_NAME) is None:
+                raise DataError(
+                    f"{self.folder.path('')}: process {self._ranks.rank} does not see what the first one wrote; "
+                    "all processes must share the folder"
+                )
             if (finished := finished_manifest(self.folder)) is not None:
                 return self._close(finished)
             started = time.monotonic()
@@ -163,19 +177,34 @@ class CacheBuilder:
 
     def _claim(self) -> None:
         """See that the folder is this cache's, or nobody's."""
-        name = next((name for name in (MANIFEST_NAME, BEGUN_NAME) if self.folder.size(name) is not None), None)
-        if name is None:
+        if self.folder.size(MANIFEST_NAME) is not None:
+            try:
+                found = Manifest.from_bytes(self.folder.read(MANIFEST_NAME))
+            except BAD_MANIFEST as error:
+                raise damaged(self.folder, MANIFEST_NAME, str(error)) from error
+            require_same_plan(found, self.plan, self.folder)
+        elif self.folder.size(BEGUN_NAME) is not None:
+            self.require_same()
+        else:
             self._require_unclaimed()
             self.folder.write(BEGUN_NAME, self.plan.to_bytes())
-            return
+
+    def require_same(self) -> None:
+        """Refuse a folder without a manifest that holds something else.
+
+        Raises:
+            DataError: naming what differs.
+        """
         try:
-            found = Manifest.from_bytes(self.folder.read(name))
-        except BAD_MANIFEST as error:
-            raise damaged(self.folder, name, str(error)) from error
-        require_same_plan(found, self.plan, self.folder)
+            begun = Manifest.from_bytes(self.folder.read(BEGUN_NAME))
+        except (FileNotFoundError, *BAD_MANIFEST):
+            require_own_shards(self.folder, self.plan)
+            self.folder.write(BEGUN_NAME, self.plan.to_bytes())
+        else:
+            require_same_plan(begun, self.plan, self.folder)
 
     def _require_unclaimed(self) -> None:
-        strangers = [name for name in self.folder.names() if not is_passing(name)]
+        strangers = [name for name in self.folder.names() if name not in (LOCK_NAME, f".{BEGUN_NAME}.tmp")]
         if strangers:
             raise DataError(
                 f"{self.folder.path(strangers[0])}: lies where a cache is to be made; give a folder of its own"
@@ -232,14 +261,11 @@ class CacheBuilder:
     def _lists(self, batch: Batch, positions: Positions, keys: Sequence[int]) -> list[Arrays]:
         settings, signal = self.plan.settings, self._signal(batch, positions)
         spans = rows_of_batch(batch, positions)
-        # A position draws the same wherever its block stands.
-        seeds = np.concatenate(
-            [
-                np.arange(span.stop - span.start, dtype=np.uint64) + np.uint64((key ^ settings.seed) >> 1)
-                for key, span in zip(keys, spans, strict=True)
-            ]
-        )
-        figures, lists = capture(signal, positions, settings, seeds=seeds)
+        uniform = None
+        if settings.mode == "sampled":  # decided by the block, not by where it stands
+            draws = [_draws(key, settings, span) for key, span in zip(keys, spans, strict=True)]
+            uniform = np.concatenate(draws)
+        figures, lists = capture(signal, positions, settings, uniform=uniform)
         return [arrays_of_lists(figures, lists, span, settings) for span in spans]
 
     def _signal(self, batch: Batch, positions: Positions) -> ProjectedSignal:
@@ -281,12 +307,19 @@ class CacheBuilder:
         if self._ranks.rank == 0:
             if manifest is None:
                 manifest = self._write_manifest()
+            elif not self._is_whole(SOURCE_NAME, manifest):
+                files = {**manifest.files, SOURCE_NAME: self.write_file(SOURCE_NAME, ())}
+                manifest = replace(manifest, files=files)
+                self.folder.write(MANIFEST_NAME, manifest.to_bytes())
             clean(self.folder, manifest)
         self._ranks.wait()
         finished = finished_manifest(self.folder)
         if finished is None:
             raise DataError(f"{self.folder.path(MANIFEST_NAME)}: was not written; run the same command again")
         return finished
+
+    def _is_whole(self, name: str, manifest: Manifest) -> bool:
+        return self.folder.size(name) is not None and self.folder.digest(name) == manifest.files.get(name)
 
     def _write_manifest(self) -> Manifest:
         plan = self.plan
@@ -320,3 +353,9 @@ class CacheBuilder:
         batch = Batch.from_inputs({name: value.to(self._device) for name, value in inputs.items()})
         signal = self._signal(batch, predicted_positions(batch))
         return head_bytes(signal.head, name=self._teacher.name)
+
+
+def _draws(key: int, settings: CacheSettings, span: slice) -> NDArray[np.float64]:
+    """Numbers that decide what is drawn at the positions of a block."""
+    source = np.random.Philox(key=np.array([key, settings.seed], np.uint64))
+    return np.random.Generator(source).random((span.stop - span.start, settings.num_samples))

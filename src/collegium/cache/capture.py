@@ -41,7 +41,11 @@ class _Columns:
 
 
 def capture(
-    signal: ProjectedSignal, positions: Positions, settings: CacheSettings, *, seeds: NDArray[np.uint64]
+    signal: ProjectedSignal,
+    positions: Positions,
+    settings: CacheSettings,
+    *,
+    uniform: NDArray[np.float64] | None = None,
 ) -> tuple[dict[str, NDArray[Any]], TokenLists]:
     """Figures of each position and its list.
 
@@ -49,14 +53,14 @@ def capture(
         signal: The teacher's.
         positions: What is predicted.
         settings: What to keep.
-        seeds: For what is drawn at each position.
+        uniform: Numbers in [0, 1), [N num_samples], that decide what is drawn, for `sampled`.
 
     Returns:
         Arrays [N], and the lists.
     """
     size = max(1, CHUNK_ELEMENTS // _vocab_size(signal))
     spans = [slice(start, start + size) for start in range(0, len(positions), size)]
-    parts = [_capture_rows(signal, positions.labels[rows], settings, rows, seeds[rows]) for rows in spans]
+    parts = [_capture_rows(signal, positions.labels[rows], settings, rows, uniform) for rows in spans]
     figures = {name: np.concatenate([part.figures[name] for part in parts]) for name in parts[0].figures}
     lists = TokenLists(
         *(np.concatenate([getattr(p.lists, name) for p in parts]) for name in ("lengths", "ids", "probs"))
@@ -70,7 +74,11 @@ def _vocab_size(signal: ProjectedSignal) -> int:
 
 @torch.no_grad()
 def _capture_rows(
-    signal: ProjectedSignal, labels: Tensor, settings: CacheSettings, rows: slice, seeds: NDArray[np.uint64]
+    signal: ProjectedSignal,
+    labels: Tensor,
+    settings: CacheSettings,
+    rows: slice,
+    uniform: NDArray[np.float64] | None,
 ) -> _Columns:
     logits = signal.logits(rows)  # [n V]
     own, weight, mixed = _temperatures(settings)
@@ -84,7 +92,8 @@ def _capture_rows(
         figures["weight_entropy"], weight_total, _ = run(teacher_figures, (logits, at_label[:, None]), weight)
         figures["weight_label_logprob"] = at_label / weight - weight_total
     if settings.mode == "sampled":
-        lists = _drawn(logits, log_total, mixed, settings.num_samples, seeds)
+        assert uniform is not None, "draws need numbers"
+        lists = _drawn(logits, log_total, mixed, uniform[rows])
     else:
         lists, tail, top = _most_probable(logits, log_total, mixed, settings)
         figures |= {"tail_logprob": _half(tail.log()), "top_logprob": _half(top.log())}
@@ -123,33 +132,23 @@ def _most_probable(
     return lists, (1.0 - listed).clamp(0.0, 1.0), top
 
 
-def _drawn(
-    logits: Tensor, log_total: Tensor, temperature: float, num_samples: int, seeds: NDArray[np.uint64]
-) -> TokenLists:
+def _drawn(logits: Tensor, log_total: Tensor, temperature: float, uniform: NDArray[np.float64]) -> TokenLists:
     """Counts of tokens drawn with replacement, as probabilities (RS-KD, arXiv:2503.16870).
 
-    Where to draw is fixed by the seed of each position: stratified points in [0, 1), one in each of
-    `num_samples` equal parts, against the cumulative distribution. Each token is drawn as often as it is
-    probable on average, with less noise than by independent draws.
+    Draws are stratified: one point in each of so many equal parts of [0, 1), against the cumulative
+    distribution. Each token is drawn as often as it is probable on average, with less noise than by
+    independent draws.
     """
+    num_samples = uniform.shape[1]
     probs = (full_precision(logits).double() / temperature - log_total.double().unsqueeze(-1)).exp()
     ends = probs.cumsum(-1)
     ends = ends / ends[:, -1:]
-    uniform = torch.stack([_uniform(int(seed), num_samples) for seed in seeds]).to(ends.device)
-    points = (torch.arange(num_samples, device=ends.device) + uniform) / num_samples
+    points = torch.from_numpy((np.arange(num_samples) + uniform) / num_samples).to(ends.device)
     drawn = torch.searchsorted(ends, points, right=True).clamp_max(logits.shape[-1] - 1)
-    ids, counts, lengths = [], [], []
-    for row in drawn.cpu().numpy():
-        found, times = np.unique(row, return_counts=True)
-        ids.append(found)
-        counts.append(times)
-        lengths.append(len(found))
-    total = np.concatenate(counts).astype(np.float32) / num_samples
-    return TokenLists(np.array(lengths), np.concatenate(ids).astype(np.int64), total)
-
-
-def _uniform(seed: int, size: int) -> Tensor:
-    return torch.from_numpy(np.random.Generator(np.random.Philox(seed)).random(size))
+    rows = [np.unique(row, return_counts=True) for row in drawn.cpu().numpy()]
+    total = np.concatenate([times for _, times in rows]).astype(np.float32) / num_samples
+    lengths, ids = np.array([len(found) for found, _ in rows]), np.concatenate([found for found, _ in rows])
+    return TokenLists(lengths, ids.astype(np.int64), total)
 
 
 def arrays_of_lists(

@@ -42,6 +42,8 @@ class Folder:
             raise DataError(
                 f"{location}: cannot be reached ({error}); install that package, or use a path"
             ) from error
+        if isinstance(filesystem, LocalFileSystem) and Path(root).is_file():
+            raise DataError(f"{location}: is a file; give the folder of a cache")
         return cls(filesystem, root.rstrip("/"))
 
     @property

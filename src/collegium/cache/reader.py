@@ -73,6 +73,8 @@ class CacheReader:
         Raises:
             DataError: it is damaged, naming shard and row.
         """
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of a cache of {len(self)}")
         number = bisect.bisect_right(self._starts, index) - 1
         shard = self.manifest.shards[number]
         try:
@@ -81,6 +83,8 @@ class CacheReader:
             raise damaged(self.folder, shard.name, "it is missing") from None
         except ValueError as error:
             raise damaged(self.folder, shard.name, f"row {index} of the cache: {error}") from error
+        except OSError as error:
+            raise damaged(self.folder, shard.name, f"it cannot be read ({error.strerror or error})") from error
 
     def read(self, key: int) -> StoredRow:
         """The row of a block."""

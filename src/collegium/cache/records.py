@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from collegium.cache.folder import Folder
 from collegium.cache.manifest import BAD_MANIFEST, INDEX_NAME, MANIFEST_NAME, Manifest, Shard
-from collegium.cache.shard import TOKENS_PER_GROUP, StoredRow, encode_rows
+from collegium.cache.shard import TOKENS_PER_GROUP, StoredRow, encode_rows, identity_of
 from collegium.durable import LOCK_NAME
 from collegium.errors import DataError
 
@@ -115,6 +115,25 @@ def manifest_fields(manifest: Manifest) -> dict[str, Any]:
     return {"teacher": tree["teacher"]["fingerprint"], "text": tree["text"], "splits": tree["splits"], **settings}
 
 
+def require_own_shards(folder: Folder, plan: Manifest) -> None:
+    """Where nothing else says what a folder holds, refuse one with shards of another cache.
+
+    Raises:
+        DataError: naming the first of them.
+    """
+    for shard in range(num_shards(plan)):
+        name = shard_name(shard)
+        if folder.size(name) is None:
+            continue
+        with folder.open(name) as file:
+            identity = identity_of(file)
+        if identity not in (None, plan.identity):
+            raise DataError(
+                f"{folder.path(name)}: belongs to another cache (identity {identity}, now {plan.identity}): its "
+                "teacher, text or settings differ; give another cache.directory, or delete the folder"
+            )
+
+
 def write_index(folder: Folder, keys: Sequence[int]) -> str:
     """Write the keys of all rows in order; the file's SHA-256."""
     sink = pa.BufferOutputStream()
@@ -150,6 +169,8 @@ def read_recorded(folder: Folder, manifest: Manifest, name: str) -> bytes:
         content = folder.read(name)
     except FileNotFoundError:
         raise damaged(folder, name, "it is missing") from None
+    except OSError as error:
+        raise damaged(folder, name, f"it cannot be read ({error.strerror or error})") from error
     if hashlib.sha256(content).hexdigest() != manifest.files.get(name):
         raise damaged(folder, name, "its checksum is wrong")
     return content

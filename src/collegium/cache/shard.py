@@ -101,6 +101,15 @@ def _list_column(arrays: Sequence[NDArray[Any]], kind: pa.DataType) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets), values, type=pa.list_(pa.field("item", kind, False)))
 
 
+def identity_of(source: Any) -> str | None:
+    """Of the cache that a file says it belongs to; None if it cannot be read."""
+    try:
+        metadata = pq.ParquetFile(source).metadata.metadata or {}
+        return str(json.loads(metadata[b"collegium"])["identity"])
+    except (pa.ArrowException, OSError, KeyError, ValueError, TypeError, OverflowError, MemoryError):
+        return None
+
+
 class ShardFile:
     """A shard, opened.
 

@@ -3,15 +3,19 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from collegium.cache.builder import CacheBuilder
 from collegium.cache.folder import Folder
-from collegium.cache.manifest import MANIFEST_NAME, Manifest, Shard, read_manifest
+from collegium.cache.manifest import INDEX_NAME, MANIFEST_NAME, Manifest, Shard, read_manifest
 from collegium.cache.reader import open_shard
 from collegium.cache.records import (
     Record,
     clean,
     finished_manifest,
     num_shards,
+    read_index,
     read_record,
     require_same_plan,
     shard_name,
@@ -63,10 +67,9 @@ def verify(folder: Folder) -> Verdict:
 
 def _damages(folder: Folder, manifest: Manifest) -> Iterator[Damage]:
     for name, digest in manifest.files.items():
-        if folder.size(name) is None:
-            yield Damage(name, (), "it is missing")
-        elif folder.digest(name) != digest:
-            yield Damage(name, (), "its checksum is wrong")
+        reason = file_damage(folder, name, digest)
+        if reason is not None:
+            yield Damage(name, (), reason)
     for number, shard in enumerate(manifest.shards):
         reason = shard_damage(folder, shard)
         if reason is not None:
@@ -76,24 +79,32 @@ def _damages(folder: Folder, manifest: Manifest) -> Iterator[Damage]:
 def shard_damage(folder: Folder, shard: Shard) -> str | None:
     """What is wrong with a shard's file, or None."""
     size = folder.size(shard.name)
-    if size is None:
-        return "it is missing"
-    if size != shard.bytes:
+    if size not in (None, shard.bytes):
         return f"it has {size} bytes, not {shard.bytes}"
-    return None if folder.digest(shard.name) == shard.sha256 else "its checksum is wrong"
+    return file_damage(folder, shard.name, shard.sha256)
+
+
+def file_damage(folder: Folder, name: str, sha256: str | None) -> str | None:
+    """What is wrong with a file that should have this checksum, or None."""
+    try:
+        if folder.size(name) is None:
+            return "it is missing"
+        return None if folder.digest(name) == sha256 else "its checksum is wrong"
+    except OSError as error:  # a bad sector, a folder in its place
+        return f"it cannot be read ({error.strerror or error})"
 
 
 def _bad_rows(folder: Folder, manifest: Manifest, number: int) -> Iterator[int]:
     shard = manifest.shards[number]
     try:
         file = open_shard(folder, manifest, number)
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):
         yield from range(shard.first_row, shard.first_row + shard.rows)
         return
     for index in range(shard.rows):
         try:
             file.row(index)
-        except ValueError:
+        except (OSError, ValueError):
             yield shard.first_row + index
     file.close()
 
@@ -110,16 +121,22 @@ def repair(builder: CacheBuilder) -> tuple[Manifest, Sequence[str]]:
     folder, plan = builder.folder, builder.plan
     with builder.locked():
         found = finished_manifest(folder)
-        if found is not None:
+        if found is None:
+            builder.require_same()
+        else:
             require_same_plan(found, plan, folder)
         bad = [number for number in range(num_shards(plan)) if not _is_whole(folder, found, plan, number)]
         builder.rebuild(bad)
         written = [shard_name(number) for number in bad]
-        records = [_record(folder, found, plan, number) for number in range(num_shards(plan))]
+        known = _known_keys(folder, found)
+        records = [
+            _record(folder, found, plan, number, None if number in bad else known)
+            for number in range(num_shards(plan))
+        ]
         files = dict(found.files) if found is not None else {}
         keys = [key for record in records for key in record.keys]
         for name in builder.file_names:
-            if folder.size(name) is None or name not in files or folder.digest(name) != files[name]:
+            if file_damage(folder, name, files.get(name)) is not None:
                 files[name] = builder.write_file(name, keys)
                 written.append(name)
         manifest = replace(plan, shards=tuple(record.shard for record in records), files=files)
@@ -137,13 +154,26 @@ def _is_whole(folder: Folder, found: Manifest | None, plan: Manifest, number: in
         file = _open(folder, plan, number)
         file.rows()
         file.close()
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):
         return False
     return True
 
 
-def _record(folder: Folder, found: Manifest | None, plan: Manifest, number: int) -> Record:
-    """Of a whole shard; its keys are read from the file."""
+def _known_keys(folder: Folder, found: Manifest | None) -> NDArray[np.uint64] | None:
+    """Keys of all rows, if the index is whole."""
+    if found is None or file_damage(folder, INDEX_NAME, found.files.get(INDEX_NAME)) is not None:
+        return None
+    return read_index(folder, found)
+
+
+def _record(
+    folder: Folder, found: Manifest | None, plan: Manifest, number: int, known: NDArray[np.uint64] | None
+) -> Record:
+    """Of a whole shard; its keys are read from the file where they are not known."""
+    span, name = shard_rows(plan, number), shard_name(number)
+    if found is not None and known is not None:
+        keys = tuple(int(key) for key in known[span.start : span.stop])
+        return Record(plan.identity, found.shards[number], keys)
     file = _open(folder, plan, number)
     keys = tuple(row.key for row in file.rows())
     rebuilt = read_record(folder, plan, number)
@@ -152,7 +182,6 @@ def _record(folder: Folder, found: Manifest | None, plan: Manifest, number: int)
     elif found is not None:
         shard = found.shards[number]
     else:
-        name, span = shard_name(number), shard_rows(plan, number)
         size = folder.size(name) or 0
         shard = Shard(name, span.start, len(span), file.tokens, size, folder.digest(name))
     file.close()
