@@ -7,28 +7,20 @@ does not matter for what is in it.
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from collegium.cache.capture import arrays_of_hidden, arrays_of_lists, capture, rows_of_batch
 from collegium.cache.folder import Folder
-from collegium.cache.hidden import head_bytes, last_states
-from collegium.cache.keys import keys_of
 from collegium.cache.manifest import (
     BAD_MANIFEST,
     HEAD_NAME,
     INDEX_NAME,
     MANIFEST_NAME,
     SOURCE_NAME,
-    CacheSettings,
     Manifest,
 )
 from collegium.cache.records import (
@@ -47,13 +39,11 @@ from collegium.cache.records import (
     write_recorded,
     write_shard,
 )
-from collegium.cache.shard import Arrays, StoredRow, encode_rows
-from collegium.contracts import Batch, Capability, Positions, ProjectedSignal, Teacher, predicted_positions
+from collegium.cache.scoring import Row, Scorer
+from collegium.cache.shard import StoredRow, encode_rows
+from collegium.contracts import Teacher
 from collegium.durable import LOCK_NAME, folder_lock
 from collegium.errors import DataError, DiskError
-
-
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -124,9 +114,16 @@ class CacheBuilder:
     ) -> None:
         assert len(rows) == plan.num_rows, "the plan is of these rows"
         self.folder, self.plan = folder, plan
-        self._load, self._rows, self._collate = teacher, rows, collate
+        self._scorer = Scorer(
+            teacher,
+            rows,
+            collate,
+            plan.settings,
+            num_layers=plan.teacher.num_layers,
+            batch_size=batch_size,
+            device=device or torch.device("cpu"),
+        )
         self._source = source
-        self._batch_size, self._device = batch_size, device or torch.device("cpu")
         self._ranks = ranks or Ranks()
         self._on_progress = on_progress
         self._stored_rows = self._new_rows = self._new_tokens = 0
@@ -168,10 +165,6 @@ class CacheBuilder:
         started = time.monotonic()
         for shard in shards:
             self._write_shard(shard, started, shards)
-
-    @cached_property
-    def _teacher(self) -> Teacher:
-        return self._load()
 
     # What is there already.
 
@@ -224,54 +217,16 @@ class CacheBuilder:
         span = shard_rows(plan, shard)
         num_rows = sum(len(shard_rows(plan, number)) for number in own)
         rows: list[StoredRow] = []
-        tokens = -self._new_tokens
-        for batch in self._batches(span):
-            rows += self._score(batch)
+        before = self._new_tokens
+        for batch, num_tokens in self._scorer.score(span):
+            rows += batch
+            self._new_tokens += num_tokens
             if not self._new_rows:
                 self._size = self._size_of(rows) * num_rows
                 self._require_room(num_rows)
             self._report(len(batch), num_rows, started)
-        tokens += self._new_tokens
-        record = write_shard(self.folder, plan, shard, rows, tokens=tokens)
+        record = write_shard(self.folder, plan, shard, rows, tokens=self._new_tokens - before)
         self.folder.write(record_name(shard), record.to_bytes())
-
-    def _batches(self, span: range) -> Iterator[list[Row]]:
-        """Blocks of one length each: padding would change a teacher's last digits."""
-        batch: list[Row] = []
-        for row in (self._rows[index] for index in span):
-            if batch and (len(batch) == self._batch_size or len(row["input_ids"]) != len(batch[0]["input_ids"])):
-                yield batch
-                batch = []
-            batch.append(row)
-        yield batch
-
-    def _score(self, rows: Sequence[Row]) -> list[StoredRow]:
-        inputs = self._collate(rows)
-        keys = keys_of(*(inputs[name].numpy() for name in ("input_ids", "attention_mask", "position_ids")))
-        batch = Batch.from_inputs({name: value.to(self._device) for name, value in inputs.items()})
-        positions = predicted_positions(batch)
-        self._new_tokens += len(positions)
-        if self.plan.settings.mode == "hidden_states":
-            states = last_states(self._teacher, batch, positions, self.plan.teacher.num_layers)
-            arrays = [arrays_of_hidden(block, name=self._teacher.name) for block in states]
-        else:
-            arrays = self._lists(batch, positions, keys)
-        return [StoredRow(key, stored) for key, stored in zip(keys, arrays, strict=True)]
-
-    def _lists(self, batch: Batch, positions: Positions, keys: Sequence[int]) -> list[Arrays]:
-        settings, signal = self.plan.settings, self._signal(batch, positions)
-        spans = rows_of_batch(batch, positions)
-        uniform = None
-        if settings.mode == "sampled":  # decided by the block, not by where it stands
-            draws = [_draws(key, settings, span) for key, span in zip(keys, spans, strict=True)]
-            uniform = np.concatenate(draws)
-        figures, lists = capture(signal, positions, settings, uniform=uniform)
-        return [arrays_of_lists(figures, lists, span, settings) for span in spans]
-
-    def _signal(self, batch: Batch, positions: Positions) -> ProjectedSignal:
-        output = self._teacher.score(batch, positions, need=frozenset({Capability.FULL_VOCAB}))
-        assert isinstance(output.signal, ProjectedSignal), "a teacher that runs here"
-        return output.signal
 
     def _require_room(self, num_rows: int) -> None:
         """Stop before hours of scoring that the disk has no room for."""
@@ -346,16 +301,4 @@ class CacheBuilder:
         """Write one of them, given the keys of all rows; its SHA-256."""
         if name == INDEX_NAME:
             return write_index(self.folder, keys)
-        return write_recorded(self.folder, name, self._source if name == SOURCE_NAME else self._head())
-
-    def _head(self) -> bytes:
-        inputs = self._collate([self._rows[0]])
-        batch = Batch.from_inputs({name: value.to(self._device) for name, value in inputs.items()})
-        signal = self._signal(batch, predicted_positions(batch))
-        return head_bytes(signal.head, name=self._teacher.name)
-
-
-def _draws(key: int, settings: CacheSettings, span: slice) -> NDArray[np.float64]:
-    """Numbers that decide what is drawn at the positions of a block."""
-    source = np.random.Philox(key=np.array([key, settings.seed], np.uint64))
-    return np.random.Generator(source).random((span.stop - span.start, settings.num_samples))
+        return write_recorded(self.folder, name, self._source if name == SOURCE_NAME else self._scorer.head())
