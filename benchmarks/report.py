@@ -10,7 +10,7 @@ Results = Mapping[str, Any]
 
 def render(results: Results) -> str:
     """The whole page. A benchmark that failed is named as such."""
-    sections = {"fused_loss": _fused_loss, "train_step": _train_step, "scaling": _scaling}
+    sections = {"fused_loss": _fused_loss, "train_step": _train_step, "cache": _cache, "scaling": _scaling}
     parts = ["# Benchmarks", _machine(results["machine"])]
     for name, section in sections.items():
         parts.append(section(results[name]) if results.get(name) else f"## {name}\n\nIt failed.")
@@ -102,6 +102,26 @@ def _train_step(results: Results) -> str:
             f"{' x '.join(map(str, setup['batch']))} tokens, {results['rounds']} rounds",
             table(("step", "time s", "peak MB"), rows),
             table(("fused", "times as fast", "share of its peak"), ratios),
+        ]
+    )
+
+
+def _cache(results: Results) -> str:
+    sizes = {name: f"{count / 1e6:.1f}M" for name, count in results["setup"]["parameters"].items()}
+    rows = [(name, step["time_s"], step["peak_mb"]) for name, step in results["steps"].items()]
+    return "\n\n".join(
+        [
+            f"## Teachers on disk: teachers {sizes['teacher']}, student {sizes['student']}, "
+            f"{results['setup']['tokens']} tokens a step, {results['rounds']} rounds",
+            table(("step", "time s", "peak MB"), rows),
+            f"Three cached teachers are {_cell(results['speedup_vs_naive_online'])} times as fast as the same "
+            f"three online by the naive loop and {_cell(results['speedup_vs_fused_online'])} times as fast as online by "
+            f"ours, at {_cell(results['vs_cross_entropy'])} times the cost of cross-entropy alone; reading and "
+            f"checking is in the step. A random read takes {_cell(results['read_ms_per_row'])} ms a block, "
+            f"`verify` {_cell(results['verify_mb_per_s'])} MB/s.",
+            f"Making a cache takes {_cell(results['writing_vs_forward'])} times the teacher's forward pass with "
+            f"its logits (lists), {_cell(results['writing_hidden_states_vs_forward'])} times (hidden states): it "
+            "scores, compresses and syncs to disk.",
         ]
     )
 
