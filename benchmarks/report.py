@@ -115,7 +115,8 @@ def _cache(results: Results) -> str:
             f"{results['setup']['tokens']} tokens a step, {results['rounds']} rounds",
             table(("step", "time s", "peak MB"), rows),
             f"Three cached teachers are {_cell(results['speedup_vs_naive_online'])} times as fast as the same "
-            f"three online by the naive loop and {_cell(results['speedup_vs_fused_online'])} times as fast as online by "
+            "three online by the naive loop and "
+            f"{_cell(results['speedup_vs_fused_online'])} times as fast as online by "
             f"ours, at {_cell(results['vs_cross_entropy'])} times the cost of cross-entropy alone; reading and "
             f"checking is in the step. A random read takes {_cell(results['read_ms_per_row'])} ms a block, "
             f"`verify` {_cell(results['verify_mb_per_s'])} MB/s.",
