@@ -64,7 +64,10 @@ class TransparentHead(Protocol):
 class Capability(StrEnum):
     """What a teacher can provide, and what a term of the objective may need."""
 
+    SAMPLES = "samples"
+    """Distributions that are right on average: enough for a loss that is linear in its target."""
     TOP_K = "top_k"
+    """Distributions that are right at the most probable tokens."""
     FULL_VOCAB = "full_vocab"
     HIDDEN_STATES = "hidden_states"
     ATTENTION = "attention"
@@ -208,6 +211,7 @@ class TopKSignal:
         tail_logprob: Log of that mass; 1 - sum(exp(logprobs)) if not given.
         weight_label_logprob: `label_logprob` at the weight temperature, where that is another one.
         kd_temperature: Softened the listed distribution; a loss at another one cannot use it.
+        drawn: Whether the list was drawn from the distribution, and is right on average only.
         valid: False where the teacher says nothing; None means valid everywhere.
     """
 
@@ -220,6 +224,7 @@ class TopKSignal:
     tail_logprob: Float[Tensor, " N"] | None = None
     weight_label_logprob: Float[Tensor, " N"] | None = None
     kd_temperature: float = 1.0
+    drawn: bool = False
     valid: Bool[Tensor, " N"] | None = None
 
     def __len__(self) -> int:

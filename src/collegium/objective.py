@@ -158,7 +158,10 @@ class Objective(nn.Module):
     @property
     def need(self) -> frozenset[Capability]:
         """What teachers must provide; empty if they are not asked at all."""
-        need = {Capability.TOP_K} if self.kd_weight > 0 else set()
+        need = set()
+        if self.kd_weight > 0:
+            linear = self.target.divergence is forward_kl and self.target.fusion is mixture_logprobs
+            need = {Capability.SAMPLES if linear else Capability.TOP_K}
         return frozenset(need | ({Capability.HIDDEN_STATES} if self.feature is not None else set()))
 
     def forward(

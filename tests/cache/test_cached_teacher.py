@@ -13,10 +13,12 @@ from collegium.cache.manifest import CacheSettings, Manifest, TeacherIdentity
 from collegium.contracts import Batch, Capability, ItemCounts, predicted_positions
 from collegium.data.collate import BlockCollator
 from collegium.errors import DataError, TeacherError
+from collegium.evaluation.language_modeling import HeldOut
 from collegium.functional.chunked import KdTarget
 from collegium.functional.divergences import forward_kl
 from collegium.functional.fusion import mixture_logprobs
 from collegium.functional.weighting import Weighting
+from collegium.head import ProjectionHead
 from collegium.model import DistillationModel
 from collegium.objective import FeatureTerm, Objective
 from collegium.teachers.cached import CachedTeacher, ReadAhead, reading_ahead
@@ -280,3 +282,23 @@ def test_hidden_states_need_a_head_that_is_a_linear_map(tmp_path):
     plan = Manifest(identity, "pico text", {"train": len(rows)}, SETTINGS["hidden"])
     with pytest.raises(TeacherError, match="use mode: top_k"):
         CacheBuilder(Folder.at(tmp_path / "x"), lambda: teacher, rows, collator(), plan).build()
+
+
+def test_drawn_teachers_are_measured_on_average(caches):
+    """KL to each from its exact entropy; none to a mixture of draws."""
+
+    def measured(kept):
+        teachers = [CachedTeacher(f"teacher-{m}", caches / f"{kept}-{m}") for m in (1, 2)]
+        held_out = HeldOut({"text": packed()}, collator(), teachers=teachers)
+        student = pico_llama(0)
+        trunk = student.model
+        return held_out.measure_student(
+            lambda b: trunk(input_ids=b.input_ids, position_ids=b.position_ids, use_cache=False).last_hidden_state,
+            ProjectionHead.from_model(student, VOCAB_SIZE),
+        )["text"]
+
+    exact, drawn = measured("hidden"), measured("sampled")
+    for m in (1, 2):
+        assert drawn.mean(f"kl/teacher-{m}") == pytest.approx(exact.mean(f"kl/teacher-{m}"), rel=0.02)
+    assert "kl/common" in exact.sums
+    assert not {"kl/common", "agreement"} & set(drawn.sums)

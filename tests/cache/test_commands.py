@@ -154,6 +154,16 @@ def test_what_was_not_captured_is_refused_with_both_values(recipe, run):
     assert "holds a cache with mode top_k, now sampled is asked for" in err
 
 
+def test_draws_serve_a_loss_that_is_linear_in_its_target(recipe, run):
+    drawn = [*CACHED, "cache.mode=sampled"]
+    assert run("cache", recipe, *drawn)[0] == 0
+    for change in ("objective.divergence=reverse_kl", "objective.fusion=geometric"):
+        code, _, err = run("train", recipe, *drawn, change)
+        assert code == 69
+        assert "provides samples, but the objective needs top_k too: draws serve the forward KL" in err
+    assert run("train", recipe, *drawn)[0] == 0
+
+
 def test_features_need_what_the_cache_does_not_hold(recipe, run):
     assert run("cache", recipe, *CACHED)[0] == 0
     code, _, err = run("train", recipe, *CACHED, "objective.feature_weight=0.1")

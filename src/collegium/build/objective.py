@@ -7,7 +7,7 @@ from typing import Any
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from collegium.contracts import Teacher
+from collegium.contracts import Capability, Teacher
 from collegium.errors import DataError, TeacherError
 from collegium.functional.chunked import KdTarget
 from collegium.functional.divergences import (
@@ -55,9 +55,16 @@ def build_objective(
         if missing:
             raise TeacherError(
                 f"teacher {teacher.name!r} provides {_listed(teacher.provides)}, but the objective needs "
-                f"{_listed(missing)} too: set feature_weight to 0, or use a local teacher"
+                f"{_listed(missing)} too: {_MENDS[max(missing)]}, or run the teacher (cached: false)"
             )
     return objective
+
+
+_MENDS = {
+    Capability.TOP_K: "draws serve the forward KL to a mixture only; set objective.divergence and fusion so",
+    Capability.HIDDEN_STATES: "set feature_weight to 0",
+    Capability.SAMPLES: "set kd_weight to 0",
+}
 
 
 def _listed(capabilities: frozenset[Any]) -> str:

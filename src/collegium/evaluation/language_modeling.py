@@ -25,6 +25,7 @@ from collegium.contracts import (
     Teacher,
     TeacherSignal,
     TeacherStats,
+    TopKSignal,
     predicted_positions,
 )
 from collegium.data.blocks import PackedBlocks
@@ -237,9 +238,18 @@ def _student_chunk(
     def teachers() -> Iterator[Tensor]:
         for m, (name, signal) in enumerate(zip(names, held_out.signals, strict=True)):
             teacher = target_logprobs(signal, rows, valid[:, m], student_logprobs=logprobs)
-            values[f"kl/{name}"] = forward_kl(logprobs, teacher) * valid[:, m]
+            kl = forward_kl(logprobs, teacher)
+            if (
+                isinstance(signal, TopKSignal) and signal.drawn
+            ):  # on average, with the entropy of what is drawn from
+                kl = -(teacher.exp() * logprobs).sum(-1) - signal.entropy[rows].to(logprobs.dtype)
+            values[f"kl/{name}"] = torch.where(valid[:, m], kl, 0.0)
             yield teacher
 
+    if any(isinstance(signal, TopKSignal) and signal.drawn for signal in held_out.signals):
+        for _ in teachers():  # a mixture of draws is no distribution that a student can be held to
+            pass
+        return values
     common = mixture_logprobs(teachers(), uniform_weights(valid, dtype=logprobs.dtype))
     covered = valid.any(-1)
     common = torch.where(covered[:, None], common, logprobs)

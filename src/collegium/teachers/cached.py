@@ -89,9 +89,12 @@ class CachedTeacher:
     @property
     def provides(self) -> frozenset[Capability]:
         """Lists, or everything that follows from the last hidden states."""
-        if self._keeps_hidden:
-            return frozenset({Capability.TOP_K, Capability.FULL_VOCAB, Capability.HIDDEN_STATES})
-        return frozenset({Capability.TOP_K})
+        lists = {Capability.SAMPLES}
+        if self.manifest.settings.mode != "sampled":
+            lists.add(Capability.TOP_K)
+        return frozenset(
+            lists | ({Capability.FULL_VOCAB, Capability.HIDDEN_STATES} if self._keeps_hidden else set())
+        )
 
     @property
     def fingerprint(self) -> str:
@@ -167,6 +170,7 @@ class CachedTeacher:
             tail_logprob=stored["tail_logprob"],
             weight_label_logprob=stored.get("weight_label_logprob"),
             kd_temperature=self.manifest.settings.kd_temperature,
+            drawn=self.manifest.settings.mode == "sampled",
         )
         return TeacherOutput(signal)
 

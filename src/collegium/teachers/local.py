@@ -95,7 +95,7 @@ class LocalTeacher:
         target_temperature: Divides the logits of the distribution that is mixed.
     """
 
-    provides = frozenset({Capability.TOP_K, Capability.FULL_VOCAB, Capability.HIDDEN_STATES})
+    provides = frozenset(Capability) - {Capability.ATTENTION, Capability.GENERATE}
 
     def __init__(
         self,
