@@ -134,6 +134,7 @@ def _writing(folder: Path, setting: Setting, rows: Sequence[Row], *, rounds: int
     batch = Batch.from_inputs(_collate()(rows[:1]))
     positions = predicted_positions(batch)
 
+    @torch.no_grad()
     def forward() -> None:
         for _ in range(WRITTEN_BLOCKS):
             signal = teacher.score(batch, positions, need=frozenset({Capability.FULL_VOCAB})).signal

@@ -2,7 +2,7 @@
 
 Everything but the list is exact, from the full distribution. The list is what lies above a probability,
 found by one comparison instead of a sort, which also gives the ids in order; only a position with more
-than `max_kept` such tokens is sorted. For SmolLM2-135M that costs 6 % of a forward pass.
+than `max_kept` such tokens is sorted. With the files written that costs 7 % on top of a 135M model's forward pass.
 """
 
 import math
@@ -118,15 +118,17 @@ def _most_probable(
     top = (full_precision(top) / temperature - log_total).exp()
     least = (log_total + math.log(max(settings.min_probability, _TINY))) * temperature
     keep = full_precision(logits) >= least.unsqueeze(-1)
-    keep.scatter_(-1, best.unsqueeze(-1), True)  # nothing may be that probable
-    keep &= log_total.isfinite().unsqueeze(-1)
-    many = keep.sum(-1) > settings.max_kept
-    if many.any():
+    finite = log_total.isfinite()
+    keep.scatter_(-1, best.unsqueeze(-1), finite.unsqueeze(-1))  # nothing else may be that probable
+    row, ids = keep.nonzero(as_tuple=True)
+    lengths = row.bincount(minlength=len(keep))
+    if int(lengths.max()) > settings.max_kept:
+        many = lengths > settings.max_kept
         most = logits[many].topk(settings.max_kept).indices
         keep[many] = torch.zeros_like(keep[many]).scatter_(-1, most, True)
-    row, ids = keep.nonzero(as_tuple=True)
+        row, ids = keep.nonzero(as_tuple=True)
+        lengths = row.bincount(minlength=len(keep))
     probs = (full_precision(logits[row, ids]) / temperature - log_total[row]).exp()
-    lengths = keep.sum(-1)
     listed = torch.zeros_like(log_total).index_add_(0, row, probs)
     lists = TokenLists(lengths.cpu().numpy(), ids.cpu().numpy(), probs.float().cpu().numpy().astype(np.float32))
     return lists, (1.0 - listed).clamp(0.0, 1.0), top
