@@ -59,7 +59,7 @@ format: $(INSTALLED)
 chaos: $(INSTALLED)
 	@$(PYTEST) -m slow
 
-# Time and memory of the loss and of a step beside other libraries', in turns: about twenty minutes on two idle
+# Time and memory of the loss and of a step beside other libraries', in turns: twenty-five minutes on two idle
 # cores. Writes benchmarks/RESULTS.md. The others live in a virtual environment of their own.
 bench: $(BENCH)/.installed
 	@HF_HUB_OFFLINE=1 $(BENCH)/bin/python -m benchmarks
