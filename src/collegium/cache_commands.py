@@ -71,6 +71,7 @@ def _cache_teacher(recipe: Recipe, section: LocalTeacherSection, ingredients: In
         recipe,
         section,
         ingredients,
+        plan,
         location=location,
         device=device(),
         ranks=Ranks(state.process_index, state.num_processes, state.wait_for_everyone),
@@ -143,7 +144,13 @@ def repair_cache(location: str) -> list[str]:
     section = recipe.teachers[0]
     assert isinstance(section, LocalTeacherSection), "written by `cache`"
     builder = build_builder(
-        recipe, section, ingredients, location=location, device=device(), source=_source(recipe, section)
+        recipe,
+        section,
+        ingredients,
+        cache_plan(recipe, section, ingredients),
+        location=location,
+        device=device(),
+        source=_source(recipe, section),
     )
     _, written = repair(builder)
     say(f"{location}: wrote {', '.join(written)}" if written else f"{location}: nothing is damaged")

@@ -144,11 +144,7 @@ def model_from_config(
         DataError: the configuration cannot be read, has no such field, or makes no model with these values.
     """
     folder, _ = _locate(reference)
-    try:
-        config = AutoConfig.from_pretrained(folder, revision=revision)
-    except Exception as error:
-        pass_on_full_disk(error)
-        raise _unloadable("configuration", reference, error) from error
+    config = _read_config(folder, reference, {"revision": revision})
     unknown = [name for name in overrides if not hasattr(config, name)]
     if unknown:
         raise DataError(f"student.overrides: {type(config).__name__} has no field {unknown[0]!r}")
@@ -224,10 +220,12 @@ def load_config(
     folder, gguf_file = _locate(reference)
     if gguf_file is not None:
         folder = str(dequantized(Path(folder) / gguf_file))
+    return _read_config(folder, reference, {"revision": revision, "trust_remote_code": trust_remote_code})
+
+
+def _read_config(folder: str, reference: str, options: dict[str, Any]) -> PretrainedConfig:
     try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(
-            folder, revision=revision, trust_remote_code=trust_remote_code
-        )
+        config: PretrainedConfig = AutoConfig.from_pretrained(folder, **options)
     except Exception as error:
         pass_on_full_disk(error)
         raise _unloadable("configuration", reference, error) from error

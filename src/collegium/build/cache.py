@@ -14,7 +14,7 @@ from collegium.cache.records import require_same_plan
 from collegium.contracts import Teacher
 from collegium.data.blocks import PackedBlocks
 from collegium.errors import DataError, TeacherError
-from collegium.model_sections import LocalTeacherSection
+from collegium.model_sections import CachedTeacherSection, LocalTeacherSection
 from collegium.pretrained import cache_dir, load_config
 from collegium.recipe import Recipe
 from collegium.teachers.cached import CachedTeacher
@@ -30,12 +30,13 @@ def build_teachers(recipe: Recipe, ingredients: Ingredients, *, device: torch.de
     """
     running = [s for s in recipe.teachers if isinstance(s, LocalTeacherSection) and not s.cached]
     loaded = {t.name: t for t in load_teachers(running, ingredients.tokenizer, device=device)}
-    opened = {s.name: _open(recipe, s.name, ingredients) for s in recipe.teachers if s.name not in loaded}
+    opened = {s.name: _open(recipe, s, ingredients) for s in recipe.teachers if s.name not in loaded}
     return [loaded.get(section.name) or opened[section.name] for section in recipe.teachers]
 
 
-def _open(recipe: Recipe, name: str, ingredients: Ingredients) -> CachedTeacher:
-    section = next(section for section in recipe.teachers if section.name == name)
+def _open(
+    recipe: Recipe, section: LocalTeacherSection | CachedTeacherSection, ingredients: Ingredients
+) -> CachedTeacher:
     plan = None
     if isinstance(section, LocalTeacherSection):
         plan = cache_plan(recipe, section, ingredients)
@@ -43,7 +44,7 @@ def _open(recipe: Recipe, name: str, ingredients: Ingredients) -> CachedTeacher:
     else:
         location = section.path
     teacher = CachedTeacher(
-        name,
+        section.name,
         location,
         tail=recipe.cache.tail,
         kd_temperature=recipe.objective.kd_temperature,
@@ -54,7 +55,7 @@ def _open(recipe: Recipe, name: str, ingredients: Ingredients) -> CachedTeacher:
         require_same_plan(teacher.manifest, plan, Folder.at(location))
     elif teacher.manifest.text != ingredients.text.fingerprint:
         raise DataError(
-            f"teacher {name!r}: its cache was made from text {teacher.manifest.text}, the recipe's is "
+            f"teacher {section.name!r}: its cache was made from text {teacher.manifest.text}, the recipe's is "
             f"{ingredients.text.fingerprint}; use the same data section and tokenizer, "
             "or make a cache of this text"
         )
@@ -110,22 +111,22 @@ def build_builder(
     recipe: Recipe,
     section: LocalTeacherSection,
     ingredients: Ingredients,
+    plan: Manifest,
     *,
-    location: str | Path | None = None,
+    location: str | Path,
     device: torch.device,
     ranks: Ranks | None = None,
     source: bytes = b"",
     on_progress: Callable[[CacheProgress], None] | None = None,
 ) -> CacheBuilder:
     """What scores the text with one teacher; the model is loaded when it is needed."""
-    plan = cache_plan(recipe, section, ingredients)
     text = ingredients.text
 
     def teacher() -> Teacher:
         return load_teachers([section], ingredients.tokenizer, device=device)[0]
 
     return CacheBuilder(
-        Folder.at(location or cache_location(recipe, section, plan)),
+        Folder.at(location),
         teacher,
         _Rows([text.train, *text.held_out.values()]),
         ingredients.collator,

@@ -27,6 +27,7 @@ from collegium.cache.records import (
     BEGUN_NAME,
     clean,
     damaged,
+    file_damage,
     finished_manifest,
     num_shards,
     read_record,
@@ -118,8 +119,8 @@ class CacheBuilder:
             teacher,
             rows,
             collate,
+            plan.teacher,
             plan.settings,
-            num_layers=plan.teacher.num_layers,
             batch_size=batch_size,
             device=device or torch.device("cpu"),
         )
@@ -135,7 +136,7 @@ class CacheBuilder:
         Raises:
             DataError: the folder holds another cache, or another process writes it.
             DiskError: the disk has no room for it.
-        OSError: the disk is full.
+            OSError: the disk is full.
         """
         with self.locked():
             if self._ranks.rank == 0:
@@ -262,7 +263,7 @@ class CacheBuilder:
         if self._ranks.rank == 0:
             if manifest is None:
                 manifest = self._write_manifest()
-            elif not self._is_whole(SOURCE_NAME, manifest):
+            elif file_damage(self.folder, SOURCE_NAME, manifest.files.get(SOURCE_NAME)) is not None:
                 files = {**manifest.files, SOURCE_NAME: self.write_file(SOURCE_NAME, ())}
                 manifest = replace(manifest, files=files)
                 self.folder.write(MANIFEST_NAME, manifest.to_bytes())
@@ -272,9 +273,6 @@ class CacheBuilder:
         if finished is None:
             raise DataError(f"{self.folder.path(MANIFEST_NAME)}: was not written; run the same command again")
         return finished
-
-    def _is_whole(self, name: str, manifest: Manifest) -> bool:
-        return self.folder.size(name) is not None and self.folder.digest(name) == manifest.files.get(name)
 
     def _write_manifest(self) -> Manifest:
         plan = self.plan

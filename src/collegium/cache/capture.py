@@ -45,6 +45,7 @@ def capture(
     positions: Positions,
     settings: CacheSettings,
     *,
+    vocab_size: int,
     uniform: NDArray[np.float64] | None = None,
 ) -> tuple[dict[str, NDArray[Any]], TokenLists]:
     """Figures of each position and its list.
@@ -53,12 +54,13 @@ def capture(
         signal: The teacher's.
         positions: What is predicted.
         settings: What to keep.
+        vocab_size: Logits of each position.
         uniform: Numbers in [0, 1), [N num_samples], that decide what is drawn, for `sampled`.
 
     Returns:
         Arrays [N], and the lists.
     """
-    size = max(1, CHUNK_ELEMENTS // _vocab_size(signal))
+    size = max(1, CHUNK_ELEMENTS // vocab_size)
     spans = [slice(start, start + size) for start in range(0, len(positions), size)]
     parts = [_capture_rows(signal, positions.labels[rows], settings, rows, uniform) for rows in spans]
     figures = {name: np.concatenate([part.figures[name] for part in parts]) for name in parts[0].figures}
@@ -66,10 +68,6 @@ def capture(
         *(np.concatenate([getattr(p.lists, name) for p in parts]) for name in ("lengths", "ids", "probs"))
     )
     return figures, lists
-
-
-def _vocab_size(signal: ProjectedSignal) -> int:
-    return int(signal.logits(slice(0, 1)).shape[-1])
 
 
 @torch.no_grad()

@@ -59,7 +59,7 @@ def export_parquet(reader: CacheReader, rows: Iterable[Mapping[str, Any]], path:
     """
     if reader.manifest.settings.mode == "hidden_states":
         raise DataError(
-            f"{reader.folder.path('').rstrip('/')}: holds hidden states and no lists of tokens to export; "
+            f"{reader.folder.location}: holds hidden states and no lists of tokens to export; "
             "make a cache with cache.mode top_k or sampled"
         )
     path.parent.mkdir(parents=True, exist_ok=True)

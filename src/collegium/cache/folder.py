@@ -56,6 +56,11 @@ class Folder:
         return f"{self.root}/{name}" if self.local else f"{self._protocol}://{self.root.lstrip('/')}/{name}"
 
     @property
+    def location(self) -> str:
+        """The folder itself, for messages and commands."""
+        return self.path("").rstrip("/")
+
+    @property
     def _protocol(self) -> str:
         protocol = self.filesystem.protocol
         return str(protocol if isinstance(protocol, str) else protocol[0])

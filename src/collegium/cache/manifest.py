@@ -178,6 +178,4 @@ def read_manifest(folder: Folder) -> Manifest:
             f"{path}: is not there: run `collegium cache RECIPE` first, or again to finish it"
         ) from None
     except BAD_MANIFEST as error:
-        raise DataError(
-            f"{path}: is damaged ({error}): run `collegium cache repair {folder.path('').rstrip('/')}`"
-        ) from error
+        raise DataError(f"{path}: is damaged ({error}): run `collegium cache repair {folder.location}`") from error

@@ -61,7 +61,7 @@ class CacheReader:
         place = int(np.searchsorted(self._sorted, np.uint64(key)))
         if place == len(self._sorted) or int(self._sorted[place]) != key:
             raise DataError(
-                f"{self.folder.path('').rstrip('/')}: holds no block with these tokens: it was made from other "
+                f"{self.folder.location}: holds no block with these tokens: it was made from other "
                 f"text (fingerprint {self.manifest.text}) or another block size; "
                 "run `collegium cache` for this text"
             )

@@ -103,7 +103,7 @@ def require_same_plan(found: Manifest, wanted: Manifest, folder: Folder) -> None
     for name, value in trees[0].items():
         if value != trees[1][name]:
             raise DataError(
-                f"{folder.path('').rstrip('/')}: holds a cache with {name} {value}, now {trees[1][name]} is asked "
+                f"{folder.location}: holds a cache with {name} {value}, now {trees[1][name]} is asked "
                 "for: give another cache.directory, or delete it"
             )
 
@@ -176,10 +176,19 @@ def read_recorded(folder: Folder, manifest: Manifest, name: str) -> bytes:
     return content
 
 
+def file_damage(folder: Folder, name: str, sha256: str | None) -> str | None:
+    """What is wrong with a file that should have this checksum, or None."""
+    try:
+        if folder.size(name) is None:
+            return "it is missing"
+        return None if folder.digest(name) == sha256 else "its checksum is wrong"
+    except OSError as error:  # a bad sector, a folder in its place
+        return f"it cannot be read ({error.strerror or error})"
+
+
 def damaged(folder: Folder, name: str, reason: str) -> DataError:
     """What is said of a damaged file."""
-    root = folder.path("").rstrip("/")
-    return DataError(f"{folder.path(name)}: is damaged: {reason}; run `collegium cache repair {root}`")
+    return DataError(f"{folder.path(name)}: is damaged: {reason}; run `collegium cache repair {folder.location}`")
 
 
 def clean(folder: Folder, manifest: Manifest) -> None:

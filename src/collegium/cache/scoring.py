@@ -12,7 +12,7 @@ from torch import Tensor
 from collegium.cache.capture import arrays_of_hidden, arrays_of_lists, capture, rows_of_batch
 from collegium.cache.hidden import head_bytes, last_states
 from collegium.cache.keys import keys_of
-from collegium.cache.manifest import CacheSettings
+from collegium.cache.manifest import CacheSettings, TeacherIdentity
 from collegium.cache.shard import Arrays, StoredRow
 from collegium.contracts import Batch, Capability, Positions, ProjectedSignal, Teacher, predicted_positions
 
@@ -27,8 +27,8 @@ class Scorer:
         teacher: Loads the teacher, which gives hidden states and a head.
         rows: All blocks.
         collate: Makes a batch of blocks.
+        identity: What is known of the teacher before it is loaded.
         settings: What to keep.
-        num_layers: Layers of the teacher.
         batch_size: Blocks scored together.
         device: Where batches go.
     """
@@ -38,14 +38,14 @@ class Scorer:
         teacher: Callable[[], Teacher],
         rows: Sequence[Row],
         collate: Callable[[Sequence[Row]], Mapping[str, Tensor]],
+        identity: TeacherIdentity,
         settings: CacheSettings,
         *,
-        num_layers: int,
         batch_size: int,
         device: torch.device,
     ) -> None:
         self._load, self._rows, self._collate, self._settings = teacher, rows, collate, settings
-        self._num_layers, self._batch_size, self._device = num_layers, batch_size, device
+        self._identity, self._batch_size, self._device = identity, batch_size, device
 
     @cached_property
     def _teacher(self) -> Teacher:
@@ -59,7 +59,7 @@ class Scorer:
             keys = keys_of(*(inputs[name].numpy() for name in names))
             positions = predicted_positions(batch)
             if self._settings.mode == "hidden_states":
-                states = last_states(self._teacher, batch, positions, self._num_layers)
+                states = last_states(self._teacher, batch, positions, self._identity.num_layers)
                 arrays = [arrays_of_hidden(block, name=self._teacher.name) for block in states]
             else:
                 arrays = self._lists(batch, positions, keys)
@@ -92,7 +92,8 @@ class Scorer:
         if settings.mode == "sampled":  # decided by the block, not by where it stands
             draws = [_draws(key, settings, span) for key, span in zip(keys, spans, strict=True)]
             uniform = np.concatenate(draws)
-        figures, lists = capture(signal, positions, settings, uniform=uniform)
+        size = self._identity.vocab_size
+        figures, lists = capture(signal, positions, settings, vocab_size=size, uniform=uniform)
         return [arrays_of_lists(figures, lists, span, settings) for span in spans]
 
     def _signal(self, batch: Batch, positions: Positions) -> ProjectedSignal:

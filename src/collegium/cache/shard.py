@@ -39,6 +39,10 @@ _TYPES: dict[str, pa.DataType] = {
 }
 
 
+_UNREADABLE = (pa.ArrowException, OSError, KeyError, ValueError, TypeError, OverflowError, MemoryError)
+"""What reading a damaged footer can raise."""
+
+
 @dataclass(frozen=True)
 class StoredRow:
     """One block of a cache.
@@ -106,7 +110,7 @@ def identity_of(source: Any) -> str | None:
     try:
         metadata = pq.ParquetFile(source).metadata.metadata or {}
         return str(json.loads(metadata[b"collegium"])["identity"])
-    except (pa.ArrowException, OSError, KeyError, ValueError, TypeError, OverflowError, MemoryError):
+    except _UNREADABLE:
         return None
 
 
@@ -133,7 +137,7 @@ class ShardFile:
             found = json.loads((metadata.metadata or {})[b"collegium"])
             self.tokens = int(found["tokens"])
             sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
-        except (pa.ArrowException, OSError, KeyError, ValueError, TypeError, OverflowError, MemoryError) as error:
+        except _UNREADABLE as error:
             raise ValueError(f"its footer cannot be read ({_short(error)})") from error
         expected = _facts(identity, first_row, sum(sizes), self.tokens)
         if found != expected:

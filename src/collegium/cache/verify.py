@@ -13,6 +13,7 @@ from collegium.cache.reader import open_shard
 from collegium.cache.records import (
     Record,
     clean,
+    file_damage,
     finished_manifest,
     num_shards,
     read_index,
@@ -82,16 +83,6 @@ def shard_damage(folder: Folder, shard: Shard) -> str | None:
     if size not in (None, shard.bytes):
         return f"it has {size} bytes, not {shard.bytes}"
     return file_damage(folder, shard.name, shard.sha256)
-
-
-def file_damage(folder: Folder, name: str, sha256: str | None) -> str | None:
-    """What is wrong with a file that should have this checksum, or None."""
-    try:
-        if folder.size(name) is None:
-            return "it is missing"
-        return None if folder.digest(name) == sha256 else "its checksum is wrong"
-    except OSError as error:  # a bad sector, a folder in its place
-        return f"it cannot be read ({error.strerror or error})"
 
 
 def _bad_rows(folder: Folder, manifest: Manifest, number: int) -> Iterator[int]:

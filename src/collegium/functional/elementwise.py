@@ -176,22 +176,6 @@ def finish(
     return value, -(probs * logprobs).sum(-1), log_pool
 
 
-def finish_cross_entropy(
-    logits: Tensor,
-    log_total: Tensor,
-    ce_factor: Tensor,
-    smoothing: float,
-    scale: float,
-    softcap: float | None,
-) -> tuple[()]:
-    """`finish` where there is no teacher."""
-    z = full_precision(logits)
-    prediction = (z - log_total.unsqueeze(-1)).exp()
-    gradient = cross_entropy_gradient(prediction, ce_factor, smoothing, z.shape[-1])
-    logits.copy_(gradient * slope(z, scale, softcap))
-    return ()
-
-
 def finish_predictions(
     logits: Tensor,
     log_total: Tensor,
@@ -203,7 +187,10 @@ def finish_predictions(
     scale: float,
     softcap: float | None,
 ) -> tuple[()]:
-    """`finish` where the target is a multiple of the student's softened prediction; `kd_factor` holds it."""
+    """`finish` where the target is a multiple of the student's softened prediction, or there is no teacher.
+
+    `kd_factor` holds 1 minus that multiple, 0 without a teacher.
+    """
     z = full_precision(logits)
     prediction = (z - log_total.unsqueeze(-1)).exp()
     softened_prediction = prediction if temperature == 1.0 else _logprobs(z, softened, temperature).exp()

@@ -40,7 +40,7 @@ from collegium.functional.elementwise import (
     cross_entropy_gradient,
     finish,
     finish_by_autograd,
-    finish_cross_entropy,
+    finish_predictions,
     full_precision,
     slope,
     student_pass,
@@ -281,13 +281,8 @@ class _Chunk:
 
     def _without_teachers(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         head, zero = self.job.head, self.log_total.sum() * 0.0
-        run(
-            finish_cross_entropy,
-            (self.logits, self.log_total, self._ce_factor()),
-            self.job.label_smoothing,
-            head.scale,
-            head.softcap,
-        )
+        rows = (self.logits, self.log_total, self.log_total, torch.zeros_like(self.log_total), self._ce_factor())
+        run(finish_predictions, rows, 1.0, self.job.label_smoothing, head.scale, head.softcap)
         none = self.log_total.new_empty((len(self.labels), 0))
         return (zero, zero, zero, zero, zero.expand(0)), (none, none, none, none.bool(), none)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -123,12 +124,13 @@ class CachedTeacher:
             DataError: a block is not in the cache, or its row is damaged.
         """
         names = ("input_ids", "attention_mask", "position_ids")
-        input_ids, mask, position_ids = (inputs[name].cpu().numpy() for name in names)
-        mask = mask.astype(bool)
+        tokens, attended, places = (inputs[name].cpu() for name in names)
+        follows = _followed(attended.bool(), places).numpy()
+        input_ids, mask, position_ids = tokens.numpy(), attended.bool().numpy(), places.numpy()
         rows = [self._reader.read(key).arrays for key in keys_of(input_ids, mask, position_ids)]
         if self._keeps_hidden:
             return {"hidden": torch.from_numpy(self._states(rows, mask))}
-        return self._lists(rows, np.roll(input_ids, -1, 1)[_predicting(mask, position_ids)])
+        return self._lists(rows, np.roll(input_ids, -1, 1)[follows])
 
     def _states(self, rows: Sequence[Arrays], mask: NDArray[np.bool_]) -> NDArray[np.float16]:
         states = np.zeros((*mask.shape, self.hidden_size), np.float16)  # [B S E]
@@ -158,7 +160,8 @@ class CachedTeacher:
         if self._head is not None:
             return self._from_states(self._head, stored["hidden"], positions)
         if len(stored["token_ids"]) != len(positions):  # some labels are masked
-            places = _predicting_places(batch)[positions.index]
+            follows = _followed(batch.attention_mask, batch.position_ids)
+            places = (follows.flatten().cumsum(0) - 1)[positions.index]
             stored = {name: tensor[places] for name, tensor in stored.items()}
         signal = TopKSignal(
             stored["token_ids"],
@@ -186,16 +189,9 @@ class CachedTeacher:
         return TeacherOutput(signal, TeacherFeatures({self.num_layers: hidden}))
 
 
-def _predicting(mask: NDArray[np.bool_], position_ids: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Where the next token belongs to the same segment, [B S]: the positions that a cache stores."""
-    follows = mask[:, 1:] & (position_ids[:, 1:] != 0)
-    return np.pad(follows, ((0, 0), (0, 1)))
-
-
-def _predicting_places(batch: Batch) -> Tensor:
-    """Number of each stored position, by its index in the flattened grid."""
-    follows = batch.attention_mask[:, 1:] & (batch.position_ids[:, 1:] != 0)
-    return torch.nn.functional.pad(follows, (0, 1)).flatten().cumsum(0) - 1
+def _followed(mask: Bool[Tensor, "B S"], position_ids: Int[Tensor, "B S"]) -> Bool[Tensor, "B S"]:
+    """Where the next token belongs to the same segment: the positions that a cache stores."""
+    return torch.nn.functional.pad(mask[:, 1:] & (position_ids[:, 1:] != 0), (0, 1))
 
 
 class ReadAhead:
