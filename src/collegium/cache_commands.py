@@ -17,7 +17,8 @@ from collegium.cache.verify import Verdict, repair, verify
 from collegium.commands import device, prepare
 from collegium.errors import DataError, RecipeError
 from collegium.model_sections import LocalTeacherSection
-from collegium.recipe import ObjectiveSection, Recipe, TrainingSection
+from collegium.objective_sections import ObjectiveSection
+from collegium.recipe import Recipe, TrainingSection
 from collegium.recipe_file import dump_recipe, parse_recipe
 from collegium.terminal import ProgressLine, duration, say
 

@@ -20,8 +20,9 @@ from collegium.functional.divergences import (
 from collegium.functional.fusion import Fusion, geometric_logprobs, mixture_logprobs
 from collegium.functional.weighting import Weighting
 from collegium.objective import FeatureTerm, Objective
+from collegium.objective_sections import ObjectiveSection, WeightingSection
 from collegium.pretrained import causal_lm_of
-from collegium.recipe import ObjectiveSection, Recipe, WeightingSection
+from collegium.recipe import Recipe
 from collegium.teachers.cached import CachedTeacher
 from collegium.teachers.local import LocalTeacher
 
