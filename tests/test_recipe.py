@@ -7,6 +7,7 @@ import pytest
 from runs import write_recipe
 
 from collegium.errors import RecipeError
+from collegium.methods import filled
 from collegium.recipe import Recipe
 from collegium.recipe_file import differences, dump_recipe, load_recipe
 
@@ -156,3 +157,22 @@ def test_every_field_is_documented():
         return seen
 
     check(Recipe, set())
+
+
+def test_method_fills_in_what_the_recipe_does_not_say(path):
+    recipe = load_recipe(path, ["method=paper", "objective={}"])
+    assert recipe.objective.weighting.granularity == "token"
+    assert recipe.objective.feature_weight == 0.1
+    own = load_recipe(path, ["method=paper", "objective={weighting: {kind: uniform}}"])
+    assert own.objective.weighting.kind == "uniform"
+    assert own.objective.feature_weight == 0.1
+
+
+def test_unknown_method_is_refused_with_the_known_ones(path):
+    assert "method 'tinybird' is not known; known are ce, kd, paper" in error_of(path, "method=tinybird")
+
+
+def test_a_section_of_another_kind_is_not_mixed_with_the_methods():
+    default = {"d": {"kind": "dkd", "beta": 1, "alpha": 1}}
+    assert filled({"d": {"kind": "jsd"}}, default) == {"d": {"kind": "jsd"}}
+    assert filled({"d": {"beta": 2}}, default) == {"d": {"kind": "dkd", "beta": 2, "alpha": 1}}

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from collegium.methods import with_method
 from collegium.model_sections import (
     CacheSection,
     ConfigStudentSection,
@@ -179,6 +180,8 @@ class Recipe(Section):
     """Name of the run."""
     output_dir: str | None = None
     """Run folder; `runs/NAME` if not given."""
+    method: str | None = None
+    """A method of the literature, whose values stand wherever this recipe says nothing: see `docs/methods`."""
     seed: int = Field(default=0, ge=0)
     """Of initial weights, order and dropout."""
     student: Annotated[PretrainedStudentSection | ConfigStudentSection | LayerDropStudentSection, _BY_KIND]
@@ -195,6 +198,11 @@ class Recipe(Section):
     """The optimizer's loop."""
     evaluation: EvaluationSection = EvaluationSection()
     """The measurement."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled_by_method(cls, given: Any) -> Any:
+        return with_method(given) if isinstance(given, dict) else given
 
     @model_validator(mode="after")
     def _teachers_fit_objective(self) -> Self:
