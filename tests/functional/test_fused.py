@@ -6,44 +6,28 @@ from functools import partial
 import pytest
 import torch
 from heads import WeightHead
+from loss_problem import D, E, N, problem
 from torch import nn
 from torch.nn.functional import linear
 
-from collegium.contracts import DenseSignal, Positions, ProjectedSignal, TopKSignal
+from collegium.contracts import DenseSignal, ProjectedSignal, TopKSignal
 from collegium.functional import chunked, compiled, fused
 from collegium.functional.chunked import KdTarget
 from collegium.functional.divergences import forward_kl, generalized_jsd, reverse_kl, total_variation
-from collegium.functional.fused import whole_groups
 from collegium.functional.fusion import geometric_logprobs, mixture_logprobs
+from collegium.functional.itinerary import whole_groups
 from collegium.functional.listed import dense_logprobs
 from collegium.functional.products import project
 from collegium.functional.weighting import Weighting
 from collegium.head import ProjectionHead
 
 
-N, D, E = 48, 12, 10
 FORMS = {
     "forward_kl": forward_kl,
     "reverse_kl": reverse_kl,
     "jsd": partial(generalized_jsd, beta=0.4),
     "total_variation": total_variation,
 }
-
-
-def positions_of(labels, window=16):
-    index = torch.arange(len(labels))
-    return Positions(index, labels, index // window, index % window)
-
-
-def problem(vocab_size, dtype, *, seed=0, bias=True, padding=0):
-    torch.manual_seed(seed)
-    head = nn.Linear(D, vocab_size + padding, bias=bias, dtype=dtype)
-    hidden = torch.randn(N, D, dtype=dtype)
-    teachers = [nn.Linear(E, vocab_size, bias=False, dtype=dtype).requires_grad_(False) for _ in range(2)]
-    signals = [
-        ProjectedSignal(torch.randn(N, E, dtype=dtype) * 2, ProjectionHead(t, vocab_size)) for t in teachers
-    ]
-    return hidden, head, signals, positions_of(torch.randint(vocab_size, (N,)))
 
 
 def run(driver, hidden, head, signals, positions, *, target=None, chunk_size=32, **options):
@@ -142,7 +126,7 @@ def test_without_a_working_compiler_it_says_so_once_and_goes_on(monkeypatch, cap
     monkeypatch.setattr(compiled, "_compiled", broken)
     monkeypatch.setattr(compiled, "_compiler_found", lambda: True)
     monkeypatch.setattr(compiled, "COMPILED_FROM", 0)
-    monkeypatch.setattr(compiled, "_failures", [])
+    monkeypatch.setattr(compiled, "_failures", set())
     with caplog.at_level(logging.WARNING):
         assert torch.equal(run(*arguments)[0].loss, expected)
     assert len(caplog.records) == 1 and "without a compiler" in caplog.text

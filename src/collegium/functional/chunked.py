@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from collegium.contracts import Head, Positions, TeacherSignal, TeacherStats, TopKSignal
-from collegium.functional.divergences import LOG_ZERO, Divergence, entropy
+from collegium.functional.divergences import LOG_ZERO, Divergence, PositionalDivergence, entropy
 from collegium.functional.elementwise import full_precision
 from collegium.functional.fusion import (
     Fusion,
@@ -45,17 +45,27 @@ class KdTarget:
         temperature: Softens student and teachers alike.
         scale_by_squared_temperature: Multiply by temperature^2, which keeps the gradient's size
             about constant (arXiv:1503.02531, section 2.1).
+        parameter: What a `PositionalDivergence` is given besides: a number, a scalar or [N].
+        conflict_limit: Nats of conflict among teachers above which a position is left to the text: its
+            weight goes from the divergence to the cross-entropy. None: never.
     """
 
-    divergence: Divergence
+    divergence: Divergence | PositionalDivergence
     fusion: Fusion
     temperature: float = 1.0
     scale_by_squared_temperature: bool = True
+    parameter: float | Tensor = 0.0
+    conflict_limit: float | None = None
 
     @property
     def scale(self) -> float:
         """Factor of the divergence."""
         return self.temperature**2 if self.scale_by_squared_temperature else 1.0
+
+    def settled(self, conflict: Float[Tensor, " n"]) -> Bool[Tensor, " n"]:
+        """Where teachers agree well enough."""
+        assert self.conflict_limit is not None, "asked only with a limit"
+        return conflict <= self.conflict_limit
 
 
 @dataclass
@@ -63,7 +73,7 @@ class DistillationSums:
     """Sums over positions, and what was known of the teachers. Only `loss` carries a gradient.
 
     Attributes:
-        loss: kd_weight * kd + (1 - kd_weight) * cross-entropy, smoothed if asked.
+        loss: kd_weight * kd + ce_weight * cross-entropy, smoothed if asked.
         kd: Divergence to the fused target, over covered positions.
         cross_entropy: -log probability of the labels, over all positions.
         covered: Number of positions where some teacher has weight.
@@ -207,7 +217,8 @@ def distillation_loss(
     weighting: Weighting | GivenWeights,
     *,
     target: KdTarget,
-    kd_weight: float,
+    kd_weight: float | Float[Tensor, " N"],
+    ce_weight: float | Float[Tensor, " N"] | None = None,
     label_smoothing: float = 0.0,
     chunk_size: int,
 ) -> DistillationSums:
@@ -220,33 +231,41 @@ def distillation_loss(
         signals: One per teacher; none for cross-entropy alone.
         weighting: Teacher weights, or how they follow from the teachers' statistics.
         target: Divergence, fusion and temperature.
-        kd_weight: Share of the divergence in the loss; the rest is cross-entropy.
+        kd_weight: Weight of the divergence, of all positions or of each; it carries no gradient.
+        ce_weight: Weight of the cross-entropy; 1 - kd_weight if not given.
         label_smoothing: Share of the label's probability that is spread over the vocabulary in the
             cross-entropy of the loss.
         chunk_size: Positions whose [n V] tensors are alive at once. Does not change the result
             beyond rounding.
     """
     stats, weights = weigh(signals, positions, weighting, chunk_size=chunk_size)
+    ce_weight = 1.0 - kd_weight if ce_weight is None else ce_weight
 
     def chunk_sums(hidden: Tensor, chunk_weights: Tensor, rows: slice) -> tuple[Tensor, ...]:
+        factors = of_rows(kd_weight, rows, hidden), of_rows(ce_weight, rows, hidden)
         valid, labels = stats.valid[rows], positions.labels[rows]
-        chunk = _Chunk(rows, labels, signals, chunk_weights, valid, target, label_smoothing)
+        chunk = _Chunk(rows, labels, signals, chunk_weights, valid, target, label_smoothing, *factors)
         return chunk.sums(*_student_logprobs(student_head(hidden), target.temperature))
 
     parts = [
         _checkpointed(chunk_sums, student_hidden[rows], weights[rows], rows)
         for rows in chunks(len(positions), chunk_size)
     ]
-    kd, smoothed, *logged = (reduce(add, part) for part in zip(*parts, strict=True))
-    loss = (1.0 - kd_weight) * smoothed
-    if signals:
-        loss = kd_weight * kd + loss
-    kd, cross_entropy, covered, target_entropy, conflict, teacher_kl = (
-        figure.detach() for figure in (kd, *logged)
-    )
+    loss, *logged = (reduce(add, part) for part in zip(*parts, strict=True))
+    kd, cross_entropy, covered, target_entropy, conflict, teacher_kl = (figure.detach() for figure in logged)
     return DistillationSums(
         loss, kd, cross_entropy, covered, target_entropy, conflict, teacher_kl, stats, weights.detach()
     )
+
+
+def of_rows(value: float | Tensor, rows: slice, like: Tensor) -> Float[Tensor, " n"]:
+    """A weight or parameter at some positions, at least in float32, whether it is one for all or for each."""
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    count = rows.stop - rows.start
+    if not isinstance(value, Tensor):
+        return torch.full((count,), value, dtype=dtype, device=like.device)
+    value = value.detach().to(like.device, dtype)
+    return value.expand(count) if value.ndim == 0 else value[rows]
 
 
 def chunks(num_positions: int, chunk_size: int) -> Iterator[slice]:
@@ -286,29 +305,44 @@ class _Chunk:
     valid: Tensor
     target: KdTarget
     label_smoothing: float
+    kd_weight: Tensor
+    ce_weight: Tensor
     _entropies: list[Tensor] = field(default_factory=list)
     _teacher_kls: list[Tensor] = field(default_factory=list)
     _mixture: Tensor | None = None
     _product: Tensor | None = None
 
     def sums(self, logprobs: Tensor, softened: Tensor) -> tuple[Tensor, ...]:
-        """As in `DistillationSums` from `kd` on, with the smoothed cross-entropy in second place."""
-        cross_entropy = -logprobs.gather(-1, self.labels[:, None]).sum()
-        smoothed = cross_entropy
+        """As in `DistillationSums`, up to what is kept of the teachers."""
+        nll = -logprobs.gather(-1, self.labels[:, None]).squeeze(-1)  # [n]
+        smoothed = nll
         if self.label_smoothing > 0.0:
-            spread = -logprobs.mean(-1).sum()
-            smoothed = (1.0 - self.label_smoothing) * cross_entropy + self.label_smoothing * spread
+            smoothed = (1.0 - self.label_smoothing) * nll - self.label_smoothing * logprobs.mean(-1)
         if not self.signals:
-            zero = cross_entropy.detach() * 0.0
-            return zero, smoothed, cross_entropy, zero, zero, zero, zero.expand(0)
+            zero = nll.detach().sum() * 0.0
+            return (self.ce_weight * smoothed).sum(), zero, nll.sum(), zero, zero, zero, zero.expand(0)
         covered = self.weights.detach().sum(-1) > 0  # [n]
         # Positions that no teacher covers get some target too; its divergence is finite, not used.
         weights = torch.where(covered[:, None], self.weights, torch.ones_like(self.weights))
         fused = self.target.fusion(self._teachers(softened.detach()), weights)
-        kd = _sum_where(covered, self.target.divergence(softened, fused)) * self.target.scale
-        num_covered = covered.sum().to(kd.dtype)
-        figures = (num_covered, *self._statistics(fused, covered), torch.stack(self._teacher_kls))
-        return kd, smoothed, cross_entropy, *figures
+        # First, since a recomputation ends with the last tensor that backward needs.
+        target_entropy, conflict = self._statistics(fused)
+        divergence = torch.where(covered, self._divergence(softened, fused), 0.0) * self.target.scale
+        kd_weight, ce_weight = self.kd_weight, self.ce_weight
+        if self.target.conflict_limit is not None:
+            given_up = kd_weight * ~(self.target.settled(conflict) | ~covered)
+            kd_weight, ce_weight = kd_weight - given_up, ce_weight + given_up
+        loss = (kd_weight * divergence).sum() + (ce_weight * smoothed).sum()
+        figures = (_sum_where(covered, target_entropy), _sum_where(covered, conflict))
+        teacher_kls = torch.stack(self._teacher_kls)
+        return loss, divergence.sum(), nll.sum(), covered.sum().to(loss.dtype), *figures, teacher_kls
+
+    def _divergence(self, student_logprobs: Tensor, fused: Tensor) -> Tensor:
+        divergence = self.target.divergence
+        if isinstance(divergence, PositionalDivergence):
+            parameter = of_rows(self.target.parameter, self.rows, student_logprobs)
+            return divergence.at(student_logprobs, fused, self.labels, parameter)
+        return divergence(student_logprobs, fused)
 
     def _teachers(self, student_logprobs: Tensor) -> Iterator[Tensor]:
         for m in range(len(self.signals)):
@@ -332,14 +366,14 @@ class _Chunk:
         return logprobs
 
     @torch.no_grad()
-    def _statistics(self, fused: Tensor, covered: Tensor) -> tuple[Tensor, Tensor]:
-        """Sums of the target's entropy and of the conflict."""
+    def _statistics(self, fused: Tensor) -> tuple[Tensor, Tensor]:
+        """Entropy of the target, and conflict."""
         fused_entropy = entropy(fused)
         if self._product is not None:
-            return _sum_where(covered, fused_entropy), _sum_where(covered, -self._product.logsumexp(-1))
+            return fused_entropy, -self._product.logsumexp(-1)
         mixture_entropy = fused_entropy if self._mixture is None else entropy(self._mixture)
         mean_entropy = (self.weights * torch.stack(self._entropies, -1)).sum(-1)  # [n]
-        return _sum_where(covered, fused_entropy), _sum_where(covered, mixture_entropy - mean_entropy)
+        return fused_entropy, mixture_entropy - mean_entropy
 
 
 def _sum_where(condition: Tensor, values: Tensor) -> Tensor:

@@ -32,13 +32,14 @@ def run(kernel: Kernel, rows: tuple[Tensor, ...], *options: Any) -> tuple[Tensor
     Returns:
         Its tensors of n rows.
     """
-    if len(rows[0]) > 1 and rows[0].numel() >= COMPILED_FROM and _compiler_works():
+    what = (kernel, *(option for option in options if callable(option)))
+    if len(rows[0]) > 1 and rows[0].numel() >= COMPILED_FROM and what not in _failures and _compiler_found():
         try:
             return _compiled(kernel)(*rows, *options)
         except Exception as error:
             if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 raise
-            _compiler_failed(error)
+            _compiler_failed(what, error)
     return in_blocks(kernel, rows, *options)
 
 
@@ -52,11 +53,8 @@ def in_blocks(kernel: Kernel, rows: tuple[Tensor, ...], *options: Any) -> tuple[
     return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
 
-_failures: list[str] = []
-
-
-def _compiler_works() -> bool:
-    return not _failures and _compiler_found()
+_failures: set[tuple[Callable[..., Any], ...]] = set()
+"""Kernels that could not be compiled, with the functions that they call: a user's own may be to blame."""
 
 
 @cache
@@ -64,10 +62,11 @@ def _compiler_found() -> bool:
     return torch.accelerator.is_available() or any(map(shutil.which, ("c++", "g++", "clang++")))
 
 
-def _compiler_failed(error: Exception) -> None:
+def _compiler_failed(what: tuple[Callable[..., Any], ...], error: Exception) -> None:
     reason = (str(error).splitlines() or [type(error).__name__])[0]
-    _failures.append(reason)
-    logger.warning("The loss is computed without a compiler, which is slower: %s", reason)
+    if not _failures:
+        logger.warning("The loss is computed without a compiler, which is slower: %s", reason)
+    _failures.add(what)
 
 
 @cache

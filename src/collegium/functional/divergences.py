@@ -8,10 +8,10 @@ rule out costs nothing, and no loss or gradient is ever infinite or NaN.
 """
 
 import math
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -28,6 +28,21 @@ class Divergence(Protocol):
         self, student_logprobs: Float[Tensor, "n V"], teacher_logprobs: Float[Tensor, "n V"]
     ) -> Float[Tensor, " n"]:
         """Nats at each position."""
+
+
+@runtime_checkable
+class PositionalDivergence(Protocol):
+    """A divergence that depends on more than the two distributions."""
+
+    def at(
+        self,
+        student_logprobs: Float[Tensor, "n V"],
+        teacher_logprobs: Float[Tensor, "n V"],
+        labels: Int[Tensor, " n"],
+        parameter: Float[Tensor, " n"],
+    ) -> Float[Tensor, " n"]:
+        """Nats at each position, given its label and a number such as the progress of training."""
+        ...
 
 
 def forward_kl(

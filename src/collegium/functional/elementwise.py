@@ -10,12 +10,13 @@ Logits may be of half precision; everything is computed in at least float32. `LO
 in `divergences`: what is ruled out costs a large finite number.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.func import grad
 
-from collegium.functional.divergences import LOG_ZERO, Divergence
+from collegium.functional.divergences import LOG_ZERO
 
 
 Space = Literal["probs", "logs", "product"]
@@ -264,24 +265,32 @@ def finish_by_autograd(
     norm: Tensor,
     kd_factor: Tensor,
     ce_factor: Tensor,
-    space: Space,
-    divergence: Divergence,
-    temperature: float,
-    smoothing: float,
-    scale: float,
-    softcap: float | None,
+    *besides_and_options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`finish` for a divergence whose gradient is not written out. Run it in blocks."""
+    """`finish` for a divergence whose gradient is not written out.
+
+    After the rows come those that the divergence reads besides the two distributions, then the options of
+    `finish` with the function itself as the divergence.
+    """
+    *besides, space, divergence, temperature, smoothing, scale, softcap = besides_and_options
     probs, logprobs, log_pool = _target(fused, norm, space)
     z = full_precision(logits)
-    with torch.enable_grad():
-        leaf = z.detach().requires_grad_()
-        value = divergence((leaf / temperature).log_softmax(-1), logprobs)
-        (gradient,) = torch.autograd.grad((value * kd_factor).sum(), leaf)
+
+    def weighted(leaf: Tensor) -> tuple[Tensor, Tensor]:
+        value = divergence((leaf / temperature).log_softmax(-1), logprobs, *besides)
+        return (value * kd_factor).sum(), value
+
+    gradient, value = grad(weighted, has_aux=True)(z)
     prediction = (z - log_total.unsqueeze(-1)).exp()
     gradient = gradient + cross_entropy_gradient(prediction, ce_factor, smoothing, z.shape[-1])
     logits.copy_(gradient * slope(z, scale, softcap))
-    return value.detach(), -(probs * logprobs).sum(-1), log_pool
+    return value, -(probs * logprobs).sum(-1), log_pool
+
+
+def target_figures(fused: Tensor, norm: Tensor, space: Space) -> tuple[Tensor, Tensor]:
+    """Entropy of the target, and log of the normaliser of the product (else 0)."""
+    probs, logprobs, log_pool = _target(fused, norm, space)
+    return -(probs * logprobs).sum(-1), log_pool
 
 
 def cross_entropy_gradient(prediction: Tensor, factor: Tensor, smoothing: float, vocab_size: int) -> Tensor:

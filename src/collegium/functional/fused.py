@@ -16,10 +16,10 @@ At N = 1,024, V = 49,152, three teachers, two cores: see benchmarks/RESULTS.md.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -29,14 +29,18 @@ from collegium.contracts import (
     Positions,
     TeacherSignal,
     TeacherStats,
-    TopKSignal,
     TransparentHead,
 )
 from collegium.functional import chunked
-from collegium.functional.chunked import DistillationSums, KdTarget, chunks, require_captured, weigh
-from collegium.functional.compiled import in_blocks, run
-from collegium.functional.divergences import forward_kl
+from collegium.functional.chunked import (
+    DistillationSums,
+    KdTarget,
+    of_rows,
+)
+from collegium.functional.compiled import run
+from collegium.functional.divergences import PositionalDivergence
 from collegium.functional.elementwise import (
+    Space,
     cross_entropy_gradient,
     finish,
     finish_by_autograd,
@@ -44,9 +48,11 @@ from collegium.functional.elementwise import (
     full_precision,
     slope,
     student_pass,
+    target_figures,
 )
 from collegium.functional.fusion import geometric_logprobs, mixture_logprobs
-from collegium.functional.listed import BLOCK, ListedMixture, all_listed
+from collegium.functional.itinerary import Listed, order
+from collegium.functional.listed import BLOCK, ListedMixture
 from collegium.functional.products import add_grad_of_weight_, grad_of_hidden, project
 from collegium.functional.streamed import StreamedTarget
 from collegium.functional.weighting import GivenWeights, Weighting
@@ -60,7 +66,8 @@ def distillation_loss(
     weighting: Weighting | GivenWeights,
     *,
     target: KdTarget,
-    kd_weight: float,
+    kd_weight: float | Float[Tensor, " N"],
+    ce_weight: float | Float[Tensor, " N"] | None = None,
     label_smoothing: float = 0.0,
     chunk_size: int,
 ) -> DistillationSums:
@@ -80,10 +87,11 @@ def distillation_loss(
             weighting,
             target=target,
             kd_weight=kd_weight,
+            ce_weight=ce_weight,
             label_smoothing=label_smoothing,
             chunk_size=chunk_size,
         )
-    weighting, groups, spans, listed = _order(positions, signals, weighting, target, chunk_size)
+    weighting, groups, spans, listed = order(positions, signals, weighting, target, chunk_size)
     job = _Job(
         labels=positions.labels,
         signals=signals,
@@ -92,6 +100,7 @@ def distillation_loss(
         spans=spans,
         target=target,
         kd_weight=kd_weight,
+        ce_weight=1.0 - kd_weight if ce_weight is None else ce_weight,
         label_smoothing=label_smoothing,
         head=linear,
         listed=listed,
@@ -101,54 +110,6 @@ def distillation_loss(
     *sums, entropy, cross_entropy, weight_cross_entropy, valid, weights = logged
     stats = TeacherStats(entropy, cross_entropy, weight_cross_entropy, valid)
     return DistillationSums(loss, *sums, stats, weights)
-
-
-_Listed = tuple[Sequence[TopKSignal], TeacherStats]
-
-
-def _order(
-    positions: Positions,
-    signals: Sequence[TeacherSignal],
-    weighting: Weighting | GivenWeights,
-    target: KdTarget,
-    chunk_size: int,
-) -> tuple[Weighting | GivenWeights, Tensor | None, list[slice], _Listed | None]:
-    """In which chunks to walk, what must be known before, and the lists if teachers are nothing else."""
-    spans = list(chunks(len(positions), chunk_size))
-    if target.divergence is forward_kl and target.fusion is mixture_logprobs and all_listed(signals):
-        lists = cast(Sequence[TopKSignal], signals)
-        for signal in lists:
-            require_captured(signal, target.temperature)
-        # Weights are known without any logits.
-        stats, weights = weigh(signals, positions, weighting, chunk_size=max(1, len(positions)))
-        return GivenWeights(weights, stats.valid), None, spans, (lists, stats)
-    groups = weighting.groups(positions) if isinstance(weighting, Weighting) and signals else None
-    if groups is None:
-        return weighting, None, spans, None
-    aligned = whole_groups(groups, chunk_size)
-    if aligned is None:  # a stretch longer than a chunk: its weights are needed before its first token
-        stats, weights = weigh(signals, positions, weighting, chunk_size=chunk_size)
-        return GivenWeights(weights, stats.valid), groups, spans, None
-    return weighting, groups, aligned, None
-
-
-def whole_groups(groups: Int[Tensor, " N"], chunk_size: int) -> list[slice] | None:
-    """Chunks of at most `chunk_size` positions that cut no group; None if a group is longer.
-
-    Reads the sizes of the groups on the host, once a batch.
-    """
-    sizes: list[int] = groups.unique_consecutive(return_counts=True)[1].tolist()
-    if not sizes:
-        return [slice(0, 0)]
-    if max(sizes) > chunk_size:
-        return None
-    spans, start, stop = [], 0, 0
-    for size in sizes:
-        if stop + size - start > chunk_size:
-            spans.append(slice(start, stop))
-            start = stop
-        stop += size
-    return [*spans, slice(start, stop)]
 
 
 @dataclass(frozen=True)
@@ -161,10 +122,11 @@ class _Job:
     groups: Tensor | None
     spans: list[slice]
     target: KdTarget
-    kd_weight: float
+    kd_weight: float | Tensor
+    ce_weight: float | Tensor
     label_smoothing: float
     head: LinearHead
-    listed: _Listed | None
+    listed: Listed | None
     wants_gradient: bool
 
 
@@ -245,6 +207,10 @@ class _Walk:
             of_bias[: self.job.head.vocab_size].add_(grad_logits.sum(0, dtype=of_bias.dtype))
 
 
+_Distilled = tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]
+"""Divergence of each row, sums over the rows, and what is kept of each row."""
+
+
 class _Chunk:
     """The rows of one chunk, from the student's logits to their gradient."""
 
@@ -259,6 +225,8 @@ class _Chunk:
         figures = run(student_pass, (self.logits,), *options, block)
         self.log_total, self.softened, self.mean, *self.survey = figures
         self.label_logits = self.logits.gather(-1, self.labels).squeeze(-1)
+        self.kd_weight = of_rows(self.job.kd_weight, rows, self.log_total)
+        self.ce_weight = of_rows(self.job.ce_weight, rows, self.log_total)
 
     def run(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Sums over the rows, and what is kept of each row."""
@@ -267,26 +235,25 @@ class _Chunk:
         smoothed = nll
         if smoothing > 0.0:
             smoothed = (1.0 - smoothing) * nll + smoothing * (self.log_total - self.mean)
-        loss = (1.0 - self.job.kd_weight) * smoothed.sum()
         if self.job.signals:
-            sums, kept = self._distil() if self.job.listed is None else self._distil_lists()
-            loss = loss + self.job.kd_weight * sums[0]
+            divergence, sums, kept = self._distil() if self.job.listed is None else self._distil_lists()
         else:
-            sums, kept = self._without_teachers()
+            divergence, sums, kept = self._without_teachers()
+        loss = (self.kd_weight * divergence).sum() + (self.ce_weight * smoothed).sum()
         if any(total is not None for total in self.walk.totals):
             self._add_label_gradient()
             self.walk.add_gradients(self.rows, self.logits)
-        kd, *others = sums
-        return (loss, kd, nll.sum(), *others), kept
+        return (loss, divergence.sum(), nll.sum(), *sums), kept
 
-    def _without_teachers(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        head, zero = self.job.head, self.log_total.sum() * 0.0
-        rows = (self.logits, self.log_total, self.log_total, torch.zeros_like(self.log_total), self._ce_factor())
+    def _without_teachers(self) -> _Distilled:
+        head, none_of_it = self.job.head, torch.zeros_like(self.log_total)
+        zero = none_of_it.sum()
+        rows = (self.logits, self.log_total, self.log_total, none_of_it, self.ce_weight)
         run(finish_predictions, rows, 1.0, self.job.label_smoothing, head.scale, head.softcap)
         none = self.log_total.new_empty((len(self.labels), 0))
-        return (zero, zero, zero, zero, zero.expand(0)), (none, none, none, none.bool(), none)
+        return none_of_it, (zero, zero, zero, zero.expand(0)), (none, none, none, none.bool(), none)
 
-    def _distil(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    def _distil(self) -> _Distilled:
         job, target = self.job, self.job.target
         groups = None if job.groups is None else job.groups[self.rows]
         buffer = self.walk.fused[: len(self.labels)]
@@ -295,20 +262,25 @@ class _Chunk:
             mixed.add(signal, self.logits, self.softened, self.walk.teacher_logits)
         weights = mixed.weights()
         covered, norm = mixed.covered_and_norm(weights)
-        kd_factor = covered.to(norm.dtype) * (job.kd_weight * target.scale)
+        if target.conflict_limit is not None:
+            target_entropy, log_pool = run(target_figures, (mixed.fused, norm), mixed.space)
+            conflict = _conflict(mixed.space, target_entropy, log_pool, weights, mixed.entropies)
+            self._leave_to_the_text(covered & ~target.settled(conflict))
+        kd_factor = covered * self.kd_weight * target.scale
         value, target_entropy, log_pool = self._finish(mixed, norm, kd_factor)
-        mean_entropy = torch.zeros_like(target_entropy)
-        for weight, entropy in zip(weights.unbind(-1), mixed.entropies, strict=True):
-            mean_entropy = mean_entropy + torch.where(weight > 0, weight * entropy, 0.0)
-        conflict = -log_pool if mixed.space == "product" else target_entropy - mean_entropy
-        kd, target_entropy, conflict = (
-            torch.where(covered, figure, 0.0).sum() for figure in (value * target.scale, target_entropy, conflict)
-        )
+        conflict = _conflict(mixed.space, target_entropy, log_pool, weights, mixed.entropies)
+        divergence, target_entropy, conflict = _where(covered, value * target.scale, target_entropy, conflict)
         stats = (torch.stack(column, -1) for column in zip(*mixed.stats, strict=True))
-        sums = (kd, covered.sum().to(kd.dtype), target_entropy, conflict, torch.stack(mixed.teacher_kls))
-        return sums, (*stats, weights)
+        num_covered = covered.sum().to(divergence.dtype)
+        sums = (num_covered, target_entropy.sum(), conflict.sum(), torch.stack(mixed.teacher_kls))
+        return divergence, sums, (*stats, weights)
 
-    def _distil_lists(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    def _leave_to_the_text(self, rows: Tensor) -> None:
+        """Move the weight of the divergence to the cross-entropy in these rows."""
+        given_up = self.kd_weight * rows
+        self.kd_weight, self.ce_weight = self.kd_weight - given_up, self.ce_weight + given_up
+
+    def _distil_lists(self) -> _Distilled:
         """As `_distil`, for teachers that are lists."""
         job, target, rows = self.job, self.job.target, self.rows
         assert job.listed is not None and isinstance(job.weighting, GivenWeights), "known beforehand"
@@ -318,21 +290,20 @@ class _Chunk:
         survey = (entropy, maxima)
         mixed = ListedMixture(signals, rows, weights, self.logits, self.softened, survey, target.temperature)
         covered = weights.sum(-1) > 0
-        kd_factor = covered.to(self.log_total.dtype) * (job.kd_weight * target.scale)
+        kd_factor = covered * self.kd_weight * target.scale
         at_union = self._gradient_at(mixed, kd_factor)
         options = (target.temperature, job.label_smoothing, job.head.scale, job.head.softcap)
-        factors = (kd_factor, self._ce_factor())
+        factors = (kd_factor, self.ce_weight)
         figures = mixed.finish(self.logits, self.log_total, self.softened, factors, *options)
         self.logits.scatter_(-1, mixed.ids, at_union.to(self.logits.dtype))
-        mean_entropy = torch.zeros_like(figures.entropy)
-        for weight, entropy in zip(weights.unbind(-1), figures.entropies, strict=True):
-            mean_entropy = mean_entropy + torch.where(weight > 0, weight * entropy, 0.0)
-        sums = (figures.value * target.scale, figures.entropy, figures.entropy - mean_entropy)
-        kd, target_entropy, conflict = (torch.where(covered, figure, 0.0).sum() for figure in sums)
+        conflict = figures.entropy - _weighted_mean(weights, figures.entropies)
+        value, target_entropy = figures.value * target.scale, figures.entropy
+        divergence, target_entropy, conflict = _where(covered, value, target_entropy, conflict)
         kls = [torch.where(valid[:, m], kl, 0.0).sum() for m, kl in enumerate(figures.teacher_kls)]
         columns = (stats.entropy, stats.cross_entropy, stats.weight_cross_entropy, stats.valid)
         kept = (*(column[rows] for column in columns), weights)
-        return (kd, covered.sum().to(kd.dtype), target_entropy, conflict, torch.stack(kls)), kept
+        num_covered = covered.sum().to(divergence.dtype)
+        return divergence, (num_covered, target_entropy.sum(), conflict.sum(), torch.stack(kls)), kept
 
     def _gradient_at(self, mixed: ListedMixture, kd_factor: Tensor) -> Float[Tensor, "n U"]:
         """Of the loss, but for what the label gets, with respect to the product at the union of the lists."""
@@ -341,23 +312,39 @@ class _Chunk:
         gradient = (mixed.student.exp() - mixed.probs) * (kd_factor / job.target.temperature).unsqueeze(-1)
         prediction = (z - self.log_total.unsqueeze(-1)).exp()
         gradient = gradient + cross_entropy_gradient(
-            prediction, self._ce_factor(), job.label_smoothing, self.logits.shape[-1]
+            prediction, self.ce_weight, job.label_smoothing, self.logits.shape[-1]
         )
         return gradient * slope(z, job.head.scale, job.head.softcap)
 
     def _finish(self, mixed: StreamedTarget, norm: Tensor, kd_factor: Tensor) -> tuple[Tensor, ...]:
-        job = self.job
-        rows = (self.logits, mixed.fused, self.log_total, self.softened, norm, kd_factor, self._ce_factor())
-        options = (job.target.temperature, job.label_smoothing, job.head.scale, job.head.softcap)
-        if mixed.form is None:
-            return in_blocks(finish_by_autograd, rows, mixed.space, job.target.divergence, *options)
-        return run(finish, rows, mixed.space, mixed.form, *options)
-
-    def _ce_factor(self) -> Tensor:
-        return torch.full_like(self.log_total, 1.0 - self.job.kd_weight)
+        job, target = self.job, self.job.target
+        rows = (self.logits, mixed.fused, self.log_total, self.softened, norm, kd_factor, self.ce_weight)
+        options = (target.temperature, job.label_smoothing, job.head.scale, job.head.softcap)
+        if mixed.form is not None:
+            return run(finish, rows, mixed.space, mixed.form, *options)
+        if isinstance(target.divergence, PositionalDivergence):
+            besides = (self.labels.squeeze(-1), of_rows(target.parameter, self.rows, self.log_total))
+            return run(finish_by_autograd, (*rows, *besides), mixed.space, target.divergence.at, *options)
+        return run(finish_by_autograd, rows, mixed.space, target.divergence, *options)
 
     def _add_label_gradient(self) -> None:
-        head, factor = self.job.head, (1.0 - self.job.kd_weight) * (1.0 - self.job.label_smoothing)
-        inner = slope(self.label_logits, head.scale, head.softcap) * -factor
-        values = inner if isinstance(inner, Tensor) else torch.full_like(self.label_logits, inner)
+        head, factor = self.job.head, self.ce_weight * (1.0 - self.job.label_smoothing)
+        values = slope(self.label_logits, head.scale, head.softcap) * -factor
         self.logits.scatter_add_(-1, self.labels, values.to(self.logits.dtype).unsqueeze(-1))
+
+
+def _where(condition: Tensor, *figures: Tensor) -> tuple[Tensor, ...]:
+    return tuple(torch.where(condition, figure, 0.0) for figure in figures)
+
+
+def _conflict(
+    space: Space, target_entropy: Tensor, log_pool: Tensor, weights: Tensor, entropies: Sequence[Tensor]
+) -> Float[Tensor, " n"]:
+    return -log_pool if space == "product" else target_entropy - _weighted_mean(weights, entropies)
+
+
+def _weighted_mean(weights: Tensor, figures: Sequence[Tensor]) -> Float[Tensor, " n"]:
+    total = torch.zeros_like(figures[0])
+    for weight, figure in zip(weights.unbind(-1), figures, strict=True):
+        total = total + torch.where(weight > 0, weight * figure, 0.0)
+    return total

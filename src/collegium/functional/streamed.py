@@ -16,6 +16,7 @@ from collegium.functional.chunked import KdTarget, checked_stats, listed_stats, 
 from collegium.functional.compiled import Kernel, run
 from collegium.functional.divergences import (
     Divergence,
+    PositionalDivergence,
     forward_kl,
     generalized_jsd,
     reverse_kl,
@@ -39,7 +40,7 @@ from collegium.functional.weighting import GivenWeights, Weighting, shares_of, w
 MIXERS: dict[Space, Kernel] = {"probs": mix_probs, "logs": mix_logs, "product": mix_product}
 
 
-def closed_form(divergence: Divergence) -> ClosedForm | None:
+def closed_form(divergence: Divergence | PositionalDivergence) -> ClosedForm | None:
     """The divergence as one whose gradient is written out, or None."""
     if divergence is forward_kl:
         return "forward_kl", 0.0
