@@ -9,21 +9,21 @@ from runs import packed
 
 from collegium.contracts import (
     Batch,
-    DenseSignal,
+    InnerStates,
     ItemCounts,
     ProjectedSignal,
-    TeacherFeatures,
     TeacherOutput,
     predicted_positions,
 )
 from collegium.data.collate import BlockCollator
+from collegium.feature_terms import HiddenStatesTerm
 from collegium.functional.chunked import KdTarget
 from collegium.functional.divergences import forward_kl
 from collegium.functional.fusion import mixture_logprobs
 from collegium.functional.weighting import Weighting
 from collegium.head import ProjectionHead
 from collegium.model import DistillationModel
-from collegium.objective import FeatureTerm, Objective, default_chunk_size
+from collegium.objective import Objective, default_chunk_size
 from collegium.pretrained import last_hidden_states
 from collegium.teachers.local import LocalTeacher
 
@@ -80,7 +80,7 @@ def assert_same(left: tuple, right: tuple, *, tolerance: float = 1e-12) -> None:
 def test_loss_is_the_formula():
     """kd_weight KL + (1 - kd_weight) CE + feature_weight F, against whole-tensor arithmetic."""
     teachers = teachers_of(1, 2)
-    feature = FeatureTerm(
+    feature = HiddenStatesTerm(
         (32, 2), [(32, 2)] * 2, layer_map=((0, 0), (2, 1)), importance=[3.0, 1.0], layer_norm=False
     )
     objective = Objective(
@@ -88,7 +88,7 @@ def test_loss_is_the_formula():
         kd_weight=0.7,
         weighting=Weighting("entropy", "token", 1.0),
         feature_weight=0.3,
-        feature=feature,
+        features=[feature],
         chunk_size=7,
     )
     model, batch = student_with(objective), batch_of()
@@ -131,9 +131,9 @@ def test_any_split_into_micro_batches(granularity, split):
 
     def objective() -> Objective:
         torch.manual_seed(5)
-        feature = FeatureTerm((32, 2), [(32, 2), (32, 2)])
+        feature = HiddenStatesTerm((32, 2), [(32, 2), (32, 2)])
         weighting = Weighting("entropy", granularity, 0.5)
-        return Objective(["t1", "t2"], weighting=weighting, feature_weight=0.2, feature=feature, chunk_size=11)
+        return Objective(["t1", "t2"], weighting=weighting, feature_weight=0.2, features=[feature], chunk_size=11)
 
     teachers, counts = teachers_of(1, 2), counts_of(batch_of())
     whole = run(student_with(objective()), batch_of(), teachers)
@@ -257,8 +257,8 @@ def test_all_padding_has_no_loss_but_a_gradient_of_zero():
         batch.position_ids,
         batch.sample_ids,
     )
-    feature = FeatureTerm((32, 2), [(32, 2)])
-    model = student_with(Objective(["t1"], feature_weight=1.0, feature=feature))
+    feature = HiddenStatesTerm((32, 2), [(32, 2)])
+    model = student_with(Objective(["t1"], feature_weight=1.0, features=[feature]))
     loss, grads = run(model, nothing, teachers_of(1))
     assert float(loss) == 0.0
     assert all(float(grad.abs().max()) == 0.0 for grad in grads.values())
@@ -277,20 +277,20 @@ def test_student_vocabulary_padding_is_cut():
 
 
 def test_balance_scales_the_feature_term_to_the_rest():
-    feature = FeatureTerm((32, 2), [(32, 2)], balance=True)
+    feature = HiddenStatesTerm((32, 2), [(32, 2)], balance=True)
     feature.rebalance(feature_loss=4.0, other_loss=2.0)
     assert float(feature.scale) == 0.5
     feature.rebalance(feature_loss=2.0, other_loss=2.0)  # measured with the scale on: already balanced
     assert float(feature.scale) == 0.5
-    unbalanced = FeatureTerm((32, 2), [(32, 2)])
+    unbalanced = HiddenStatesTerm((32, 2), [(32, 2)])
     unbalanced.rebalance(4.0, 2.0)
     assert float(unbalanced.scale) == 1.0
 
 
 def test_projections_learn():
-    feature = FeatureTerm((32, 2), [(32, 2)])
+    feature = HiddenStatesTerm((32, 2), [(32, 2)])
     _, grads = run(
-        student_with(Objective(["t1"], feature_weight=1.0, feature=feature)), batch_of(), teachers_of(1)
+        student_with(Objective(["t1"], feature_weight=1.0, features=[feature])), batch_of(), teachers_of(1)
     )
     projections = [grad for name, grad in grads.items() if "projections" in name]
     assert len(projections) == 3
@@ -298,16 +298,16 @@ def test_projections_learn():
 
 
 def test_feature_term_leaves_out_positions_where_the_teacher_is_not_finite():
-    feature = FeatureTerm((4, 1), [(4, 1)], layer_map="last").double()
+    feature = HiddenStatesTerm((4, 1), [(4, 1)], layer_map="last").double()
     states = [torch.randn(1, 3, 4, dtype=torch.float64, requires_grad=True) for _ in range(2)]
     teacher = [torch.randn(1, 3, 4, dtype=torch.float64) for _ in range(2)]
     mask = torch.tensor([[True, True, False]])
 
     def value(last: torch.Tensor) -> torch.Tensor:
-        output = TeacherOutput(
-            DenseSignal(torch.zeros(1, 1)), TeacherFeatures(dict(enumerate((teacher[0], last))))
+        batch = Batch(mask.long(), mask, mask.long(), mask.long(), mask.long())
+        return feature(
+            InnerStates(dict(enumerate(states))), [InnerStates(dict(enumerate((teacher[0], last))))], batch
         )
-        return feature(states, [output], mask)
 
     bad = teacher[1].clone()
     bad[0, 1] = math.nan
@@ -325,9 +325,9 @@ def test_impossible_settings_are_refused():
     with pytest.raises(ValueError, match="go together"):
         Objective(feature_weight=1.0)
     with pytest.raises(ValueError, match="the student has layers 0 to 2"):
-        FeatureTerm((32, 2), [(32, 4)], layer_map=((3, 4),))
+        HiddenStatesTerm((32, 2), [(32, 4)], layer_map=((3, 4),))
     with pytest.raises(ValueError, match="importance must be 0 or more"):
-        FeatureTerm((32, 2), [(32, 4)], importance=[-1.0])
+        HiddenStatesTerm((32, 2), [(32, 4)], importance=[-1.0])
 
 
 def test_chunks_fill_their_buffer():

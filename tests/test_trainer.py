@@ -12,22 +12,23 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 
 from collegium.callbacks import MetricsFile
 from collegium.errors import DataError, NumericError, TeacherError
+from collegium.feature_terms import HiddenStatesTerm
 from collegium.functional.chunked import KdTarget
 from collegium.functional.divergences import forward_kl
 from collegium.functional.fusion import mixture_logprobs
 from collegium.metrics import read_jsonl
-from collegium.objective import FeatureTerm, Objective, Weighting
+from collegium.objective import Objective, Weighting
 from collegium.trainer import DistillationTrainer
 
 
 def objective_with_features(*, balance: bool = False) -> Objective:
     torch.manual_seed(7)
-    feature = FeatureTerm((32, 2), [(32, 2)] * 2, balance=balance)
+    feature = HiddenStatesTerm((32, 2), [(32, 2)] * 2, balance=balance)
     return Objective(
         ["llama-1", "llama-2"],
         weighting=Weighting("entropy", "sequence", 0.5),
         feature_weight=0.1,
-        feature=feature,
+        features=[feature],
         chunk_size=13,
     )
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
+    from collegium.feature_terms import FeatureTerm, HiddenStatesTerm
     from collegium.functional.chunked import KdTarget
     from collegium.functional.weighting import Weighting
-    from collegium.objective import FeatureTerm, Objective
+    from collegium.objective import Objective
     from collegium.teachers.local import LocalTeacher
     from collegium.trainer import DistillationTrainer
 
@@ -19,6 +20,7 @@ __version__ = "0.1.0"
 __all__ = [
     "DistillationTrainer",
     "FeatureTerm",
+    "HiddenStatesTerm",
     "KdTarget",
     "LocalTeacher",
     "Objective",
@@ -27,7 +29,8 @@ __all__ = [
 
 _PLACES = {
     "DistillationTrainer": "collegium.trainer",
-    "FeatureTerm": "collegium.objective",
+    "FeatureTerm": "collegium.feature_terms",
+    "HiddenStatesTerm": "collegium.feature_terms",
     "KdTarget": "collegium.functional.chunked",
     "LocalTeacher": "collegium.teachers.local",
     "Objective": "collegium.objective",

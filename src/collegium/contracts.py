@@ -245,10 +245,44 @@ TeacherSignal = ProjectedSignal | DenseSignal | TopKSignal
 
 
 @dataclass(frozen=True)
-class TeacherFeatures:
-    """Inner states of a teacher by layer; 0 is the embedding output. A cache knows the last layer only."""
+class InnerLayers:
+    """Layers whose inner states are asked for; the first layer is 1.
 
-    hidden_states: Mapping[int, Float[Tensor, "B S E"]]
+    Attributes:
+        hidden: Layers whose output is asked for, 0 being the embedding output.
+        attention: Layers whose queries, keys and values are asked for.
+    """
+
+    hidden: frozenset[int] = frozenset()
+    attention: frozenset[int] = frozenset()
+
+    def __or__(self, other: "InnerLayers") -> "InnerLayers":
+        return InnerLayers(self.hidden | other.hidden, self.attention | other.attention)
+
+    def __bool__(self) -> bool:
+        return bool(self.hidden or self.attention)
+
+
+@dataclass(frozen=True)
+class InnerStates:
+    """Inner states of a student or teacher by layer, the first layer being 1; empty where not asked for.
+
+    Attributes:
+        hidden_states: Output of layers, 0 being the embeddings'. The last one is after the final norm, as in
+            `output_hidden_states` of transformers. A cache knows the last layer only.
+        before_norm: The last layer's output before the final norm, under its number.
+        queries: Before rotary embedding, after a norm of queries if the model has one.
+        keys: Likewise; with grouped queries there are fewer heads.
+        values: As many heads as keys.
+        scales: What multiplies a product of query and key before the softmax; 1 / sqrt(d) if not given.
+    """
+
+    hidden_states: Mapping[int, Float[Tensor, "B S E"]] = field(default_factory=dict)
+    before_norm: Mapping[int, Float[Tensor, "B S E"]] = field(default_factory=dict)
+    queries: Mapping[int, Float[Tensor, "B H S d"]] = field(default_factory=dict)
+    keys: Mapping[int, Float[Tensor, "B K S d"]] = field(default_factory=dict)
+    values: Mapping[int, Float[Tensor, "B K S d"]] = field(default_factory=dict)
+    scales: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -256,7 +290,7 @@ class TeacherOutput:
     """What `Teacher.score` returns for one batch."""
 
     signal: TeacherSignal
-    features: TeacherFeatures | None = None
+    features: InnerStates | None = None
 
 
 @dataclass(frozen=True)
@@ -292,7 +326,7 @@ class ItemCounts:
 
     Attributes:
         predicted: Predicted positions of all micro-batches and ranks.
-        attended: Text positions (not padding) of the same; the feature term's count.
+        attended: Text positions (not padding) of the same; what feature terms are divided by.
     """
 
     predicted: Tensor

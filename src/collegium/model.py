@@ -13,7 +13,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from collegium.contracts import Batch, ItemCounts, LossOutput, Positions, TeacherOutput
+from collegium.contracts import Batch, InnerStates, ItemCounts, LossOutput, Positions, TeacherOutput
 from collegium.head import ProjectionHead
 from collegium.objective import Objective
 from collegium.pretrained import causal_lm_of, trunk_of
@@ -42,7 +42,7 @@ class DistillationModel(nn.Module):
         counts: ItemCounts,
     ) -> LossOutput:
         """Loss of one micro-batch, divided by the global counts."""
-        wants_states = self.objective.feature is not None
+        wants_states = len(self.objective.features) > 0
         states = trunk_of(self.student)(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
@@ -53,7 +53,7 @@ class DistillationModel(nn.Module):
         loss: LossOutput = self.objective(
             positions.select(states.last_hidden_state),
             head,
-            states.hidden_states if wants_states else None,
+            InnerStates(dict(enumerate(states.hidden_states))) if wants_states else None,
             batch,
             positions,
             outputs,

@@ -1,11 +1,14 @@
-"""The loss of one method: kd_weight * KD + (1 - kd_weight) * CE + feature_weight * F.
+"""The loss of one method: kd_weight * KD + (1 - kd_weight) * CE + feature_weight * sum of w_i * F_i.
 
 Every term is a sum over positions divided once by a global count, so that the loss and its gradient do
 not depend on how a step's blocks are cut into micro-batches and ranks. The objective owns what is
-trained besides the student (the feature term's projections); they never reach the exported student.
+trained besides the student (projections of feature terms); they never reach the exported student.
 """
 
+import functools
+import operator
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +17,17 @@ from collegium.contracts import (
     Batch,
     Capability,
     Head,
+    InnerLayers,
+    InnerStates,
     ItemCounts,
     LossOutput,
     Positions,
     TeacherOutput,
     TeacherStats,
 )
+from collegium.feature_terms import FeatureTerm
 from collegium.functional.chunked import DistillationSums, KdTarget
 from collegium.functional.divergences import forward_kl
-from collegium.functional.features import LayerMap, layer_pairs, squared_error
 from collegium.functional.fused import distillation_loss
 from collegium.functional.fusion import mixture_logprobs
 from collegium.functional.weighting import Weighting
@@ -37,79 +42,6 @@ which cost a third of the time of a measurement. A GPU wants larger products.
 """
 
 
-class FeatureTerm(nn.Module):
-    """Sum over teachers k of beta_k times the mean over layer pairs of the squared error.
-
-    Args:
-        student_size: Student's width and number of layers.
-        teacher_sizes: Width and number of layers of each teacher.
-        layer_map: `uniform`, `last`, or pairs (student layer, teacher layer).
-        importance: beta of each teacher; normalised to sum to 1. Equal if None.
-        layer_norm: Normalise both sides first.
-        balance: Scale the term to the size of the rest of the loss, by the last step's sizes
-            (Minitron, arXiv:2407.14679, takes the ratio in each micro-batch, which would make the loss
-            depend on how a step is cut).
-
-    Raises:
-        ValueError: the layer map does not fit, or the importances do.
-    """
-
-    def __init__(
-        self,
-        student_size: tuple[int, int],
-        teacher_sizes: Sequence[tuple[int, int]],
-        *,
-        layer_map: LayerMap = "uniform",
-        importance: Sequence[float] | None = None,
-        layer_norm: bool = True,
-        balance: bool = False,
-    ) -> None:
-        super().__init__()
-        betas = [1.0] * len(teacher_sizes) if importance is None else list(importance)
-        if len(betas) != len(teacher_sizes) or min(betas) < 0 or sum(betas) <= 0:
-            raise ValueError(
-                f"importance must be 0 or more for each of {len(teacher_sizes)} teachers, got {betas}"
-            )
-        self.betas = [beta / sum(betas) for beta in betas]
-        self.layer_norm = layer_norm
-        self.balance = balance
-        width, depth = student_size
-        self.pairs = [layer_pairs(layer_map, depth, layers) for _, layers in teacher_sizes]
-        self.projections = nn.ModuleList(
-            nn.ModuleList(nn.Linear(width, size, bias=False) for _ in pairs)
-            for (size, _), pairs in zip(teacher_sizes, self.pairs, strict=True)
-        )
-        self.register_buffer("scale", torch.ones(()))
-
-    def forward(self, student_states: Sequence[Tensor], outputs: Sequence[TeacherOutput], mask: Tensor) -> Tensor:
-        """Sum over text positions, not yet divided by their count."""
-        total = student_states[0].new_zeros((), dtype=torch.float32)
-        for beta, pairs, projections, output in zip(
-            self.betas, self.pairs, self.projections, outputs, strict=True
-        ):
-            assert output.features is not None, "features were asked for"
-            assert isinstance(projections, nn.ModuleList)
-            errors = [
-                squared_error(
-                    projection(student_states[s]),
-                    output.features.hidden_states[t],
-                    mask,
-                    normalize=self.layer_norm,
-                )
-                for (s, t), projection in zip(pairs, projections, strict=True)
-            ]
-            total = total + beta * torch.stack(errors).mean()
-        assert isinstance(self.scale, Tensor)
-        return total * self.scale
-
-    def rebalance(self, feature_loss: float, other_loss: float) -> None:
-        """Set the scale from a finished step's losses over all ranks; call between steps."""
-        assert isinstance(self.scale, Tensor)
-        unscaled = feature_loss / float(self.scale)
-        if self.balance and unscaled > 0 and other_loss > 0:
-            self.scale.fill_(other_loss / unscaled)
-
-
 class Objective(nn.Module):
     """The weighted terms of one method.
 
@@ -118,8 +50,8 @@ class Objective(nn.Module):
         kd_weight: Share of the distillation loss; 0 leaves the teachers' distributions unread.
         target: Divergence, fusion and temperature.
         weighting: How much each teacher counts.
-        feature_weight: Weight of the feature term.
-        feature: The term, if feature_weight is above 0.
+        feature_weight: Weight of the feature terms together.
+        features: The terms, each with its own weight among them, if feature_weight is above 0.
         label_smoothing: Share of a label's probability that the cross-entropy spreads over the vocabulary.
         max_invalid_fraction: Share of bad positions above which a teacher stops the run.
         chunk_size: Positions whose logits are alive at once; None follows from `BUFFER_BYTES`.
@@ -133,7 +65,7 @@ class Objective(nn.Module):
         target: KdTarget | None = None,
         weighting: Weighting | None = None,
         feature_weight: float = 0.0,
-        feature: FeatureTerm | None = None,
+        features: Sequence[FeatureTerm] = (),
         label_smoothing: float = 0.0,
         max_invalid_fraction: float = 0.01,
         chunk_size: int | None = None,
@@ -143,14 +75,14 @@ class Objective(nn.Module):
             raise ValueError(f"kd_weight is {kd_weight}; it must lie in [0, 1]")
         if not 0.0 <= label_smoothing < 1.0:
             raise ValueError(f"label_smoothing is {label_smoothing}; it must lie in [0, 1)")
-        if (feature_weight > 0) != (feature is not None):
-            raise ValueError("feature_weight above 0 and a feature term go together")
+        if (feature_weight > 0) != (len(features) > 0):
+            raise ValueError("feature_weight above 0 and feature terms go together")
         self.teacher_names = tuple(teacher_names)
         self.kd_weight = kd_weight
         self.target = target or KdTarget(forward_kl, mixture_logprobs)
         self.weighting = weighting or Weighting()
         self.feature_weight = feature_weight
-        self.feature = feature
+        self.features = nn.ModuleList(features)
         self.label_smoothing = label_smoothing
         self.max_invalid_fraction = max_invalid_fraction
         self.chunk_size = chunk_size
@@ -162,13 +94,29 @@ class Objective(nn.Module):
         if self.kd_weight > 0:
             linear = self.target.divergence is forward_kl and self.target.fusion is mixture_logprobs
             need = {Capability.SAMPLES if linear else Capability.TOP_K}
-        return frozenset(need | ({Capability.HIDDEN_STATES} if self.feature is not None else set()))
+        return frozenset(need).union(*(term.need for term in self.feature_terms))
+
+    @property
+    def feature_terms(self) -> Sequence[FeatureTerm]:
+        """The terms on inner states."""
+        return cast(Sequence[FeatureTerm], self.features)
+
+    @property
+    def student_layers(self) -> InnerLayers:
+        """Layers of the student that the feature terms read."""
+        return functools.reduce(operator.or_, (term.student_layers for term in self.feature_terms), InnerLayers())
+
+    @property
+    def teacher_layers(self) -> list[InnerLayers]:
+        """Layers of each teacher that the feature terms read; an empty list without such terms."""
+        by_term = [term.teacher_layers for term in self.feature_terms]
+        return [functools.reduce(operator.or_, layers) for layers in zip(*by_term, strict=True)]
 
     def forward(
         self,
         student_hidden: Tensor,
         student_head: Head,
-        student_states: Sequence[Tensor] | None,
+        student_states: InnerStates | None,
         batch: Batch,
         positions: Positions,
         outputs: Sequence[TeacherOutput],
@@ -180,7 +128,7 @@ class Objective(nn.Module):
         Args:
             student_hidden: Last hidden states at the predicted positions, [N D].
             student_head: Projects them to logits over `vocab_size` tokens.
-            student_states: All hidden states, each [B S D], if the feature term is on.
+            student_states: Inner states that feature terms read, if there are any.
             batch: The tokens.
             positions: Its predicted positions.
             outputs: One per teacher; none if `need` is empty.
@@ -202,12 +150,24 @@ class Objective(nn.Module):
         )
         loss = sums.loss / counts.predicted.clamp_min(1)
         metrics = self._metrics(sums, sums.stats, sums.weights)
-        if self.feature is not None:
-            assert student_states is not None, "the feature term reads all hidden states"
-            feature = self.feature(student_states, outputs, batch.attention_mask)
+        if self.feature_terms:
+            assert student_states is not None, "feature terms read them"
+            feature, by_term = self._features(student_states, batch, outputs)
             loss = loss + self.feature_weight * feature / counts.attended.clamp_min(1)
-            metrics["feature_loss"] = Mean(feature.detach(), batch.attention_mask.sum())
+            metrics |= by_term
         return LossOutput(loss, metrics)
+
+    def _features(
+        self, student_states: InnerStates, batch: Batch, outputs: Sequence[TeacherOutput]
+    ) -> tuple[Tensor, dict[str, Mean]]:
+        """Weighted sum of the feature terms over text positions, and each by itself."""
+        states = [output.features for output in outputs if output.features is not None]
+        sums = [term(student_states, states, batch) for term in self.feature_terms]
+        weights = [term.weight for term in self.feature_terms]
+        total = torch.stack([weight * value for weight, value in zip(weights, sums, strict=True)]).sum()
+        count = batch.attention_mask.sum()
+        metrics = {f"feature/{i}": Mean(value.detach(), count) for i, value in enumerate(sums)}
+        return total, {"feature_loss": Mean(total.detach(), count), **metrics}
 
     def _metrics(self, sums: DistillationSums, stats: TeacherStats, weights: Tensor) -> dict[str, Mean]:
         num_positions = torch.tensor(len(weights), device=weights.device)

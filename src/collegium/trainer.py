@@ -149,7 +149,7 @@ class DistillationTrainer(Trainer):
         result = model(batch, positions, outputs, counts)
         self._means.add(result.metrics)
         if self._balances:
-            self._step_means.add({k: v for k, v in result.metrics.items() if k in _BALANCED})
+            self._step_means.add({k: v for k, v in result.metrics.items() if k.startswith(_BALANCED)})
         loss = result.loss * self.accelerator.num_processes  # DDP and FSDP average over ranks
         return (loss, result) if return_outputs else loss
 
@@ -177,14 +177,14 @@ class DistillationTrainer(Trainer):
 
     @property
     def _balances(self) -> bool:
-        return self.objective.feature is not None and self.objective.feature.balance
+        return any(term.balance for term in self.objective.feature_terms)
 
     def _rebalance(self) -> None:
-        """Fit the feature term's scale to the step that is done."""
-        assert self.objective.feature is not None
+        """Fit the scales of feature terms to the step that is done."""
         means = self._step_means.pop()
         main = "kd_loss" if self.objective.kd_weight > 0 else "cross_entropy"
-        self.objective.feature.rebalance(means["feature_loss"], means.get(main, 0.0))
+        for i, term in enumerate(self.objective.feature_terms):
+            term.rebalance(means[f"feature/{i}"], means.get(main, 0.0))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the objective's metrics to a training log line; stop on a teacher that is bad too often."""
@@ -323,7 +323,7 @@ class DistillationTrainer(Trainer):
         cast(PreTrainedTokenizerBase, self.processing_class).save_pretrained(folder)
 
 
-_BALANCED = ("feature_loss", "kd_loss", "cross_entropy")
+_BALANCED = ("feature/", "kd_loss", "cross_entropy")
 
 
 def measure_student(model: DistillationModel, held_out: HeldOut) -> dict[str, DocumentSums]:

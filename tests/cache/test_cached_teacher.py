@@ -14,13 +14,14 @@ from collegium.contracts import Batch, Capability, ItemCounts, predicted_positio
 from collegium.data.collate import BlockCollator
 from collegium.errors import DataError, TeacherError
 from collegium.evaluation.language_modeling import HeldOut
+from collegium.feature_terms import HiddenStatesTerm
 from collegium.functional.chunked import KdTarget
 from collegium.functional.divergences import forward_kl
 from collegium.functional.fusion import mixture_logprobs
 from collegium.functional.weighting import Weighting
 from collegium.head import ProjectionHead
 from collegium.model import DistillationModel
-from collegium.objective import FeatureTerm, Objective
+from collegium.objective import Objective
 from collegium.teachers.cached import CachedTeacher, ReadAhead, reading_ahead
 from collegium.teachers.local import LocalTeacher
 from collegium.trainer import DistillationTrainer
@@ -79,7 +80,7 @@ def loss_of(teachers, batch, *, target=None, weighting=None, feature=None):
         target=target,
         weighting=weighting or Weighting("entropy", "window:8", 0.5),
         feature_weight=0.0 if feature is None else 0.3,
-        feature=copy.deepcopy(feature),
+        features=[] if feature is None else [copy.deepcopy(feature)],
     )
     model = DistillationModel(student, objective, vocab_size=VOCAB_SIZE)
     positions = predicted_positions(batch)
@@ -214,7 +215,7 @@ def test_a_run_from_caches_and_a_running_teacher(caches, tmp_path, num_workers):
 
 def test_features_are_matched_from_disk(caches):
     torch.manual_seed(3)
-    feature = FeatureTerm((32, 2), [(32, 2)], layer_map="last")
+    feature = HiddenStatesTerm((32, 2), [(32, 2)], layer_map="last")
     batch = batch_of([0, 1])
     _, expected = loss_of([local(1)], batch, feature=feature)
     _, found = loss_of([CachedTeacher("teacher-1", caches / "hidden-1")], batch, feature=feature)

@@ -25,20 +25,21 @@ from collegium.callbacks import StopOnSignal, Stopped
 from collegium.checkpoint import CheckpointDirectory, TrainingState, load_model_state
 from collegium.contracts import Batch, ItemCounts, predicted_positions
 from collegium.data.collate import BlockCollator
+from collegium.feature_terms import HiddenStatesTerm
 from collegium.functional.weighting import Weighting
 from collegium.model import DistillationModel
-from collegium.objective import FeatureTerm, Objective
+from collegium.objective import Objective
 from collegium.teachers.local import LocalTeacher
 
 
 def make_model() -> DistillationModel:
     torch.manual_seed(7)
-    feature = FeatureTerm((32, 2), [(32, 2)] * 2)
+    feature = HiddenStatesTerm((32, 2), [(32, 2)] * 2)
     objective = Objective(
         ["a", "b"],
         weighting=Weighting("entropy", "sequence", 0.5),
         feature_weight=0.1,
-        feature=feature,
+        features=[feature],
         chunk_size=13,
     )
     return DistillationModel(pico_llama(0), objective, vocab_size=260)

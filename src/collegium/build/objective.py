@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from collegium.contracts import Capability, Teacher
 from collegium.errors import DataError, TeacherError
+from collegium.feature_terms import FeatureTerm, HiddenStatesTerm
 from collegium.functional.chunked import KdTarget
 from collegium.functional.divergences import (
     Divergence,
@@ -19,7 +20,7 @@ from collegium.functional.divergences import (
 )
 from collegium.functional.fusion import Fusion, geometric_logprobs, mixture_logprobs
 from collegium.functional.weighting import Weighting
-from collegium.objective import FeatureTerm, Objective
+from collegium.objective import Objective
 from collegium.objective_sections import ObjectiveSection, WeightingSection
 from collegium.pretrained import causal_lm_of
 from collegium.recipe import Recipe
@@ -39,14 +40,14 @@ def build_objective(
         TeacherError: a teacher does not provide what a term needs.
     """
     section = recipe.objective
-    feature = build_feature_term(section, student, teachers) if section.feature_weight > 0 else None
+    features = [build_feature_term(section, student, teachers)] if section.feature_weight > 0 else []
     objective = Objective(
         [teacher.name for teacher in teachers],
         kd_weight=section.kd_weight,
         target=build_target(section),
         weighting=build_weighting(section.weighting, [teacher.name for teacher in teachers]),
         feature_weight=section.feature_weight,
-        feature=feature,
+        features=features,
         label_smoothing=section.label_smoothing,
         max_invalid_fraction=section.max_invalid_fraction,
         chunk_size=recipe.training.chunk_size,
@@ -106,7 +107,7 @@ def build_feature_term(
     if len(local) != len(teachers):
         raise TeacherError("feature_weight needs the hidden states of local teachers; set it to 0")
     try:
-        term = FeatureTerm(
+        term = HiddenStatesTerm(
             (text.hidden_size, text.num_hidden_layers),
             [(teacher.hidden_size, teacher.num_layers) for teacher in local],
             layer_map=section.feature.layer_map,

@@ -23,11 +23,11 @@ from collegium.cache.shard import Arrays
 from collegium.contracts import (
     Batch,
     Capability,
+    InnerStates,
     Positions,
     ProjectedSignal,
     TailPolicy,
     Teacher,
-    TeacherFeatures,
     TeacherOutput,
     TopKSignal,
 )
@@ -186,7 +186,7 @@ class CachedTeacher:
             weight_temperature=self._weight_temperature,
             target_temperature=self._target_temperature,
         )
-        return TeacherOutput(signal, TeacherFeatures({self.num_layers: hidden}))
+        return TeacherOutput(signal, InnerStates({self.num_layers: hidden}))
 
 
 def _followed(mask: Bool[Tensor, "B S"], position_ids: Int[Tensor, "B S"]) -> Bool[Tensor, "B S"]:

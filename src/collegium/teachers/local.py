@@ -21,9 +21,9 @@ from collegium.contracts import (
     Batch,
     Capability,
     Head,
+    InnerStates,
     Positions,
     ProjectedSignal,
-    TeacherFeatures,
     TeacherOutput,
 )
 from collegium.functional.products import FastLinear
@@ -150,7 +150,7 @@ class LocalTeacher:
             weight_temperature=weight_temperature,
             target_temperature=target_temperature,
         )
-        return TeacherOutput(signal, TeacherFeatures(_on(output, hidden.device)) if wants_features else None)
+        return TeacherOutput(signal, InnerStates(_on(output, hidden.device)) if wants_features else None)
 
 
 def _on(output: Any, device: torch.device) -> dict[int, Tensor]:
