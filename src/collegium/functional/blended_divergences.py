@@ -200,9 +200,8 @@ def _log_mixture(
     own: Float[Tensor, "n V"], other: Float[Tensor, "n V"], alpha: float | Float[Tensor, " n"]
 ) -> Float[Tensor, "n V"]:
     """log(alpha own + (1 - alpha) other)."""
+    own, other = own.clamp_min(LOG_ZERO), other.clamp_min(LOG_ZERO)
     if isinstance(alpha, Tensor):
         shares = alpha.unsqueeze(-1)
-        log_share, log_rest = shares.log(), torch.log1p(-shares)
-    else:
-        log_share, log_rest = math.log(alpha), math.log1p(-alpha)
-    return torch.logaddexp(own.clamp_min(LOG_ZERO) + log_share, other.clamp_min(LOG_ZERO) + log_rest)
+        return torch.logaddexp(own + shares.log(), other + torch.log1p(-shares))
+    return torch.logaddexp(own + math.log(alpha), other + math.log1p(-alpha))
