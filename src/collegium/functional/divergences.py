@@ -101,3 +101,83 @@ def total_variation(
 def entropy(logprobs: Float[Tensor, "n V"]) -> Float[Tensor, " n"]:
     """-sum_v p log p in nats; exact zeros contribute nothing."""
     return -(logprobs.exp() * logprobs.clamp_min(LOG_ZERO)).sum(-1)
+
+
+def alpha_beta(
+    student_logprobs: Float[Tensor, "n V"],
+    teacher_logprobs: Float[Tensor, "n V"],
+    alpha: float,
+    beta: float,
+) -> Float[Tensor, " n"]:
+    """-1/(alpha beta) sum_v [p^alpha q^beta - (alpha p^s + beta q^s) / s] with s = alpha + beta.
+
+    ABKD (arXiv:2505.04560, eq. 7). (1, 0) is the forward KL, (0, 1) the reverse KL, and where alpha, beta or
+    both are 0 the formula's limit is meant: for beta = 0 that is 1/alpha^2 sum_v [p^alpha log(p^alpha / q^alpha)
+    - p^alpha + q^alpha], for both half the squared distance of the logs. The paper's code divides by alpha where
+    the limit has alpha^2.
+
+    Args:
+        student_logprobs: Student, [n V].
+        teacher_logprobs: Teacher, [n V].
+        alpha: Power of the teacher, 0 or more.
+        beta: Power of the student, 0 or more. Large ones leave tokens alone that the student finds unlikely.
+
+    Raises:
+        ValueError: a power is negative, which would be infinite where a probability is 0.
+    """
+    if not (alpha >= 0.0 and beta >= 0.0):
+        raise ValueError(f"alpha is {alpha} and beta {beta}; both must be 0 or more")
+    if alpha + beta == 1.0 and beta in (0.0, 1.0):
+        return (forward_kl if beta == 0.0 else reverse_kl)(student_logprobs, teacher_logprobs)
+    if alpha == 0.0 and beta > 0.0:
+        return alpha_beta(teacher_logprobs, student_logprobs, beta, alpha)
+    student, teacher = student_logprobs.clamp_min(LOG_ZERO), teacher_logprobs.clamp_min(LOG_ZERO)
+    if alpha == 0.0:
+        return 0.5 * (teacher - student).square().sum(-1)
+    if beta == 0.0:
+        p, q = (alpha * teacher).exp(), (alpha * student).exp()
+        return (alpha * p * (teacher - student) - p + q).sum(-1) / alpha**2
+    power = alpha + beta
+    powers = alpha * (power * teacher).exp() + beta * (power * student).exp()
+    return (powers / power - (alpha * teacher + beta * student).exp()).sum(-1) / (alpha * beta)
+
+
+def decoupled(
+    student_logprobs: Float[Tensor, "n V"],
+    teacher_logprobs: Float[Tensor, "n V"],
+    labels: Int[Tensor, " n"],
+    alpha: float = 1.0,
+    beta: float = 1.0,
+) -> Float[Tensor, " n"]:
+    """alpha TCKD + beta NCKD: the forward KL in two parts, of which the second is not scaled by 1 - p_label.
+
+    TCKD is the KL of (p_label, 1 - p_label), NCKD that of the other tokens renormalised, and KL = TCKD +
+    (1 - p_label) NCKD (DKD, arXiv:2203.08679, eq. 5-7). The remainder 1 - p_label is summed from the other tokens,
+    so it is known where p_label is 1 to machine precision.
+
+    Args:
+        student_logprobs: Student, [n V].
+        teacher_logprobs: Teacher, [n V].
+        labels: The token that is set apart, [n].
+        alpha: Weight of TCKD.
+        beta: Weight of NCKD.
+    """
+    student, teacher = student_logprobs.clamp_min(LOG_ZERO), teacher_logprobs.clamp_min(LOG_ZERO)
+    student_label, student_rest, student_others = set_apart(student, labels)
+    teacher_label, teacher_rest, teacher_others = set_apart(teacher, labels)
+    target = teacher_label.exp() * (teacher_label - student_label)
+    target = target + teacher_rest.exp() * (teacher_rest - student_rest)
+    return alpha * target + beta * forward_kl(student_others, teacher_others)
+
+
+def set_apart(
+    logprobs: Float[Tensor, "n V"], labels: Int[Tensor, " n"]
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"], Float[Tensor, "n V"]]:
+    """Log-probability of the label, of all others together, and of each among the others.
+
+    Log-probabilities may not be below `LOG_ZERO`. The label's own place among the others holds that.
+    """
+    is_label = torch.arange(logprobs.shape[-1], device=labels.device) == labels.unsqueeze(-1)
+    rest = logprobs.masked_fill(is_label, -torch.inf).logsumexp(-1)
+    others = (logprobs - rest.unsqueeze(-1)).masked_fill(is_label, LOG_ZERO)
+    return logprobs.gather(-1, labels.unsqueeze(-1)).squeeze(-1), rest, others
