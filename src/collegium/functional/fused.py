@@ -14,7 +14,7 @@ fusions of a user's own.
 At N = 1,024, V = 49,152, three teachers, two cores: see benchmarks/RESULTS.md.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -33,7 +33,14 @@ from collegium.contracts import (
     TransparentHead,
 )
 from collegium.functional import chunked
-from collegium.functional.chunked import DistillationSums, KdTarget, chunks, require_captured, weigh
+from collegium.functional.chunked import (
+    DistillationSums,
+    KdTarget,
+    TeacherWeighting,
+    chunks,
+    require_captured,
+    weigh,
+)
 from collegium.functional.compiled import in_blocks, run
 from collegium.functional.divergences import forward_kl
 from collegium.functional.elementwise import (
@@ -49,7 +56,7 @@ from collegium.functional.fusion import geometric_logprobs, mixture_logprobs
 from collegium.functional.listed import BLOCK, ListedMixture, all_listed
 from collegium.functional.products import add_grad_of_weight_, grad_of_hidden, project
 from collegium.functional.streamed import StreamedTarget
-from collegium.functional.weighting import GivenWeights, Weighting
+from collegium.functional.weighting import GivenScores, GivenWeights, Scorer, Weighting
 
 
 def distillation_loss(
@@ -57,7 +64,7 @@ def distillation_loss(
     student_head: Head,
     positions: Positions,
     signals: Sequence[TeacherSignal],
-    weighting: Weighting | GivenWeights,
+    weighting: TeacherWeighting,
     *,
     target: KdTarget,
     kd_weight: float,
@@ -83,12 +90,18 @@ def distillation_loss(
             label_smoothing=label_smoothing,
             chunk_size=chunk_size,
         )
-    weighting, groups, spans, listed = _order(positions, signals, weighting, target, chunk_size)
+    known_weighting, spans, listed = _order(
+        positions,
+        signals,
+        weighting,
+        target,
+        student=lambda rows: student_head(student_hidden[rows]),
+        chunk_size=chunk_size,
+    )
     job = _Job(
         labels=positions.labels,
         signals=signals,
-        weighting=weighting,
-        groups=groups,
+        weighting=known_weighting,
         spans=spans,
         target=target,
         kd_weight=kd_weight,
@@ -109,27 +122,35 @@ _Listed = tuple[Sequence[TopKSignal], TeacherStats]
 def _order(
     positions: Positions,
     signals: Sequence[TeacherSignal],
-    weighting: Weighting | GivenWeights,
+    weighting: TeacherWeighting,
     target: KdTarget,
+    *,
+    student: Callable[[slice], Tensor],
     chunk_size: int,
-) -> tuple[Weighting | GivenWeights, Tensor | None, list[slice], _Listed | None]:
-    """In which chunks to walk, what must be known before, and the lists if teachers are nothing else."""
+) -> tuple[Scorer | GivenWeights, list[slice], _Listed | None]:
+    """How to weigh, in which chunks to walk, and the lists if teachers are nothing else.
+
+    Weights come from a pass of their own where they compare all teachers, or where a stretch of text is
+    longer than a chunk, so that they are needed before its first token.
+    """
     spans = list(chunks(len(positions), chunk_size))
-    if target.divergence is forward_kl and target.fusion is mixture_logprobs and all_listed(signals):
-        lists = cast(Sequence[TopKSignal], signals)
-        for signal in lists:
-            require_captured(signal, target.temperature)
-        # Weights are known without any logits.
-        stats, weights = weigh(signals, positions, weighting, chunk_size=max(1, len(positions)))
-        return GivenWeights(weights, stats.valid), None, spans, (lists, stats)
-    groups = weighting.groups(positions) if isinstance(weighting, Weighting) and signals else None
-    if groups is None:
-        return weighting, None, spans, None
-    aligned = whole_groups(groups, chunk_size)
-    if aligned is None:  # a stretch longer than a chunk: its weights are needed before its first token
-        stats, weights = weigh(signals, positions, weighting, chunk_size=chunk_size)
-        return GivenWeights(weights, stats.valid), groups, spans, None
-    return weighting, groups, aligned, None
+    listed = target.divergence is forward_kl and target.fusion is mixture_logprobs and all_listed(signals)
+    if isinstance(weighting, GivenScores | GivenWeights) and not listed:
+        return weighting, spans, None
+    if isinstance(weighting, Weighting) and not listed:
+        scorer = weighting.scorer(positions)
+        groups = scorer.stretches.groups if signals else None
+        aligned = spans if groups is None else whole_groups(groups, chunk_size)
+        if aligned is not None:
+            return scorer, aligned, None
+    if listed:
+        for signal in signals:
+            require_captured(cast(TopKSignal, signal), target.temperature)
+    stats, weights = weigh(
+        signals, positions, weighting, student=student, temperature=target.temperature, chunk_size=chunk_size
+    )
+    lists = (cast(Sequence[TopKSignal], signals), stats) if listed else None
+    return GivenWeights(weights, stats.valid), spans, lists
 
 
 def whole_groups(groups: Int[Tensor, " N"], chunk_size: int) -> list[slice] | None:
@@ -157,8 +178,7 @@ class _Job:
 
     labels: Tensor
     signals: Sequence[TeacherSignal]
-    weighting: Weighting | GivenWeights
-    groups: Tensor | None
+    weighting: Scorer | GivenWeights
     spans: list[slice]
     target: KdTarget
     kd_weight: float
@@ -288,9 +308,8 @@ class _Chunk:
 
     def _distil(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         job, target = self.job, self.job.target
-        groups = None if job.groups is None else job.groups[self.rows]
         buffer = self.walk.fused[: len(self.labels)]
-        mixed = StreamedTarget(buffer, target, job.weighting, self.rows, groups, self.labels)
+        mixed = StreamedTarget(buffer, target, job.weighting, self.rows, self.labels)
         for signal in job.signals:
             mixed.add(signal, self.logits, self.softened, self.walk.teacher_logits)
         weights = mixed.weights()
