@@ -20,7 +20,7 @@ from collegium.contracts import (
     TeacherOutput,
     TeacherStats,
 )
-from collegium.functional.chunked import DistillationSums, KdTarget
+from collegium.functional.chunked import DistillationSums, KdTarget, TeacherWeighting
 from collegium.functional.divergences import forward_kl
 from collegium.functional.features import LayerMap, layer_pairs, squared_error
 from collegium.functional.fused import distillation_loss
@@ -131,7 +131,7 @@ class Objective(nn.Module):
         *,
         kd_weight: float = 0.5,
         target: KdTarget | None = None,
-        weighting: Weighting | None = None,
+        weighting: TeacherWeighting | None = None,
         feature_weight: float = 0.0,
         feature: FeatureTerm | None = None,
         label_smoothing: float = 0.0,
