@@ -20,21 +20,18 @@ from collegium.build import (
     build_held_out,
     build_ingredients,
     build_student,
-    build_target,
     build_teachers,
     build_trainer,
-    build_weighting,
 )
 from collegium.callbacks import MetricsFile, StopOnSignal, TrainingProgress
 from collegium.contracts import Teacher
 from collegium.data.settings import PrepareProgress
 from collegium.durable import disk_errors, write_text
 from collegium.errors import DataError, RecipeError
-from collegium.evaluation.language_modeling import DocumentSums, HeldOut, Rule
+from collegium.evaluation.language_modeling import DocumentSums, HeldOut
 from collegium.evaluation.preflight import Preflight, run_preflight
 from collegium.evaluation.summary import summarize
 from collegium.functional.joint_weighting import JointWeighting
-from collegium.functional.min_norm import MinNormWeighting
 from collegium.functional.weighting import Weighting
 from collegium.head import ProjectionHead
 from collegium.pretrained import check_model, last_hidden_states, load_model, load_tokenizer, place
@@ -78,17 +75,10 @@ def preflight(recipe: Recipe) -> Preflight:
     """Can these teachers help on this text? See `collegium.evaluation.preflight`."""
     if not recipe.teachers:
         raise RecipeError("preflight judges teachers, and this recipe has none: add some under `teachers:`")
-    names = [teacher.name for teacher in recipe.teachers]
-    weighting = build_weighting(recipe.objective.weighting, names, recipe.domains)
-    if isinstance(weighting, MinNormWeighting):
-        raise RecipeError(
-            "objective.weighting: min_norm follows the student, which preflight has none of; judge these teachers "
-            "with objective.weighting=uniform"
-        )
+    chosen = build_rule(recipe)
     ingredients = prepare(recipe)
     teachers = build_teachers(recipe, ingredients, device=device())
     held_out = build_held_out(recipe, ingredients, teachers, device=device())
-    chosen = Rule(weighting, build_target(recipe.objective).fusion)
     return run_preflight(held_out, chosen, ALTERNATIVES)
 
 

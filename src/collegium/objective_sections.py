@@ -41,7 +41,7 @@ class WeightingSection(Section):
     ] = "entropy"
     """`entropy` is exp(-H / tau), normalised over teachers."""
     granularity: Annotated[str, Field(pattern=_GRANULARITY)] = "window:128"
-    """Stretch over which figures are averaged: `token`, `sequence` (a document), `window:W` tokens, or `causal:W`."""
+    """Stretch of the averages: `token`, `sequence` (a document), `window:W` tokens, `causal:W` (a fading past)."""
     tau: float = Field(default=0.25, gt=0)
     """Of `entropy`, in nats; large is uniform, small picks the most certain teacher."""
     values: dict[str, float] | None = None

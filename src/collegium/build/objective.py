@@ -9,7 +9,8 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from collegium.contracts import Capability, Teacher
-from collegium.errors import DataError, TeacherError
+from collegium.errors import DataError, RecipeError, TeacherError
+from collegium.evaluation.language_modeling import Rule
 from collegium.functional.chunked import KdTarget
 from collegium.functional.divergences import (
     Divergence,
@@ -110,6 +111,22 @@ def build_weighting(
     if section.domains is not None:
         return replace(weighting, routes=tuple(names.index(section.domains[domain]) for domain in domains))
     return weighting
+
+
+def build_rule(recipe: Recipe) -> Rule:
+    """How the recipe fuses teachers, to be measured without a student.
+
+    Raises:
+        RecipeError: the weights follow the student.
+    """
+    names = [teacher.name for teacher in recipe.teachers]
+    weighting = build_weighting(recipe.objective.weighting, names, recipe.domains)
+    if isinstance(weighting, MinNormWeighting):
+        raise RecipeError(
+            "objective.weighting: the weights of min_norm follow the student, and there is none here; "
+            "judge the teachers with objective.weighting=uniform"
+        )
+    return Rule(weighting, build_target(recipe.objective).fusion)
 
 
 def build_feature_term(
