@@ -6,7 +6,7 @@ one-hot: entropies of a few nats, as language models have, and no denormal proba
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -94,7 +94,7 @@ class Problem:
             self.student_head,
             [hidden[rows] for hidden in self.teacher_hidden],
             self.teacher_heads,
-            Positions(*(getattr(self.positions, field.name)[rows] for field in fields(Positions))),
+            Positions(**{name: value[rows] for name, value in vars(self.positions).items() if value is not None}),
         )
 
     def teacher_logits(self, m: int) -> Tensor:

@@ -19,20 +19,20 @@ from collegium.build import (
     Ingredients,
     build_held_out,
     build_ingredients,
+    build_rule,
     build_student,
-    build_target,
     build_teachers,
     build_trainer,
-    build_weighting,
 )
 from collegium.callbacks import MetricsFile, StopOnSignal, TrainingProgress
 from collegium.contracts import Teacher
 from collegium.data.settings import PrepareProgress
 from collegium.durable import disk_errors, write_text
 from collegium.errors import DataError, RecipeError
-from collegium.evaluation.language_modeling import DocumentSums, HeldOut, Rule
+from collegium.evaluation.language_modeling import DocumentSums, HeldOut
 from collegium.evaluation.preflight import Preflight, run_preflight
 from collegium.evaluation.summary import summarize
+from collegium.functional.joint_weighting import JointWeighting
 from collegium.functional.weighting import Weighting
 from collegium.head import ProjectionHead
 from collegium.pretrained import check_model, last_hidden_states, load_model, load_tokenizer, place
@@ -76,22 +76,27 @@ def preflight(recipe: Recipe) -> Preflight:
     """Can these teachers help on this text? See `collegium.evaluation.preflight`."""
     if not recipe.teachers:
         raise RecipeError("preflight judges teachers, and this recipe has none: add some under `teachers:`")
+    chosen = build_rule(recipe)
     ingredients = prepare(recipe)
     teachers = build_teachers(recipe, ingredients, device=device())
     held_out = build_held_out(recipe, ingredients, teachers, device=device())
-    names = [teacher.name for teacher in teachers]
-    target = build_target(recipe.objective)
-    chosen = Rule(build_weighting(recipe.objective.weighting, names), target.fusion)
     return run_preflight(held_out, chosen, ALTERNATIVES)
 
 
-ALTERNATIVES: Mapping[str, Weighting] = {
+ALTERNATIVES: Mapping[str, Weighting | JointWeighting] = {
     "uniform": Weighting("uniform"),
     "paper (token, tau 1)": Weighting("entropy", "token", 1.0),
     "window:128, tau 0.25": Weighting("entropy", "window:128", 0.25),
     "sequence, tau 0.25": Weighting("entropy", "sequence", 0.25),
+    "causal:64, tau 0.25": Weighting("entropy", "causal:64", 0.25),
+    "most certain, window:128": Weighting("most_certain", "window:128"),
+    "ebkd (token)": JointWeighting("ebkd", "token"),
+    "bayes (past labels)": Weighting("bayes"),
 }
-"""Weightings that a pre-flight compares the recipe's own with."""
+"""Weightings that a pre-flight compares the recipe's own with.
+
+None reads the label that it is judged by: of rules that do (`min_ce`, `ca_mkd`, ...) the loss says nothing.
+"""
 
 
 def train(recipe: Recipe) -> dict[str, Any]:

@@ -89,6 +89,7 @@ class Batch:
         position_ids: Position of each token in its segment.
         sample_ids: Row of each block in its data set.
         stored: What was read beforehand from the caches of teachers, by teacher.
+        domain_ids: Number of each block's domain, where the collator was given their names.
     """
 
     input_ids: Int[Tensor, "B S"]
@@ -97,6 +98,7 @@ class Batch:
     position_ids: Int[Tensor, "B S"]
     sample_ids: Int[Tensor, " B"]
     stored: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    domain_ids: Int[Tensor, " B"] | None = None
 
     @classmethod
     def from_inputs(cls, inputs: Mapping[str, Any]) -> "Batch":
@@ -108,6 +110,7 @@ class Batch:
             position_ids=inputs["position_ids"],
             sample_ids=inputs["sample_ids"],
             stored=inputs.get("stored", {}),
+            domain_ids=inputs.get("domain_ids"),
         )
 
 
@@ -120,12 +123,14 @@ class Positions:
         labels: Token to be predicted; never -100.
         segments: Segment (document inside a block) of each position; grows by one at each border.
         offsets: Position of the predicting token in its segment.
+        domains: Number of the domain of each position's block, if the batch says it.
     """
 
     index: Int[Tensor, " N"]
     labels: Int[Tensor, " N"]
     segments: Int[Tensor, " N"]
     offsets: Int[Tensor, " N"]
+    domains: Int[Tensor, " N"] | None = None
 
     def __len__(self) -> int:
         return self.index.shape[0]
@@ -373,4 +378,5 @@ def predicted_positions(batch: Batch) -> Positions:
         labels=batch.labels.flatten()[index + 1],
         segments=segments[index],
         offsets=batch.position_ids.flatten()[index],
+        domains=None if batch.domain_ids is None else batch.domain_ids[index // batch.labels.shape[1]],
     )

@@ -19,6 +19,24 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
             "feature": {"layer_map": "uniform", "layer_norm": True},
         }
     },
+    "ebkd": {"objective": {"kd_weight": 0.5, "weighting": {"kind": "ebkd", "granularity": "token"}}},
+    "ca_mkd": {"objective": {"kd_weight": 0.5, "weighting": {"kind": "ca_mkd", "granularity": "token"}}},
+    "mt_bert": {
+        "objective": {
+            "kd_weight": 0.5,
+            "weighting": {"kind": "mt_bert", "granularity": "token"},
+            "feature_weight": 0.5,
+            "feature": {"layer_map": "uniform", "layer_norm": True},
+        }
+    },
+    "fusellm": {"objective": {"kd_weight": 0.1, "weighting": {"kind": "min_ce", "granularity": "sequence"}}},
+    "ae_kd": {
+        "objective": {
+            "kd_weight": 0.47,
+            "weighting": {"kind": "min_norm", "granularity": "sequence", "max_weight": 0.6},
+        }
+    },
+    "bayes": {"objective": {"kd_weight": 0.5, "weighting": {"kind": "bayes", "decay": 0.97}}},
 }
 
 

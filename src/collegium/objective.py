@@ -26,7 +26,7 @@ from collegium.contracts import (
     TeacherStats,
 )
 from collegium.feature_terms import FeatureTerm
-from collegium.functional.chunked import DistillationSums, KdTarget
+from collegium.functional.chunked import DistillationSums, KdTarget, TeacherWeighting
 from collegium.functional.divergences import forward_kl
 from collegium.functional.fused import distillation_loss
 from collegium.functional.fusion import mixture_logprobs
@@ -63,7 +63,7 @@ class Objective(nn.Module):
         *,
         kd_weight: float = 0.5,
         target: KdTarget | None = None,
-        weighting: Weighting | None = None,
+        weighting: TeacherWeighting | None = None,
         feature_weight: float = 0.0,
         features: Sequence[FeatureTerm] = (),
         label_smoothing: float = 0.0,

@@ -1,5 +1,6 @@
 """Sections of a recipe that say what the loss is. No torch here."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -7,33 +8,74 @@ from pydantic import Field, model_validator
 from collegium.section import Many, Section
 
 
-class WeightingSection(Section):
-    """How certain teachers get more weight."""
+_GRANULARITY = r"^(token|sequence|(window|causal):[1-9][0-9]*)$"
 
-    kind: Literal["uniform", "static", "entropy"] = "entropy"
+_OWN_KEYS: Mapping[str, tuple[str, str]] = {
+    "values": ("static", "a weight for each teacher"),
+    "decay": ("bayes", "how fast past labels are forgotten"),
+    "domains": ("domain", "the teacher of each source"),
+    "max_weight": ("min_norm", "the most that one teacher gets"),
+}
+"""Keys that one kind needs and no other reads."""
+
+_OWN_DEFAULTS: Mapping[str, Mapping[str, float]] = {"bayes": {"decay": 0.97}, "min_norm": {"max_weight": 0.6}}
+
+
+class WeightingSection(Section):
+    """How much each teacher counts at each position; `docs/weighting.md` compares the kinds."""
+
+    kind: Literal[
+        "uniform",
+        "static",
+        "domain",
+        "entropy",
+        "inverse_entropy",
+        "most_certain",
+        "mt_bert",
+        "min_ce",
+        "avg_ce",
+        "bayes",
+        "ebkd",
+        "ca_mkd",
+        "min_norm",
+    ] = "entropy"
     """`entropy` is exp(-H / tau), normalised over teachers."""
-    granularity: Annotated[str, Field(pattern=r"^(token|sequence|window:[1-9][0-9]*)$")] = "window:128"
-    """Stretch over which the entropy is averaged: `token`, `sequence` (a document), `window:W` tokens."""
+    granularity: Annotated[str, Field(pattern=_GRANULARITY)] = "window:128"
+    """Stretch of the averages: `token`, `sequence` (a document), `window:W` tokens, `causal:W` (a fading past)."""
     tau: float = Field(default=0.25, gt=0)
-    """In nats; large is uniform, small picks the most certain teacher."""
+    """Of `entropy`, in nats; large is uniform, small picks the most certain teacher."""
     values: dict[str, float] | None = None
     """Weight of each teacher by name, for `static`."""
+    decay: float | None = Field(default=None, gt=0, le=1)
+    """For `bayes`: what a label still counts one token later; 0.97 if not given, 1 forgets nothing."""
+    domains: dict[str, str] | None = None
+    """For `domain`: the teacher of each source, by name."""
+    max_weight: float | None = Field(default=None, gt=0, le=1)
+    """For `min_norm`: the most that one teacher gets (C of AE-KD); 0.6 if not given."""
 
     @model_validator(mode="before")
     @classmethod
     def _presets(cls, given: Any) -> Any:
         if given == "paper":
             return {"kind": "entropy", "granularity": "token", "tau": 1.0}
-        if given in ("uniform", "entropy"):
-            return {"kind": given}
+        if isinstance(given, str):
+            given = {"kind": given}
+        if isinstance(given, dict):
+            own = _OWN_DEFAULTS.get(str(given.get("kind")), {})
+            return given | {key: value for key, value in own.items() if given.get(key) is None}
         return given
 
     @model_validator(mode="after")
-    def _values_go_with_static(self) -> Self:
-        if (self.kind == "static") != (self.values is not None):
-            raise ValueError("`values` (a weight for each teacher) and `kind: static` go together")
+    def _keys_go_with_kinds(self) -> Self:
+        for key, (kind, meaning) in _OWN_KEYS.items():
+            if (self.kind == kind) != (getattr(self, key) is not None):
+                raise ValueError(f"`{key}` ({meaning}) and `kind: {kind}` go together; the kind is {self.kind!r}")
         if self.values is not None and (min(self.values.values()) < 0 or sum(self.values.values()) <= 0):
             raise ValueError(f"static weights must be 0 or more and not all 0, got {self.values}")
+        if self.kind in ("bayes", "domain") and self.granularity != "window:128":
+            raise ValueError(f"`kind: {self.kind}` averages nothing: leave out `granularity`")
+        if self.kind not in ("entropy", "uniform", "static") and self.tau != 0.25:
+            raise ValueError(f"`kind: {self.kind}` has no sharpness: leave out `tau`, which `entropy` reads")
         return self
 
 
@@ -62,7 +104,7 @@ class ObjectiveSection(Section):
     fusion: Literal["mixture", "geometric"] = "mixture"
     """Weighted mean of the teachers' probabilities, or normalised of their logarithms."""
     weighting: WeightingSection = WeightingSection()
-    """A section, or `paper`, `uniform` or `entropy`."""
+    """A section, `paper`, or the name of a kind that needs no more."""
     kd_temperature: float = Field(default=1.0, gt=0)
     """Softens student and target alike; 1 is best for language models."""
     scale_by_squared_temperature: bool = True

@@ -223,6 +223,27 @@ class Recipe(Section):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _routes_lead_somewhere(self) -> Self:
+        routes = self.objective.weighting.domains
+        if routes is None:
+            return self
+        if set(routes) != set(self.domains):
+            raise ValueError(
+                f"objective.weighting.domains names {sorted(routes)}, the sources of data are "
+                f"{list(self.domains)}: give a teacher for each"
+            )
+        names = sorted(teacher.name for teacher in self.teachers)
+        unknown = sorted(set(routes.values()) - set(names))
+        if unknown:
+            raise ValueError(f"objective.weighting.domains leads to {unknown}, the teachers are {names}")
+        return self
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Names of the sources, in the order in which batches number them."""
+        return tuple(sorted(source.name for source in self.data.sources))
+
     @property
     def run_dir(self) -> Path:
         """The run folder."""

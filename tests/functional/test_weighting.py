@@ -7,13 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collegium.functional.weighting import (
-    entropy_weights,
-    group_mean,
-    static_weights,
-    uniform_weights,
-    window_groups,
-)
+from collegium.functional.stretches import window_groups
+from collegium.functional.weighting import entropy_weights, group_mean, static_weights, uniform_weights
 
 
 seeds = st.integers(0, 2**32 - 1)

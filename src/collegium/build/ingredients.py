@@ -29,7 +29,10 @@ class Ingredients:
     def collator(self) -> BlockCollator:
         """Makes batches of packed blocks."""
         ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
-        return BlockCollator(pad_token_id=next(int(i) for i in ids if isinstance(i, int)))
+        return BlockCollator(
+            pad_token_id=next(int(i) for i in ids if isinstance(i, int)),
+            domains=sorted(self.text.held_out),  # as `Recipe.domains`
+        )
 
 
 def build_ingredients(

@@ -2,13 +2,15 @@
 
 import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from peft import PeftModel
 from transformers import PreTrainedModel
 
 from collegium.contracts import Capability, Teacher
-from collegium.errors import DataError, TeacherError
+from collegium.errors import DataError, RecipeError, TeacherError
+from collegium.evaluation.language_modeling import Rule
 from collegium.feature_terms import FeatureTerm, HiddenStatesTerm
 from collegium.functional.chunked import KdTarget
 from collegium.functional.divergences import (
@@ -19,6 +21,8 @@ from collegium.functional.divergences import (
     total_variation,
 )
 from collegium.functional.fusion import Fusion, geometric_logprobs, mixture_logprobs
+from collegium.functional.joint_weighting import JointWeighting
+from collegium.functional.min_norm import MinNormWeighting
 from collegium.functional.weighting import Weighting
 from collegium.objective import Objective
 from collegium.objective_sections import ObjectiveSection, WeightingSection
@@ -45,7 +49,7 @@ def build_objective(
         [teacher.name for teacher in teachers],
         kd_weight=section.kd_weight,
         target=build_target(section),
-        weighting=build_weighting(section.weighting, [teacher.name for teacher in teachers]),
+        weighting=build_weighting(section.weighting, [teacher.name for teacher in teachers], recipe.domains),
         feature_weight=section.feature_weight,
         features=features,
         label_smoothing=section.label_smoothing,
@@ -91,10 +95,39 @@ def build_target(section: ObjectiveSection) -> KdTarget:
     )
 
 
-def build_weighting(section: WeightingSection, names: Sequence[str]) -> Weighting:
-    """How much each teacher counts."""
-    values = None if section.values is None else tuple(section.values[name] for name in names)
-    return Weighting(section.kind, section.granularity, section.tau, values)
+def build_weighting(
+    section: WeightingSection, names: Sequence[str], domains: Sequence[str]
+) -> Weighting | JointWeighting | MinNormWeighting:
+    """How much each teacher counts, by the names of teachers and of domains in their order."""
+    if section.kind == "ebkd" or section.kind == "ca_mkd":
+        return JointWeighting(section.kind, section.granularity)
+    if section.kind == "min_norm":
+        assert section.max_weight is not None, "the section fills it in"
+        return MinNormWeighting(section.granularity, section.max_weight)
+    weighting = Weighting(section.kind, section.granularity, section.tau)
+    if section.values is not None:
+        return replace(weighting, values=tuple(section.values[name] for name in names))
+    if section.decay is not None:
+        return replace(weighting, decay=section.decay)
+    if section.domains is not None:
+        return replace(weighting, routes=tuple(names.index(section.domains[domain]) for domain in domains))
+    return weighting
+
+
+def build_rule(recipe: Recipe) -> Rule:
+    """How the recipe fuses teachers, to be measured without a student.
+
+    Raises:
+        RecipeError: the weights follow the student.
+    """
+    names = [teacher.name for teacher in recipe.teachers]
+    weighting = build_weighting(recipe.objective.weighting, names, recipe.domains)
+    if isinstance(weighting, MinNormWeighting):
+        raise RecipeError(
+            "objective.weighting: the weights of min_norm follow the student, and there is none here; "
+            "judge the teachers with objective.weighting=uniform"
+        )
+    return Rule(weighting, build_target(recipe.objective).fusion)
 
 
 def build_feature_term(

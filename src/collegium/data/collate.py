@@ -21,6 +21,7 @@ class BlockCollator:
         pad_token_id: Token id on padding; any will do, as it is neither attended nor predicted.
         padding_side: Side on which shorter blocks are padded.
         pad_to: Length of every batch; by default that of its longest block.
+        domains: Names of the domains that blocks may be of, for weights by domain.
     """
 
     def __init__(
@@ -29,13 +30,19 @@ class BlockCollator:
         pad_token_id: int,
         padding_side: Literal["left", "right"] = "right",
         pad_to: int | None = None,
+        domains: Sequence[str] | None = None,
     ) -> None:
         self._pad_token_id = pad_token_id
         self._padding_side = padding_side
         self._pad_to = pad_to
+        self._domain_ids = None if domains is None else {name: i for i, name in enumerate(domains)}
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """Batch with `document_ids` [B S] (-1 on padding) beside the tensors of `Batch`."""
+        """Batch with `document_ids` [B S] (-1 on padding) beside the tensors of `Batch`.
+
+        Raises:
+            ValueError: a block does not fit into `pad_to`, or is of a domain that is not known.
+        """
         length = max(len(row["input_ids"]) for row in rows)
         if self._pad_to is not None:
             if length > self._pad_to:
@@ -44,6 +51,8 @@ class BlockCollator:
         padded = [self._pad(row, length) for row in rows]
         batch = {key: torch.from_numpy(np.stack([row[key] for row in padded])) for key in padded[0]}
         batch["sample_ids"] = torch.tensor([int(row["sample_id"]) for row in rows])
+        if self._domain_ids is not None:
+            batch["domain_ids"] = torch.tensor([_domain_id(row, self._domain_ids) for row in rows])
         return batch
 
     def _pad(self, row: Mapping[str, Any], length: int) -> dict[str, NDArray[Any]]:
@@ -66,6 +75,14 @@ class BlockCollator:
         }
         order = 1 if self._padding_side == "right" else -1
         return {key: np.concatenate(parts[::order]) for key, parts in columns.items()}
+
+
+def _domain_id(row: Mapping[str, Any], known: Mapping[str, int]) -> int:
+    name = row.get("domain")
+    number = known.get(str(name))
+    if number is None:
+        raise ValueError(f"a block is of domain {name!r}, the domains are {', '.join(known)}: name all of them")
+    return number
 
 
 def _positions(segment_lengths: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -19,9 +19,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from collegium.build import (
     Ingredients,
     build_held_out,
+    build_rule,
     build_student,
     build_teachers,
-    build_weighting,
 )
 from collegium.commands import (
     claim_run_dir,
@@ -32,9 +32,8 @@ from collegium.commands import (
 )
 from collegium.contracts import Teacher
 from collegium.durable import write_text
-from collegium.evaluation.language_modeling import DocumentSums, HeldOut, Rule
+from collegium.evaluation.language_modeling import DocumentSums, HeldOut
 from collegium.evaluation.summary import compare
-from collegium.functional.fusion import mixture_logprobs
 from collegium.head import ProjectionHead
 from collegium.pretrained import last_hidden_states, load_model, place
 from collegium.recipe import Recipe
@@ -62,9 +61,7 @@ def run_demo(output: Path, *, as_json: bool) -> None:
     held_out = build_held_out(fused, ingredients, teachers, device=device())
     say("measuring teachers and the student before training")
     names = [teacher.name for teacher in teachers]
-    targets = held_out.measure_targets(
-        {"fused": Rule(build_weighting(fused.objective.weighting, names), mixture_logprobs)}
-    )
+    targets = held_out.measure_targets({"fused": build_rule(fused)})
     before = cast(PreTrainedModel, build_student(fused, ingredients))
     students = {"student before": _measure(before, ingredients, held_out)}
     say("training on the text alone (cross-entropy)")

@@ -13,7 +13,7 @@ weights and learned teacher weights go this way.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 
 import torch
@@ -31,8 +31,14 @@ from collegium.functional.fusion import (
     geometric_logprobs,
     mixture_logprobs,
 )
+from collegium.functional.joint_weighting import JointWeighting
 from collegium.functional.listed import dense_logprobs
-from collegium.functional.weighting import GivenWeights, Weighting
+from collegium.functional.min_norm import MinNormWeighting, gradient_products
+from collegium.functional.weighting import GivenScores, GivenWeights, Weighting
+
+
+TeacherWeighting = Weighting | JointWeighting | MinNormWeighting | GivenScores | GivenWeights
+"""How much each teacher counts at each position, or how that follows from the teachers."""
 
 
 @dataclass(frozen=True)
@@ -195,18 +201,49 @@ def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
 def weigh(
     signals: Sequence[TeacherSignal],
     positions: Positions,
-    weighting: Weighting | GivenWeights,
+    weighting: TeacherWeighting,
     *,
+    student: Callable[[slice], Float[Tensor, "n V"]],
+    temperature: float,
     chunk_size: int,
 ) -> tuple[TeacherStats, Float[Tensor, "N M"]]:
-    """Statistics and weights of the teachers at every position, in a pass of its own."""
+    """Statistics and weights of the teachers at every position, in a pass of its own.
+
+    `student` makes the student's logits, which are read at `temperature` by `MinNormWeighting` alone.
+    """
     if not signals:
         empty = positions.labels.new_zeros((len(positions), 0), dtype=torch.float32)
         return TeacherStats(empty, empty, empty, empty.bool()), empty
     stats = teacher_stats(signals, positions.labels, chunk_size=chunk_size)
     if isinstance(weighting, GivenWeights):
         return replace(stats, valid=weighting.valid), weighting.weights
+    if isinstance(weighting, MinNormWeighting):
+        gram = _gradient_products(signals, stats, student, temperature, chunk_size)
+        return stats, weighting.weights(gram, stats.valid, positions)
     return stats, weighting(stats, positions)
+
+
+@torch.no_grad()
+def _gradient_products(
+    signals: Sequence[TeacherSignal],
+    stats: TeacherStats,
+    student: Callable[[slice], Tensor],
+    temperature: float,
+    chunk_size: int,
+) -> Float[Tensor, "N M M"]:
+    def logprobs_of(m: int, rows: slice, student_logprobs: Tensor) -> Tensor:
+        return target_logprobs(signals[m], rows, stats.valid[rows, m], temperature, student_logprobs)
+
+    valid = stats.valid.to(stats.entropy.dtype)
+    gram = gradient_products(
+        lambda rows: _student_logprobs(student(rows), temperature)[1],
+        [partial(logprobs_of, m) for m in range(len(signals))],
+        len(valid),
+        num_rows=chunk_size,
+        dtype=valid.dtype,
+        device=valid.device,
+    )
+    return gram * valid.unsqueeze(-1) * valid.unsqueeze(-2)
 
 
 def distillation_loss(
@@ -214,7 +251,7 @@ def distillation_loss(
     student_head: Head,
     positions: Positions,
     signals: Sequence[TeacherSignal],
-    weighting: Weighting | GivenWeights,
+    weighting: TeacherWeighting,
     *,
     target: KdTarget,
     kd_weight: float | Float[Tensor, " N"],
@@ -238,7 +275,14 @@ def distillation_loss(
         chunk_size: Positions whose [n V] tensors are alive at once. Does not change the result
             beyond rounding.
     """
-    stats, weights = weigh(signals, positions, weighting, chunk_size=chunk_size)
+    stats, weights = weigh(
+        signals,
+        positions,
+        weighting,
+        student=lambda rows: student_head(student_hidden[rows]),
+        temperature=target.temperature,
+        chunk_size=chunk_size,
+    )
     ce_weight = 1.0 - kd_weight if ce_weight is None else ce_weight
 
     def chunk_sums(hidden: Tensor, chunk_weights: Tensor, rows: slice) -> tuple[Tensor, ...]:

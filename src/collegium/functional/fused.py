@@ -35,6 +35,7 @@ from collegium.functional import chunked
 from collegium.functional.chunked import (
     DistillationSums,
     KdTarget,
+    TeacherWeighting,
     of_rows,
 )
 from collegium.functional.compiled import run
@@ -55,7 +56,7 @@ from collegium.functional.itinerary import Listed, order
 from collegium.functional.listed import BLOCK, ListedMixture
 from collegium.functional.products import add_grad_of_weight_, grad_of_hidden, project
 from collegium.functional.streamed import StreamedTarget
-from collegium.functional.weighting import GivenWeights, Weighting
+from collegium.functional.weighting import GivenWeights, Scorer
 
 
 def distillation_loss(
@@ -63,7 +64,7 @@ def distillation_loss(
     student_head: Head,
     positions: Positions,
     signals: Sequence[TeacherSignal],
-    weighting: Weighting | GivenWeights,
+    weighting: TeacherWeighting,
     *,
     target: KdTarget,
     kd_weight: float | Float[Tensor, " N"],
@@ -91,12 +92,18 @@ def distillation_loss(
             label_smoothing=label_smoothing,
             chunk_size=chunk_size,
         )
-    weighting, groups, spans, listed = order(positions, signals, weighting, target, chunk_size)
+    known_weighting, spans, listed = order(
+        positions,
+        signals,
+        weighting,
+        target,
+        student=lambda rows: student_head(student_hidden[rows]),
+        chunk_size=chunk_size,
+    )
     job = _Job(
         labels=positions.labels,
         signals=signals,
-        weighting=weighting,
-        groups=groups,
+        weighting=known_weighting,
         spans=spans,
         target=target,
         kd_weight=kd_weight,
@@ -118,8 +125,7 @@ class _Job:
 
     labels: Tensor
     signals: Sequence[TeacherSignal]
-    weighting: Weighting | GivenWeights
-    groups: Tensor | None
+    weighting: Scorer | GivenWeights
     spans: list[slice]
     target: KdTarget
     kd_weight: float | Tensor
@@ -255,9 +261,8 @@ class _Chunk:
 
     def _distil(self) -> _Distilled:
         job, target = self.job, self.job.target
-        groups = None if job.groups is None else job.groups[self.rows]
         buffer = self.walk.fused[: len(self.labels)]
-        mixed = StreamedTarget(buffer, target, job.weighting, self.rows, groups, self.labels)
+        mixed = StreamedTarget(buffer, target, job.weighting, self.rows, self.labels)
         for signal in job.signals:
             mixed.add(signal, self.logits, self.softened, self.walk.teacher_logits)
         weights = mixed.weights()

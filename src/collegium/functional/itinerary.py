@@ -4,18 +4,18 @@ Weights that are shared by a stretch of text need the whole stretch: chunks that
 stretch fits in one; else the weights are made in a pass of their own, which makes teachers' logits twice.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 from jaxtyping import Int
 from torch import Tensor
 
 from collegium.contracts import Positions, TeacherSignal, TeacherStats, TopKSignal
-from collegium.functional.chunked import KdTarget, chunks, require_captured, weigh
+from collegium.functional.chunked import KdTarget, TeacherWeighting, chunks, require_captured, weigh
 from collegium.functional.divergences import forward_kl
 from collegium.functional.fusion import mixture_logprobs
 from collegium.functional.listed import all_listed
-from collegium.functional.weighting import GivenWeights, Weighting
+from collegium.functional.weighting import GivenScores, GivenWeights, Scorer, Weighting
 
 
 Listed = tuple[Sequence[TopKSignal], TeacherStats]
@@ -24,28 +24,36 @@ Listed = tuple[Sequence[TopKSignal], TeacherStats]
 def order(
     positions: Positions,
     signals: Sequence[TeacherSignal],
-    weighting: Weighting | GivenWeights,
+    weighting: TeacherWeighting,
     target: KdTarget,
+    *,
+    student: Callable[[slice], Tensor],
     chunk_size: int,
-) -> tuple[Weighting | GivenWeights, Tensor | None, list[slice], Listed | None]:
-    """In which chunks to walk, what must be known before, and the lists if teachers are nothing else."""
+) -> tuple[Scorer | GivenWeights, list[slice], Listed | None]:
+    """How to weigh, in which chunks to walk, and the lists if teachers are nothing else.
+
+    Weights come from a pass of their own where they compare all teachers, or where a stretch of text is
+    longer than a chunk, so that they are needed before its first token.
+    """
     spans = list(chunks(len(positions), chunk_size))
     linear = target.divergence is forward_kl and target.fusion is mixture_logprobs
-    if linear and target.conflict_limit is None and all_listed(signals):
-        lists = cast(Sequence[TopKSignal], signals)
-        for signal in lists:
-            require_captured(signal, target.temperature)
-        # Weights are known without any logits.
-        stats, weights = weigh(signals, positions, weighting, chunk_size=max(1, len(positions)))
-        return GivenWeights(weights, stats.valid), None, spans, (lists, stats)
-    groups = weighting.groups(positions) if isinstance(weighting, Weighting) and signals else None
-    if groups is None:
-        return weighting, None, spans, None
-    aligned = whole_groups(groups, chunk_size)
-    if aligned is None:  # a stretch longer than a chunk: its weights are needed before its first token
-        stats, weights = weigh(signals, positions, weighting, chunk_size=chunk_size)
-        return GivenWeights(weights, stats.valid), groups, spans, None
-    return weighting, groups, aligned, None
+    listed = linear and target.conflict_limit is None and all_listed(signals)
+    if isinstance(weighting, GivenScores | GivenWeights) and not listed:
+        return weighting, spans, None
+    if isinstance(weighting, Weighting) and not listed:
+        scorer = weighting.scorer(positions)
+        groups = scorer.stretches.groups if signals else None
+        aligned = spans if groups is None else whole_groups(groups, chunk_size)
+        if aligned is not None:
+            return scorer, aligned, None
+    if listed:
+        for signal in signals:
+            require_captured(cast(TopKSignal, signal), target.temperature)
+    stats, weights = weigh(
+        signals, positions, weighting, student=student, temperature=target.temperature, chunk_size=chunk_size
+    )
+    lists = (cast(Sequence[TopKSignal], signals), stats) if listed else None
+    return GivenWeights(weights, stats.valid), spans, lists
 
 
 def whole_groups(groups: Int[Tensor, " N"], chunk_size: int) -> list[slice] | None:

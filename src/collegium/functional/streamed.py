@@ -34,7 +34,7 @@ from collegium.functional.elementwise import (
 from collegium.functional.fusion import geometric_logprobs
 from collegium.functional.listed import dense_logprobs
 from collegium.functional.products import project
-from collegium.functional.weighting import GivenWeights, Weighting, shares_of, weights_from_scores
+from collegium.functional.weighting import Figures, GivenWeights, Scorer, shares_of, weights_from_scores
 
 
 MIXERS: dict[Space, Kernel] = {"probs": mix_probs, "logs": mix_logs, "product": mix_product}
@@ -84,9 +84,8 @@ class StreamedTarget:
     Args:
         buffer: What the target is made in, [n V].
         target: Fusion, divergence and temperature.
-        weighting: How teachers are weighted.
+        weighting: Weights, or what scores each teacher from its own figures.
         rows: Which positions of the batch.
-        groups: Stretch of text of each position; None if positions share no weights.
         labels: Tokens to be predicted, [n 1].
 
     Attributes:
@@ -104,13 +103,12 @@ class StreamedTarget:
         self,
         buffer: Float[Tensor, "n V"],
         target: KdTarget,
-        weighting: Weighting | GivenWeights,
+        weighting: Scorer | GivenWeights,
         rows: slice,
-        groups: Int[Tensor, " n"] | None,
         labels: Int[Tensor, "n 1"],
     ) -> None:
         self.target, self.weighting = target, weighting
-        self.rows, self.groups, self.labels = rows, groups, labels
+        self.rows, self.labels = rows, labels
         self.form = closed_form(target.divergence)
         self.space: Space = "product"
         if target.fusion is not geometric_logprobs:
@@ -160,7 +158,7 @@ class StreamedTarget:
             at_label = logits.gather(-1, self.labels).squeeze(-1).to(entropy.dtype)
             nll, weight_nll = own_log_total - at_label / own, log_total - at_label / weight
             *stats, valid = checked_stats(signal, self.rows, entropy, nll, weight_nll, logits.shape[-1])
-        keep, share = self._share(stats[0], valid)
+        keep, share = self._share(Figures(stats[0], stats[1], valid))
         run(MIXERS[self.space], (self.fused, logits, mixed_log_total, keep, share), temperatures[2])
         if isinstance(self.weighting, GivenWeights):
             valid = self.weighting.valid[self.rows, len(self.stats)]
@@ -168,17 +166,17 @@ class StreamedTarget:
         self.entropies.append(mixed_entropy)
         self.teacher_kls.append(torch.where(valid, kl, 0.0).sum())
 
-    def _share(self, entropy: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    def _share(self, figures: Figures) -> tuple[Tensor, Tensor]:
         """Factors of what is mixed already and of the next teacher."""
         teacher = len(self.stats)
         if isinstance(self.weighting, GivenWeights):
-            share = self.weighting.weights[self.rows, teacher].to(entropy.dtype)
+            share = self.weighting.weights[self.rows, teacher].to(figures.entropy.dtype)
             return torch.ones_like(share), share
-        score = self.weighting.scores(teacher, entropy, valid, self.groups).masked_fill(~valid, -torch.inf)
+        score = self.weighting.of(teacher, figures, self.rows).masked_fill(~figures.valid, -torch.inf)
         self._scores.append(score)
         top = torch.maximum(self._top, score)
         base = top.masked_fill(top == -torch.inf, 0.0)
-        keep, share = (shares_of(value, base, self.weighting.score_tau) for value in (self._top, score))
+        keep, share = (shares_of(value, base, self.weighting.tau) for value in (self._top, score))
         self.norm, self._top = self.norm * keep + share, top
         return keep, share
 
@@ -187,7 +185,7 @@ class StreamedTarget:
         if isinstance(self.weighting, GivenWeights):
             return self.weighting.weights[self.rows]
         valid = torch.stack([stats[-1] for stats in self.stats], -1)
-        return weights_from_scores(torch.stack(self._scores, -1), valid, tau=self.weighting.score_tau)
+        return weights_from_scores(torch.stack(self._scores, -1), valid, tau=self.weighting.tau)
 
     def covered_and_norm(self, weights: Float[Tensor, "n M"]) -> tuple[Bool[Tensor, " n"], Float[Tensor, " n"]]:
         """Where some teacher counts, and what the target is to be divided by, 1 where none does."""
