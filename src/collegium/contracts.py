@@ -75,6 +75,19 @@ class Capability(StrEnum):
 
 
 @dataclass(frozen=True)
+class PositionWeights:
+    """What the loss of each predicted position is: sum_t kd_t * divergence_t + ce_t * cross_entropy_t.
+
+    Attributes:
+        kd: Weight of the divergence from the teachers.
+        ce: Weight of the cross-entropy of the label; negative where a label is to become less probable.
+    """
+
+    kd: Float[Tensor, " N"]
+    ce: Float[Tensor, " N"]
+
+
+@dataclass(frozen=True)
 class Batch:
     """Token blocks. `position_ids` alone say where a document begins: they restart at 0 there.
 
@@ -90,6 +103,8 @@ class Batch:
         sample_ids: Row of each block in its data set.
         stored: What was read beforehand from the caches of teachers, by teacher.
         domain_ids: Number of each block's domain, where the collator was given their names.
+        on_policy: Blocks that the student wrote; None where all are of the corpus.
+        weights: Of the predicted positions in the loss; None where the objective's own hold for all.
     """
 
     input_ids: Int[Tensor, "B S"]
@@ -99,6 +114,8 @@ class Batch:
     sample_ids: Int[Tensor, " B"]
     stored: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     domain_ids: Int[Tensor, " B"] | None = None
+    on_policy: Bool[Tensor, " B"] | None = None
+    weights: PositionWeights | None = None
 
     @classmethod
     def from_inputs(cls, inputs: Mapping[str, Any]) -> "Batch":
@@ -111,6 +128,8 @@ class Batch:
             sample_ids=inputs["sample_ids"],
             stored=inputs.get("stored", {}),
             domain_ids=inputs.get("domain_ids"),
+            on_policy=inputs.get("on_policy"),
+            weights=inputs.get("weights"),
         )
 
 

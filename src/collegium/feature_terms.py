@@ -7,10 +7,12 @@ fit the student's width to a teacher's belong to the term: they are trained alon
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from collegium.contracts import Batch, Capability, InnerLayers, InnerStates
 from collegium.functional.features import LayerMap, layer_pairs, squared_error
+from collegium.schedule import Schedule
 
 
 class FeatureTerm(nn.Module):
@@ -20,9 +22,6 @@ class FeatureTerm(nn.Module):
         num_teachers: Teachers, in the order in which their states are given.
         importance: beta of each teacher; normalised to sum to 1. Equal if None.
         weight: Weight among the feature terms of an objective; a schedule may change it between steps.
-        balance: Scale the term to the size of the rest of the loss, by the last step's sizes
-            (Minitron, arXiv:2407.14679, takes the ratio in each micro-batch, which would make the loss
-            depend on how a step is cut).
 
     Attributes:
         need: What teachers must provide.
@@ -43,8 +42,7 @@ class FeatureTerm(nn.Module):
         num_teachers: int,
         *,
         importance: Sequence[float] | None = None,
-        weight: float = 1.0,
-        balance: bool = False,
+        weight: float | Schedule = 1.0,
     ) -> None:
         super().__init__()
         betas = [1.0] * num_teachers if importance is None else list(importance)
@@ -52,29 +50,27 @@ class FeatureTerm(nn.Module):
             raise ValueError(f"importance must be 0 or more for each of {num_teachers} teachers, got {betas}")
         self.betas = [beta / sum(betas) for beta in betas]
         self.weight = weight
-        self.balance = balance
         self.progress = 0.0
-        self.register_buffer("scale", torch.ones(()))
 
-    def forward(self, student: InnerStates, teachers: Sequence[InnerStates], batch: Batch) -> Tensor:
-        """Sum over text positions, not yet divided by their count."""
+    def forward(
+        self,
+        student: InnerStates,
+        teachers: Sequence[InnerStates],
+        batch: Batch,
+        emphasis: Float[Tensor, "B S"] | None = None,
+    ) -> Tensor:
+        """Sum over text positions, not yet divided by their count; each times its emphasis, if there is any."""
         sums = [
-            beta * self.of_teacher(m, student, teacher, batch)
+            beta * self.of_teacher(m, student, teacher, batch, emphasis)
             for m, (beta, teacher) in enumerate(zip(self.betas, teachers, strict=True))
         ]
-        assert isinstance(self.scale, Tensor)
-        return torch.stack(sums).sum() * self.scale
+        return torch.stack(sums).sum()
 
-    def of_teacher(self, m: int, student: InnerStates, teacher: InnerStates, batch: Batch) -> Tensor:
+    def of_teacher(
+        self, m: int, student: InnerStates, teacher: InnerStates, batch: Batch, emphasis: Tensor | None
+    ) -> Tensor:
         """Sum over text positions for teacher `m`."""
         raise NotImplementedError
-
-    def rebalance(self, feature_loss: float, other_loss: float) -> None:
-        """Set the scale from a finished step's losses over all ranks; call between steps."""
-        assert isinstance(self.scale, Tensor)
-        unscaled = feature_loss / float(self.scale)
-        if self.balance and unscaled > 0 and other_loss > 0:
-            self.scale.fill_(other_loss / unscaled)
 
 
 class HiddenStatesTerm(FeatureTerm):
@@ -87,7 +83,6 @@ class HiddenStatesTerm(FeatureTerm):
         layer_norm: Normalise both sides first.
         importance: See `FeatureTerm`.
         weight: See `FeatureTerm`.
-        balance: See `FeatureTerm`.
 
     Raises:
         ValueError: the layer map does not fit, or the importances do not.
@@ -103,10 +98,9 @@ class HiddenStatesTerm(FeatureTerm):
         layer_map: LayerMap = "uniform",
         layer_norm: bool = True,
         importance: Sequence[float] | None = None,
-        weight: float = 1.0,
-        balance: bool = False,
+        weight: float | Schedule = 1.0,
     ) -> None:
-        super().__init__(len(teacher_sizes), importance=importance, weight=weight, balance=balance)
+        super().__init__(len(teacher_sizes), importance=importance, weight=weight)
         self.layer_norm = layer_norm
         width, depth = student_size
         self.pairs = [layer_pairs(layer_map, depth, layers) for _, layers in teacher_sizes]
@@ -117,7 +111,9 @@ class HiddenStatesTerm(FeatureTerm):
             for (size, _), pairs in zip(teacher_sizes, self.pairs, strict=True)
         )
 
-    def of_teacher(self, m: int, student: InnerStates, teacher: InnerStates, batch: Batch) -> Tensor:
+    def of_teacher(
+        self, m: int, student: InnerStates, teacher: InnerStates, batch: Batch, emphasis: Tensor | None
+    ) -> Tensor:
         """See `FeatureTerm`."""
         projections = self.projections[m]
         assert isinstance(projections, nn.ModuleList)
@@ -127,6 +123,7 @@ class HiddenStatesTerm(FeatureTerm):
                 teacher.hidden_states[t],
                 batch.attention_mask,
                 normalize=self.layer_norm,
+                emphasis=emphasis,
             )
             for (s, t), projection in zip(self.pairs[m], projections, strict=True)
         ]

@@ -8,11 +8,13 @@ trained besides the student (projections of feature terms); they never reach the
 import functools
 import operator
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from collegium.balancing import Balancer
 from collegium.contracts import (
     Batch,
     Capability,
@@ -23,15 +25,19 @@ from collegium.contracts import (
     LossOutput,
     Positions,
     TeacherOutput,
-    TeacherStats,
 )
+from collegium.course import TaidCourse
+from collegium.dynamic import DynamicDistillation, Guidance
 from collegium.feature_terms import FeatureTerm
-from collegium.functional.chunked import DistillationSums, KdTarget, TeacherWeighting
+from collegium.functional.chunked import KdTarget, TeacherWeighting
 from collegium.functional.divergences import forward_kl
 from collegium.functional.fused import distillation_loss
 from collegium.functional.fusion import mixture_logprobs
-from collegium.functional.weighting import Weighting
+from collegium.functional.weighting import GivenScores, Weighting
+from collegium.loss_metrics import loss_metrics
 from collegium.metrics import Mean
+from collegium.routing import Router
+from collegium.schedule import Schedule, largest, smallest, value_at
 
 
 BUFFER_BYTES = {"cpu": 24 * 2**20, "cuda": 128 * 2**20}
@@ -47,51 +53,90 @@ class Objective(nn.Module):
 
     Args:
         teacher_names: In the order in which teachers' outputs are given.
-        kd_weight: Share of the distillation loss; 0 leaves the teachers' distributions unread.
+        kd_weight: Weight of the divergence from the teachers; 0 leaves their distributions unread.
+        ce_weight: Weight of the cross-entropy to the text; 1 - kd_weight if not given.
         target: Divergence, fusion and temperature.
         weighting: How much each teacher counts.
+        router: Learns how much each teacher counts, instead.
         feature_weight: Weight of the feature terms together.
         features: The terms, each with its own weight among them, if feature_weight is above 0.
+        balancer: Weighs the terms against one another; none leaves the weights as they are given.
+        dynamic: Lets the student's uncertainty decide what it is taught.
+        course: Moves the target's parameter along with the training.
         label_smoothing: Share of a label's probability that the cross-entropy spreads over the vocabulary.
         max_invalid_fraction: Share of bad positions above which a teacher stops the run.
         chunk_size: Positions whose logits are alive at once; None follows from `BUFFER_BYTES`.
+
+    Attributes:
+        progress: Share of the training that is done, in [0, 1], which schedules follow; set between steps.
+
+    Raises:
+        ValueError: a weight is out of range, or parts do not go together.
     """
 
     def __init__(
         self,
         teacher_names: Sequence[str] = (),
         *,
-        kd_weight: float = 0.5,
+        kd_weight: float | Schedule = 0.5,
+        ce_weight: float | Schedule | None = None,
         target: KdTarget | None = None,
         weighting: TeacherWeighting | None = None,
-        feature_weight: float = 0.0,
+        router: Router | None = None,
+        feature_weight: float | Schedule = 0.0,
         features: Sequence[FeatureTerm] = (),
+        balancer: Balancer | None = None,
+        dynamic: DynamicDistillation | None = None,
+        course: TaidCourse | None = None,
         label_smoothing: float = 0.0,
         max_invalid_fraction: float = 0.01,
         chunk_size: int | None = None,
     ) -> None:
         super().__init__()
-        if not 0.0 <= kd_weight <= 1.0:
-            raise ValueError(f"kd_weight is {kd_weight}; it must lie in [0, 1]")
+        _check_weights(kd_weight, ce_weight, feature_weight)
         if not 0.0 <= label_smoothing < 1.0:
             raise ValueError(f"label_smoothing is {label_smoothing}; it must lie in [0, 1)")
-        if (feature_weight > 0) != (len(features) > 0):
+        if (largest(feature_weight) > 0) != (len(features) > 0):
             raise ValueError("feature_weight above 0 and feature terms go together")
         self.teacher_names = tuple(teacher_names)
-        self.kd_weight = kd_weight
+        self._kd_weight, self._ce_weight, self._feature_weight = kd_weight, ce_weight, feature_weight
         self.target = target or KdTarget(forward_kl, mixture_logprobs)
         self.weighting = weighting or Weighting()
-        self.feature_weight = feature_weight
+        self.router = router
         self.features = nn.ModuleList(features)
+        self.balancer = balancer
+        self.dynamic = dynamic
+        self.course = course
         self.label_smoothing = label_smoothing
         self.max_invalid_fraction = max_invalid_fraction
         self.chunk_size = chunk_size
+        self.progress = 0.0
+
+    @property
+    def kd_weight(self) -> float:
+        """Weight of the divergence now."""
+        return value_at(self._kd_weight, self.progress)
+
+    @property
+    def ce_weight(self) -> float:
+        """Weight of the cross-entropy now."""
+        return 1.0 - self.kd_weight if self._ce_weight is None else value_at(self._ce_weight, self.progress)
+
+    @property
+    def feature_weight(self) -> float:
+        """Weight of the feature terms together now."""
+        return value_at(self._feature_weight, self.progress)
+
+    @property
+    def distils(self) -> bool:
+        """Whether the divergence has any weight at any time."""
+        return largest(self._kd_weight) > 0
 
     @property
     def need(self) -> frozenset[Capability]:
         """What teachers must provide; empty if they are not asked at all."""
         need = set()
-        if self.kd_weight > 0:
+        if self.distils:
             linear = self.target.divergence is forward_kl and self.target.fusion is mixture_logprobs
             need = {Capability.SAMPLES if linear else Capability.TOP_K}
         return frozenset(need).union(*(term.need for term in self.feature_terms))
@@ -135,76 +180,158 @@ class Objective(nn.Module):
             counts: Global counts of the optimizer step.
             vocab_size: Student's vocabulary.
         """
-        signals = [output.signal for output in outputs] if self.kd_weight > 0 else []
         chunk_size = self.chunk_size or default_chunk_size(vocab_size, student_hidden.device)
+        guidance = None
+        if self.dynamic is not None:
+            guidance = self.dynamic.guide(student_hidden, student_head, positions.labels, chunk_size=chunk_size)
+        scores = None if self.router is None else self.router(student_hidden)
+        factors: Mapping[str, float | Tensor] = {} if self.balancer is None else self.balancer.factors()
+        kd_weight, ce_weight = self._logit_weights(batch, guidance)
         sums = distillation_loss(
             student_hidden,
             student_head,
             positions,
-            signals,
-            self.weighting,
-            target=self.target,
-            kd_weight=self.kd_weight,
+            [output.signal for output in outputs] if self.distils else [],
+            self._weighting(scores, guidance),
+            target=self._target(batch, positions),
+            kd_weight=kd_weight * factors.get("kd", 1.0),
+            ce_weight=ce_weight * factors.get("ce", 1.0),
             label_smoothing=self.label_smoothing,
             chunk_size=chunk_size,
         )
-        loss = sums.loss / counts.predicted.clamp_min(1)
-        metrics = self._metrics(sums, sums.stats, sums.weights)
+        predicted, predicted_here = counts.predicted.clamp_min(1), _count(positions)
+        loss = sums.loss / predicted
+        metrics = loss_metrics(sums, self.teacher_names)
+        terms = {"kd": self.kd_weight * sums.kd / predicted, "ce": self.ce_weight * sums.cross_entropy / predicted}
+        if scores is not None:
+            assert self.router is not None, "it made them"
+            missed = self.router.loss(scores, sums.stats.cross_entropy, sums.stats.valid)
+            loss = loss + self.router.loss_weight * missed / predicted
+            metrics["router_loss"] = Mean(missed.detach(), predicted_here)
+        if guidance is not None:
+            metrics["student_uncertainty"] = Mean(guidance.uncertainty.sum(), predicted_here)
         if self.feature_terms:
             assert student_states is not None, "feature terms read them"
-            feature, by_term = self._features(student_states, batch, outputs)
-            loss = loss + self.feature_weight * feature / counts.attended.clamp_min(1)
-            metrics |= by_term
+            values = self._features(student_states, outputs, batch, positions, guidance)
+            attended = batch.attention_mask.sum()
+            metrics |= {name: Mean(value.detach(), attended) for name, value in values.items()}
+            of_features = {name: self._weight_of(name) * value for name, value in values.items()}
+            metrics["feature_loss"] = Mean(_total(of_features).detach(), attended)
+            terms |= {name: value / counts.attended.clamp_min(1) for name, value in of_features.items()}
+            loss = loss + _total({name: factors.get(name, 1.0) * terms[name] for name in of_features})
+        if self.balancer is not None:
+            loss = loss + self.balancer.penalty(terms, predicted_here / predicted)
         return LossOutput(loss, metrics)
 
+    def _logit_weights(self, batch: Batch, guidance: Guidance | None) -> tuple[float | Tensor, float | Tensor]:
+        """Weights of divergence and cross-entropy, of all positions or of each."""
+        if batch.weights is not None:
+            return batch.weights.kd, batch.weights.ce
+        kd_weight = self.kd_weight if guidance is None else self.kd_weight * guidance.kd
+        return kd_weight, self.ce_weight
+
+    def _weighting(self, scores: Tensor | None, guidance: Guidance | None) -> TeacherWeighting:
+        if scores is not None:
+            return GivenScores(scores.detach())
+        if guidance is not None and guidance.teacher_scores is not None:
+            return GivenScores(guidance.teacher_scores)
+        return self.weighting
+
+    def _target(self, batch: Batch, positions: Positions) -> KdTarget:
+        """The target with what its divergence is to know besides."""
+        if self.course is not None:
+            return replace(self.target, parameter=self.course.value)
+        if batch.on_policy is None:
+            return self.target
+        written = batch.on_policy[positions.index // batch.input_ids.shape[1]]
+        return replace(self.target, parameter=written.float())
+
     def _features(
-        self, student_states: InnerStates, batch: Batch, outputs: Sequence[TeacherOutput]
-    ) -> tuple[Tensor, dict[str, Mean]]:
-        """Weighted sum of the feature terms over text positions, and each by itself."""
+        self,
+        student_states: InnerStates,
+        outputs: Sequence[TeacherOutput],
+        batch: Batch,
+        positions: Positions,
+        guidance: Guidance | None,
+    ) -> dict[str, Tensor]:
+        """Each term's sum over text positions."""
         states = [output.features for output in outputs if output.features is not None]
-        sums = [term(student_states, states, batch) for term in self.feature_terms]
-        weights = [term.weight for term in self.feature_terms]
-        total = torch.stack([weight * value for weight, value in zip(weights, sums, strict=True)]).sum()
-        count = batch.attention_mask.sum()
-        metrics = {f"feature/{i}": Mean(value.detach(), count) for i, value in enumerate(sums)}
-        return total, {"feature_loss": Mean(total.detach(), count), **metrics}
+        emphasis = None
+        if guidance is not None and guidance.features is not None:
+            emphasis = torch.zeros(batch.input_ids.numel(), device=batch.input_ids.device)
+            emphasis = emphasis.index_copy(0, positions.index, guidance.features.float()).view_as(batch.input_ids)
+        values = {}
+        for name, term in self._named_features():
+            if self._weight_of(name) > 0:
+                values[name] = term(student_states, states, batch, emphasis)
+            else:  # for now; but its parameters must be part of the graph on every rank
+                values[name] = _total({str(i): 0.0 * p.sum() for i, p in enumerate(term.parameters())})
+        return values
 
-    def _metrics(self, sums: DistillationSums, stats: TeacherStats, weights: Tensor) -> dict[str, Mean]:
-        num_positions = torch.tensor(len(weights), device=weights.device)
-        metrics = {"cross_entropy": Mean(sums.cross_entropy.detach(), num_positions)}
-        if weights.shape[1] == 0:
-            return metrics
-        effective = (-torch.special.xlogy(weights, weights).sum(-1)).exp()  # [N]
-        covered = weights.sum(-1) > 0
-        metrics |= {
-            "kd_loss": Mean(sums.kd.detach(), sums.covered),
-            "kd_coverage": Mean(sums.covered, num_positions),
-            "target_entropy": Mean(sums.target_entropy, sums.covered),
-            "conflict": Mean(sums.conflict, sums.covered),
-            "effective_teachers": Mean((effective * covered).sum(), sums.covered),
-        }
-        for m, name in enumerate(self.teacher_names):
-            metrics |= self._teacher_metrics(name, stats, weights[:, m], m, sums.teacher_kl[m])
-        return metrics
+    def _weight_of(self, feature: str) -> float:
+        term = dict(self._named_features())[feature]
+        return self.feature_weight * value_at(term.weight, self.progress)
 
-    @staticmethod
-    def _teacher_metrics(
-        name: str, stats: TeacherStats, weights: Tensor, m: int, teacher_kl: Tensor
-    ) -> dict[str, Mean]:
-        valid = stats.valid[:, m]
-        num_valid, num_positions = valid.sum(), torch.tensor(len(valid), device=valid.device)
-        return {
-            f"teacher/{name}/weight": Mean(weights.sum(), num_positions),
-            f"teacher/{name}/entropy": Mean((stats.entropy[:, m] * valid).sum(), num_valid),
-            f"teacher/{name}/cross_entropy": Mean((stats.cross_entropy[:, m] * valid).sum(), num_valid),
-            f"teacher/{name}/kl": Mean(teacher_kl, num_valid),
-            f"teacher/{name}/invalid_fraction": Mean(num_positions - num_valid, num_positions),
-        }
+    def set_progress(self, progress: float) -> None:
+        """Say what share of the training is done; called between steps."""
+        self.progress = progress
+        for term in self.feature_terms:
+            term.progress = progress
+
+    def after_step(self, means: Mapping[str, float]) -> None:
+        """Take in a finished step's metrics over all ranks; called between steps where `watches`."""
+        if self.balancer is not None:
+            values = {
+                "kd": self.kd_weight * means.get("kd_loss", 0.0),
+                "ce": self.ce_weight * means["cross_entropy"],
+            }
+            values |= {name: self._weight_of(name) * means[name] for name, _ in self._named_features()}
+            self.balancer.after_step(values)
+        if self.course is not None:
+            self.course.after_step(means.get("kd_loss", 0.0), self.progress)
+
+    @property
+    def watches(self) -> frozenset[str]:
+        """Metrics that must be known after each step; their reading waits for the device."""
+        names: set[str] = set()
+        if self.balancer is not None and self.balancer.watches:
+            names |= {"kd_loss", "cross_entropy", *(name for name, _ in self._named_features())}
+        if self.course is not None:
+            names.add("kd_loss")
+        return frozenset(names)
+
+    @property
+    def term_names(self) -> tuple[str, ...]:
+        """Names of the terms that a balancer weighs."""
+        return ("kd", "ce", *(name for name, _ in self._named_features()))
+
+    def _named_features(self) -> list[tuple[str, FeatureTerm]]:
+        return [(f"feature/{i}", term) for i, term in enumerate(self.feature_terms)]
 
     def unreliable_teachers(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """Teachers that were bad more often than allowed, with the share of bad positions."""
         shares = {name: metrics.get(f"teacher/{name}/invalid_fraction", 0.0) for name in self.teacher_names}
         return {name: share for name, share in shares.items() if share > self.max_invalid_fraction}
+
+
+def _check_weights(
+    kd_weight: float | Schedule, ce_weight: float | Schedule | None, feature_weight: float | Schedule
+) -> None:
+    for name, weight in {"kd_weight": kd_weight, "ce_weight": ce_weight, "feature_weight": feature_weight}.items():
+        if weight is not None and smallest(weight) < 0:
+            raise ValueError(f"{name} is {weight}; it must be 0 or more")
+    if ce_weight is None and largest(kd_weight) > 1:
+        raise ValueError(
+            f"kd_weight is {kd_weight}; above 1 there is nothing left for the text: give ce_weight too"
+        )
+
+
+def _count(positions: Positions) -> Tensor:
+    return torch.tensor(len(positions), device=positions.index.device)
+
+
+def _total(terms: Mapping[str, Tensor]) -> Tensor:
+    return torch.stack(list(terms.values())).sum() if terms else torch.zeros(())
 
 
 MIN_CHUNK_SIZE = 128

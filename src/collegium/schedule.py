@@ -44,6 +44,11 @@ class Schedule:
         """Largest value it takes."""
         return self.initial if self.shape == "constant" else max(self.initial, self.final)
 
+    @property
+    def smallest(self) -> float:
+        """Smallest value it takes."""
+        return self.initial if self.shape == "constant" else min(self.initial, self.final)
+
 
 def value_at(value: float | Schedule, progress: float) -> float:
     """A number, or a schedule's at this progress."""
@@ -53,3 +58,8 @@ def value_at(value: float | Schedule, progress: float) -> float:
 def largest(value: float | Schedule) -> float:
     """A number, or the largest that a schedule takes."""
     return value.largest if isinstance(value, Schedule) else value
+
+
+def smallest(value: float | Schedule) -> float:
+    """A number, or the smallest that a schedule takes."""
+    return value.smallest if isinstance(value, Schedule) else value

@@ -9,7 +9,7 @@ update. Trackers, callbacks, PEFT and accelerate come with `Trainer`.
 import copy
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -148,10 +148,19 @@ class DistillationTrainer(Trainer):
         outputs = [teacher.score(batch, positions, need=need) for teacher in self.teachers] if need else []
         result = model(batch, positions, outputs, counts)
         self._means.add(result.metrics)
-        if self._balances:
-            self._step_means.add({k: v for k, v in result.metrics.items() if k.startswith(_BALANCED)})
+        watched = self.objective.watches
+        if watched:
+            self._step_means.add({name: mean for name, mean in result.metrics.items() if name in watched})
         loss = result.loss * self.accelerator.num_processes  # DDP and FSDP average over ranks
         return (loss, result) if return_outputs else loss
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """The micro-batches of a step; how far the training has come is known from here on."""
+        self.objective.set_progress(self.state.global_step / max(1, self.state.max_steps))
+        samples: tuple[list[Any], Any] = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return samples
 
     def _get_num_items_in_batch(  # type: ignore[override]
         self, batch_samples: list[Any], device: torch.device
@@ -171,20 +180,9 @@ class DistillationTrainer(Trainer):
                 f"step {self.state.global_step + 1}: the gradient is not finite ({float(norm)}), the student "
                 "was not changed; lower training.learning_rate or raise warmup_steps, and start anew"
             )
-        if self._balances:
-            self._rebalance()
+        if self.objective.watches:
+            self.objective.after_step(self._step_means.pop())
         return norm
-
-    @property
-    def _balances(self) -> bool:
-        return any(term.balance for term in self.objective.feature_terms)
-
-    def _rebalance(self) -> None:
-        """Fit the scales of feature terms to the step that is done."""
-        means = self._step_means.pop()
-        main = "kd_loss" if self.objective.kd_weight > 0 else "cross_entropy"
-        for i, term in enumerate(self.objective.feature_terms):
-            term.rebalance(means[f"feature/{i}"], means.get(main, 0.0))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the objective's metrics to a training log line; stop on a teacher that is bad too often."""
@@ -321,9 +319,6 @@ class DistillationTrainer(Trainer):
         folder = Path(output_dir or cast(str, self.args.output_dir))
         self.distillation_model.save_student(folder, state_dict)
         cast(PreTrainedTokenizerBase, self.processing_class).save_pretrained(folder)
-
-
-_BALANCED = ("feature/", "kd_loss", "cross_entropy")
 
 
 def measure_student(model: DistillationModel, held_out: HeldOut) -> dict[str, DocumentSums]:

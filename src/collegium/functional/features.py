@@ -21,8 +21,9 @@ def squared_error(
     mask: Bool[Tensor, "B S"],
     *,
     normalize: bool,
+    emphasis: Float[Tensor, "B S"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Sum over text positions of the mean over E of the squared difference.
+    """Sum over text positions of the mean over E of the squared difference, times the emphasis if given.
 
     Positions where the teacher is not finite are left out. With `normalize` both sides first get
     zero mean and unit variance over E, so that a few huge dimensions do not decide.
@@ -34,6 +35,7 @@ def squared_error(
         student = layer_norm(student, student.shape[-1:])
         teacher = layer_norm(teacher, teacher.shape[-1:])
     errors = (student - teacher).square().mean(-1)  # [B S]
+    errors = errors if emphasis is None else errors * emphasis
     return torch.where(usable, errors, torch.zeros_like(errors)).sum()
 
 
