@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from collegium.divergence_sections import DivergenceSection, ForwardKlSection
 from collegium.section import Many, Section
 
 
@@ -55,10 +56,8 @@ class ObjectiveSection(Section):
 
     kd_weight: float = Field(default=0.5, ge=0, le=1)
     """Share of the distillation loss; 0 is cross-entropy alone, 1 is distillation alone."""
-    divergence: Literal["forward_kl", "reverse_kl", "jsd", "total_variation"] = "forward_kl"
-    """From the student to the fused target; forward is KL(target || student)."""
-    jsd_beta: float = Field(default=0.5, ge=0, le=1)
-    """Weight of the target in the mixture of `jsd`."""
+    divergence: DivergenceSection = ForwardKlSection()
+    """From the student to the fused target: a section with `kind`, or the kind alone."""
     fusion: Literal["mixture", "geometric"] = "mixture"
     """Weighted mean of the teachers' probabilities, or normalised of their logarithms."""
     weighting: WeightingSection = WeightingSection()

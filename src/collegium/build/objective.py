@@ -1,22 +1,15 @@
 """The loss: where the names of divergences, fusions and weightings meet their functions."""
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from collegium.build.divergence import build_divergence
 from collegium.contracts import Capability, Teacher
 from collegium.errors import DataError, TeacherError
 from collegium.functional.chunked import KdTarget
-from collegium.functional.divergences import (
-    Divergence,
-    forward_kl,
-    generalized_jsd,
-    reverse_kl,
-    total_variation,
-)
 from collegium.functional.fusion import Fusion, geometric_logprobs, mixture_logprobs
 from collegium.functional.weighting import Weighting
 from collegium.objective import FeatureTerm, Objective
@@ -74,19 +67,13 @@ def _listed(capabilities: frozenset[Any]) -> str:
 
 def build_target(section: ObjectiveSection) -> KdTarget:
     """Divergence, fusion and temperature."""
-    divergences: Mapping[str, Divergence] = {
-        "forward_kl": forward_kl,
-        "reverse_kl": reverse_kl,
-        "jsd": functools.partial(generalized_jsd, beta=section.jsd_beta),
-        "total_variation": total_variation,
-    }
     return KdTarget(
-        divergence=divergences[section.divergence],
+        divergence=build_divergence(section.divergence),
         fusion=FUSIONS[section.fusion],
         temperature=section.kd_temperature,
         # The gradient of a total variation falls with the temperature itself, not with its square.
         scale_by_squared_temperature=section.scale_by_squared_temperature
-        and section.divergence != "total_variation",
+        and section.divergence.kind != "total_variation",
     )
 
 
