@@ -276,17 +276,6 @@ def test_student_vocabulary_padding_is_cut():
     assert torch.allclose(real(hidden), hidden @ model.lm_head.weight[:V].T, rtol=1e-12)
 
 
-def test_balance_scales_the_feature_term_to_the_rest():
-    feature = HiddenStatesTerm((32, 2), [(32, 2)], balance=True)
-    feature.rebalance(feature_loss=4.0, other_loss=2.0)
-    assert float(feature.scale) == 0.5
-    feature.rebalance(feature_loss=2.0, other_loss=2.0)  # measured with the scale on: already balanced
-    assert float(feature.scale) == 0.5
-    unbalanced = HiddenStatesTerm((32, 2), [(32, 2)])
-    unbalanced.rebalance(4.0, 2.0)
-    assert float(unbalanced.scale) == 1.0
-
-
 def test_projections_learn():
     feature = HiddenStatesTerm((32, 2), [(32, 2)])
     _, grads = run(

@@ -28,7 +28,7 @@ def test_all_mistakes_are_told_at_once(path):
     assert len(text.splitlines()) == 4
     assert all(line.startswith(str(path)) for line in text.splitlines())
     assert "student.lora.rnk: unknown key; did you mean `rank`?" in text
-    assert "objective.tau: unknown key; known here: divergence, " in text
+    assert "objective.tau: unknown key; known here: balance, " in text
 
 
 @pytest.mark.parametrize(
@@ -49,9 +49,9 @@ def test_misspelt_keys_get_a_suggestion(path, override, hint):
 
 
 def test_overrides_reach_lists_and_make_sections(path):
-    recipe = load_recipe(path, ["teachers.1.weight_temperature=2", "objective.feature.balance=true", "seed=7"])
+    recipe = load_recipe(path, ["teachers.1.weight_temperature=2", "objective.feature.layer_norm=false", "seed=7"])
     assert recipe.teachers[1].weight_temperature == 2.0
-    assert recipe.objective.feature.balance is True
+    assert recipe.objective.feature.layer_norm is False
     assert recipe.seed == 7
 
 
@@ -176,3 +176,27 @@ def test_a_section_of_another_kind_is_not_mixed_with_the_methods():
     default = {"d": {"kind": "dkd", "beta": 1, "alpha": 1}}
     assert filled({"d": {"kind": "jsd"}}, default) == {"d": {"kind": "jsd"}}
     assert filled({"d": {"beta": 2}}, default) == {"d": {"kind": "dkd", "beta": 2, "alpha": 1}}
+
+
+def test_weights_may_be_schedules(path):
+    given = "{shape: linear, initial: 0, final: 0.5, end: 0.2}"
+    recipe = load_recipe(path, [f"objective.kd_weight={given}", "objective.ce_weight=1"])
+    schedule = recipe.objective.kd_weight.schedule
+    assert [schedule.at(x) for x in (0.0, 0.1, 0.2, 1.0)] == [0.0, 0.25, 0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("objective.kd_weight=-1", "objective.kd_weight: Input should be greater than or equal to 0, got -1"),
+        ("objective.kd_weight=2", "objective: kd_weight reaches 2; above 1 give ce_weight too"),
+        ("objective.kd_weight={initial: 0, final: 1, stop: 1}", "objective.kd_weight.stop: unknown key; did you"),
+        ("objective.kd_weight={initial: 1, final: 0, begin: 1}", "a schedule ends after it begins"),
+        ("objective.divergence={kind: jsd, beta: 2}", "objective.divergence.beta: Input should be less than"),
+        ("objective.dynamic={}", "give at least one of adoption, selection and objective"),
+        ("objective.dynamic={objective: true}", "set feature_weight above 0"),
+        ("objective.weighting={kind: entropy, loss_weight: 1}", "`loss_weight` (weight of the router's own loss)"),
+    ],
+)
+def test_mistakes_in_an_objective(path, override, message):
+    assert message in error_of(path, override)

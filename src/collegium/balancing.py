@@ -74,7 +74,8 @@ class GradientFree(Balancer):
             together = kd + sum(scales[name] * means[name] for name in features)
             scales = {name: scale * ce / together for name, scale in scales.items()} | {"kd": ce / together}
         for index, name in enumerate(self.names):
-            self.scales[index] = scales.get(name, float(self.scales[index]) if name in features else 1.0)
+            absent = 1.0 if name in ("ce", "kd") else float(self.scales[index])
+            self.scales[index] = scales.get(name, absent)
 
 
 class UncertaintyWeighting(Balancer):

@@ -1,11 +1,52 @@
-"""Targets that move: how far TAID's blend of student and teacher has come, kept with the weights."""
+"""Divergences that change over a run: what their parameter is now, kept with the weights of the run."""
 
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from collegium.functional.schedules import TaidState, taid_update
+from collegium.functional.schedules import TaidState, on_policy_weight, taid_update
 
 
-class TaidCourse(nn.Module):
+class Course(nn.Module):
+    """Says what the parameter of a `PositionalDivergence` is.
+
+    Attributes:
+        watches: Whether it must be told the loss after each step.
+    """
+
+    watches = False
+
+    def parameter(self, written: Bool[Tensor, " N"], progress: float) -> Float[Tensor, ""] | Float[Tensor, " N"]:
+        """The parameter now.
+
+        Args:
+            written: Positions of text that the student wrote itself.
+            progress: Share of the training that is done.
+        """
+        raise NotImplementedError
+
+    def after_step(self, loss: float, progress: float) -> None:
+        """Take in a finished step's mean divergence over all ranks."""
+
+
+class OwnTextCourse(Course):
+    """Weights of `SkewPair`: 1 everywhere, negative on given text.
+
+    Args:
+        gradual: Move weight from given text to the student's own over the first half of the run.
+    """
+
+    def __init__(self, *, gradual: bool = False) -> None:
+        super().__init__()
+        self.gradual = gradual
+
+    def parameter(self, written: Bool[Tensor, " N"], progress: float) -> Float[Tensor, " N"]:
+        """beta on the student's own text, beta - 2 on given text."""
+        beta = on_policy_weight(progress) if self.gradual else 1.0
+        return torch.where(written, beta, beta - 2.0)
+
+
+class TaidCourse(Course):
     """The teacher's share t in TAID's target, and what it depends on (arXiv:2501.16937, algorithm 1).
 
     Its three numbers are buffers, so that a run that is resumed goes on where it was.
@@ -17,6 +58,8 @@ class TaidCourse(nn.Module):
         beta: Decay of the momentum.
     """
 
+    watches = True
+
     def __init__(self, *, start: float = 0.4, end: float = 1.0, alpha: float = 5e-4, beta: float = 0.99) -> None:
         super().__init__()
         if not 0.0 <= start <= end <= 1.0:
@@ -25,9 +68,8 @@ class TaidCourse(nn.Module):
         for name, value in TaidState.initial(start)._asdict().items():
             self.register_buffer(name, value)
 
-    @property
-    def value(self) -> Tensor:
-        """The share t now, a scalar."""
+    def parameter(self, written: Bool[Tensor, " N"], progress: float) -> Float[Tensor, ""]:
+        """The share t now."""
         assert isinstance(self.t, Tensor)
         return self.t
 

@@ -37,6 +37,58 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
         }
     },
     "bayes": {"objective": {"kd_weight": 0.5, "weighting": {"kind": "bayes", "decay": 0.97}}},
+    # Papers with one teacher and a divergence of their own; more teachers count alike unless a recipe weighs them.
+    "dkd": {
+        "objective": {
+            "kd_weight": 0.5,
+            "weighting": "uniform",
+            "divergence": {"kind": "decoupled", "alpha": 1.0, "beta": 1.0},
+        }
+    },
+    "distillm": {
+        "objective": {
+            "kd_weight": 1.0,
+            "weighting": "uniform",
+            "divergence": {"kind": "skew_reverse_kl", "alpha": 0.1},
+        }
+    },
+    "distillm2": {
+        "objective": {
+            "kd_weight": 1.0,
+            "weighting": "uniform",
+            "divergence": {"kind": "distillm2", "alpha": 0.1, "gradual": False},
+        }
+    },
+    "akl": {
+        "objective": {
+            "kd_weight": 1.0,
+            "weighting": "uniform",
+            "divergence": {"kind": "adaptive_kl", "mu": 0.5},
+        }
+    },
+    "abkd": {
+        "objective": {
+            "kd_weight": 1.0,
+            "weighting": "uniform",
+            "divergence": {"kind": "alpha_beta", "alpha": 0.2, "beta": 0.7},
+        }
+    },
+    "todi": {
+        "objective": {
+            "kd_weight": 0.5,
+            "weighting": "uniform",
+            "divergence": {"kind": "todi"},
+            "kd_temperature": 2.0,
+            "scale_by_squared_temperature": False,
+        }
+    },
+    "taid": {
+        "objective": {
+            "kd_weight": 1.0,
+            "weighting": "uniform",
+            "divergence": {"kind": "taid", "start": 0.4, "end": 1.0, "alpha": 5e-4, "beta": 0.99},
+        }
+    },
 }
 
 

@@ -26,7 +26,7 @@ from collegium.contracts import (
     Positions,
     TeacherOutput,
 )
-from collegium.course import TaidCourse
+from collegium.course import Course
 from collegium.dynamic import DynamicDistillation, Guidance
 from collegium.feature_terms import FeatureTerm
 from collegium.functional.chunked import KdTarget, TeacherWeighting
@@ -87,7 +87,7 @@ class Objective(nn.Module):
         features: Sequence[FeatureTerm] = (),
         balancer: Balancer | None = None,
         dynamic: DynamicDistillation | None = None,
-        course: TaidCourse | None = None,
+        course: Course | None = None,
         label_smoothing: float = 0.0,
         max_invalid_fraction: float = 0.01,
         chunk_size: int | None = None,
@@ -181,9 +181,7 @@ class Objective(nn.Module):
             vocab_size: Student's vocabulary.
         """
         chunk_size = self.chunk_size or default_chunk_size(vocab_size, student_hidden.device)
-        guidance = None
-        if self.dynamic is not None:
-            guidance = self.dynamic.guide(student_hidden, student_head, positions.labels, chunk_size=chunk_size)
+        guidance = self._guidance(student_hidden, student_head, positions, chunk_size)
         scores = None if self.router is None else self.router(student_hidden)
         factors: Mapping[str, float | Tensor] = {} if self.balancer is None else self.balancer.factors()
         kd_weight, ce_weight = self._logit_weights(batch, guidance)
@@ -203,25 +201,29 @@ class Objective(nn.Module):
         loss = sums.loss / predicted
         metrics = loss_metrics(sums, self.teacher_names)
         terms = {"kd": self.kd_weight * sums.kd / predicted, "ce": self.ce_weight * sums.cross_entropy / predicted}
+        if guidance is not None:
+            metrics["student_uncertainty"] = Mean(guidance.uncertainty.sum(), predicted_here)
         if scores is not None:
             assert self.router is not None, "it made them"
             missed = self.router.loss(scores, sums.stats.cross_entropy, sums.stats.valid)
             loss = loss + self.router.loss_weight * missed / predicted
             metrics["router_loss"] = Mean(missed.detach(), predicted_here)
-        if guidance is not None:
-            metrics["student_uncertainty"] = Mean(guidance.uncertainty.sum(), predicted_here)
         if self.feature_terms:
             assert student_states is not None, "feature terms read them"
-            values = self._features(student_states, outputs, batch, positions, guidance)
-            attended = batch.attention_mask.sum()
-            metrics |= {name: Mean(value.detach(), attended) for name, value in values.items()}
-            of_features = {name: self._weight_of(name) * value for name, value in values.items()}
-            metrics["feature_loss"] = Mean(_total(of_features).detach(), attended)
+            of_features, logged = self._features(student_states, outputs, batch, positions, guidance)
             terms |= {name: value / counts.attended.clamp_min(1) for name, value in of_features.items()}
-            loss = loss + _total({name: factors.get(name, 1.0) * terms[name] for name in of_features})
+            loss = loss + _total([factors.get(name, 1.0) * terms[name] for name in of_features])
+            metrics |= logged
         if self.balancer is not None:
             loss = loss + self.balancer.penalty(terms, predicted_here / predicted)
         return LossOutput(loss, metrics)
+
+    def _guidance(
+        self, student_hidden: Tensor, student_head: Head, positions: Positions, chunk_size: int
+    ) -> Guidance | None:
+        if self.dynamic is None:
+            return None
+        return self.dynamic.guide(student_hidden, student_head, positions.labels, chunk_size=chunk_size)
 
     def _logit_weights(self, batch: Batch, guidance: Guidance | None) -> tuple[float | Tensor, float | Tensor]:
         """Weights of divergence and cross-entropy, of all positions or of each."""
@@ -239,12 +241,12 @@ class Objective(nn.Module):
 
     def _target(self, batch: Batch, positions: Positions) -> KdTarget:
         """The target with what its divergence is to know besides."""
-        if self.course is not None:
-            return replace(self.target, parameter=self.course.value)
-        if batch.on_policy is None:
+        if self.course is None:
             return self.target
-        written = batch.on_policy[positions.index // batch.input_ids.shape[1]]
-        return replace(self.target, parameter=written.float())
+        written = torch.zeros_like(positions.index, dtype=torch.bool)
+        if batch.on_policy is not None:
+            written = batch.on_policy[positions.index // batch.input_ids.shape[1]]
+        return replace(self.target, parameter=self.course.parameter(written, self.progress))
 
     def _features(
         self,
@@ -253,20 +255,24 @@ class Objective(nn.Module):
         batch: Batch,
         positions: Positions,
         guidance: Guidance | None,
-    ) -> dict[str, Tensor]:
-        """Each term's sum over text positions."""
+    ) -> tuple[dict[str, Tensor], dict[str, Mean]]:
+        """Each term's weighted sum over text positions, and what is logged of them."""
         states = [output.features for output in outputs if output.features is not None]
         emphasis = None
         if guidance is not None and guidance.features is not None:
             emphasis = torch.zeros(batch.input_ids.numel(), device=batch.input_ids.device)
             emphasis = emphasis.index_copy(0, positions.index, guidance.features.float()).view_as(batch.input_ids)
-        values = {}
+        terms, metrics, attended = {}, {}, batch.attention_mask.sum()
         for name, term in self._named_features():
-            if self._weight_of(name) > 0:
-                values[name] = term(student_states, states, batch, emphasis)
-            else:  # for now; but its parameters must be part of the graph on every rank
-                values[name] = _total({str(i): 0.0 * p.sum() for i, p in enumerate(term.parameters())})
-        return values
+            weight = self._weight_of(name)
+            if weight > 0:
+                value = term(student_states, states, batch, emphasis)
+                metrics[name] = Mean(value.detach(), attended)
+            else:  # for now; but its parameters must have a gradient on every rank
+                value = _total([0.0 * parameter.sum() for parameter in term.parameters()])
+            terms[name] = weight * value
+        metrics["feature_loss"] = Mean(_total(list(terms.values())).detach(), attended)
+        return terms, metrics
 
     def _weight_of(self, feature: str) -> float:
         term = dict(self._named_features())[feature]
@@ -285,9 +291,9 @@ class Objective(nn.Module):
                 "kd": self.kd_weight * means.get("kd_loss", 0.0),
                 "ce": self.ce_weight * means["cross_entropy"],
             }
-            values |= {name: self._weight_of(name) * means[name] for name, _ in self._named_features()}
+            values |= {name: self._weight_of(name) * means.get(name, 0.0) for name, _ in self._named_features()}
             self.balancer.after_step(values)
-        if self.course is not None:
+        if self.course is not None and self.course.watches:
             self.course.after_step(means.get("kd_loss", 0.0), self.progress)
 
     @property
@@ -296,22 +302,22 @@ class Objective(nn.Module):
         names: set[str] = set()
         if self.balancer is not None and self.balancer.watches:
             names |= {"kd_loss", "cross_entropy", *(name for name, _ in self._named_features())}
-        if self.course is not None:
+        if self.course is not None and self.course.watches:
             names.add("kd_loss")
         return frozenset(names)
 
-    @property
-    def term_names(self) -> tuple[str, ...]:
-        """Names of the terms that a balancer weighs."""
-        return ("kd", "ce", *(name for name, _ in self._named_features()))
-
     def _named_features(self) -> list[tuple[str, FeatureTerm]]:
-        return [(f"feature/{i}", term) for i, term in enumerate(self.feature_terms)]
+        return list(zip(term_names(len(self.features))[2:], self.feature_terms, strict=True))
 
     def unreliable_teachers(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """Teachers that were bad more often than allowed, with the share of bad positions."""
         shares = {name: metrics.get(f"teacher/{name}/invalid_fraction", 0.0) for name in self.teacher_names}
         return {name: share for name, share in shares.items() if share > self.max_invalid_fraction}
+
+
+def term_names(num_features: int) -> tuple[str, ...]:
+    """Names of the terms that a balancer weighs."""
+    return ("kd", "ce", *(f"feature/{i}" for i in range(num_features)))
 
 
 def _check_weights(
@@ -330,8 +336,8 @@ def _count(positions: Positions) -> Tensor:
     return torch.tensor(len(positions), device=positions.index.device)
 
 
-def _total(terms: Mapping[str, Tensor]) -> Tensor:
-    return torch.stack(list(terms.values())).sum() if terms else torch.zeros(())
+def _total(terms: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(terms)).sum() if terms else torch.zeros(())
 
 
 MIN_CHUNK_SIZE = 128

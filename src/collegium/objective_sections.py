@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
+from collegium.divergence_sections import DivergenceSection, ForwardKlSection
+from collegium.schedule import Schedule, largest
 from collegium.section import Many, Section
 
 
@@ -15,10 +17,15 @@ _OWN_KEYS: Mapping[str, tuple[str, str]] = {
     "decay": ("bayes", "how fast past labels are forgotten"),
     "domains": ("domain", "the teacher of each source"),
     "max_weight": ("min_norm", "the most that one teacher gets"),
+    "loss_weight": ("router", "weight of the router's own loss"),
 }
 """Keys that one kind needs and no other reads."""
 
-_OWN_DEFAULTS: Mapping[str, Mapping[str, float]] = {"bayes": {"decay": 0.97}, "min_norm": {"max_weight": 0.6}}
+_OWN_DEFAULTS: Mapping[str, Mapping[str, float]] = {
+    "bayes": {"decay": 0.97},
+    "min_norm": {"max_weight": 0.6},
+    "router": {"loss_weight": 1.0},
+}
 
 
 class WeightingSection(Section):
@@ -38,12 +45,13 @@ class WeightingSection(Section):
         "ebkd",
         "ca_mkd",
         "min_norm",
+        "router",
     ] = "entropy"
     """`entropy` is exp(-H / tau), normalised over teachers."""
     granularity: Annotated[str, Field(pattern=_GRANULARITY)] = "window:128"
     """Stretch of the averages: `token`, `sequence` (a document), `window:W` tokens, `causal:W` (a fading past)."""
     tau: float = Field(default=0.25, gt=0)
-    """Of `entropy`, in nats; large is uniform, small picks the most certain teacher."""
+    """Of `entropy` and of what a `router` learns, in nats; large is uniform, small picks one teacher."""
     values: dict[str, float] | None = None
     """Weight of each teacher by name, for `static`."""
     decay: float | None = Field(default=None, gt=0, le=1)
@@ -52,6 +60,8 @@ class WeightingSection(Section):
     """For `domain`: the teacher of each source, by name."""
     max_weight: float | None = Field(default=None, gt=0, le=1)
     """For `min_norm`: the most that one teacher gets (C of AE-KD); 0.6 if not given."""
+    loss_weight: float | None = Field(default=None, ge=0)
+    """For `router`: weight of its own loss; 1 if not given."""
 
     @model_validator(mode="before")
     @classmethod
@@ -74,8 +84,69 @@ class WeightingSection(Section):
             raise ValueError(f"static weights must be 0 or more and not all 0, got {self.values}")
         if self.kind in ("bayes", "domain") and self.granularity != "window:128":
             raise ValueError(f"`kind: {self.kind}` averages nothing: leave out `granularity`")
-        if self.kind not in ("entropy", "uniform", "static") and self.tau != 0.25:
+        if self.kind not in ("entropy", "uniform", "static", "router") and self.tau != 0.25:
             raise ValueError(f"`kind: {self.kind}` has no sharpness: leave out `tau`, which `entropy` reads")
+        return self
+
+
+class ScheduleSection(Section):
+    """A number that changes over the course of training."""
+
+    shape: Literal["constant", "linear", "cosine", "step"] = "linear"
+    """`step` jumps at `begin`; `constant` stays at `initial`."""
+    initial: float = Field(ge=0)
+    """Value up to `begin`."""
+    final: float = Field(ge=0)
+    """Value from `end` on."""
+    begin: float = Field(default=0.0, ge=0, le=1)
+    """Share of the training at which it begins to change."""
+    end: float = Field(default=1.0, ge=0, le=1)
+    """Share of the training at which it has changed."""
+
+    @model_validator(mode="after")
+    def _begins_before_it_ends(self) -> Self:
+        if self.shape in ("linear", "cosine") and self.end <= self.begin:
+            raise ValueError(f"a schedule ends after it begins, but begin is {self.begin} and end {self.end}")
+        return self
+
+    @property
+    def schedule(self) -> Schedule:
+        """As the objective takes it."""
+        return Schedule(self.shape, self.initial, self.final, self.begin, self.end)
+
+
+def _kind_of_weight(given: Any) -> str:
+    return "schedule" if isinstance(given, dict | ScheduleSection) else "number"
+
+
+Weight = Annotated[
+    Annotated[float, Field(ge=0), Tag("number")] | Annotated[ScheduleSection, Tag("schedule")],
+    Discriminator(_kind_of_weight),
+]
+"""A number, or a section that says how it changes."""
+
+
+def schedule_of(weight: float | ScheduleSection) -> float | Schedule:
+    """As the objective takes it."""
+    return weight.schedule if isinstance(weight, ScheduleSection) else weight
+
+
+class DynamicSection(Section):
+    """Dynamic KD: the student's own uncertainty decides what it is taught (arXiv:2109.11295)."""
+
+    adoption: Literal["hard", "soft", "instance"] | None = None
+    """Weigh two teachers, the small one first: where the student is uncertain it follows the small one."""
+    selection: Literal["entropy", "confidence", "margin", "label"] | None = None
+    """Distil only where the student is least sure, judged by this."""
+    selected_share: float = Field(default=0.5, gt=0, le=1)
+    """Share of the positions of a micro-batch that `selection` takes."""
+    objective: bool = False
+    """Weigh the divergence by certainty and the feature loss by uncertainty."""
+
+    @model_validator(mode="after")
+    def _does_something(self) -> Self:
+        if self.adoption is None and self.selection is None and not self.objective:
+            raise ValueError("give at least one of adoption, selection and objective")
         return self
 
 
@@ -88,19 +159,17 @@ class FeatureSection(Section):
     """beta of each teacher by name; equal if not given. They are normalised to sum to 1."""
     layer_norm: bool = True
     """Normalise both sides first, so that a few huge dimensions do not decide."""
-    balance: bool = False
-    """Rescale the term to the size of the rest of the loss (Minitron), before feature_weight."""
 
 
 class ObjectiveSection(Section):
-    """kd_weight * KD + (1 - kd_weight) * CE + feature_weight * feature loss."""
+    """kd_weight * KD + ce_weight * CE + feature_weight * feature loss."""
 
-    kd_weight: float = Field(default=0.5, ge=0, le=1)
-    """Share of the distillation loss; 0 is cross-entropy alone, 1 is distillation alone."""
-    divergence: Literal["forward_kl", "reverse_kl", "jsd", "total_variation"] = "forward_kl"
-    """From the student to the fused target; forward is KL(target || student)."""
-    jsd_beta: float = Field(default=0.5, ge=0, le=1)
-    """Weight of the target in the mixture of `jsd`."""
+    kd_weight: Weight = 0.5
+    """Weight of the distillation loss; 0 is cross-entropy alone. A number, or a schedule."""
+    ce_weight: Weight | None = None
+    """Weight of the cross-entropy to the text; 1 - kd_weight if not given."""
+    divergence: DivergenceSection = ForwardKlSection()
+    """From the student to the fused target: a section with `kind`, or the kind alone."""
     fusion: Literal["mixture", "geometric"] = "mixture"
     """Weighted mean of the teachers' probabilities, or normalised of their logarithms."""
     weighting: WeightingSection = WeightingSection()
@@ -111,9 +180,42 @@ class ObjectiveSection(Section):
     """Multiply the distillation loss by kd_temperature squared; never done for total_variation."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of a label's probability that the cross-entropy spreads over the vocabulary."""
-    feature_weight: float = Field(default=0.0, ge=0)
+    feature_weight: Weight = 0.0
     """Weight of the feature loss; 0 leaves it out."""
     feature: FeatureSection = FeatureSection()
     """Only read when feature_weight is above 0."""
+    conflict_limit: float | None = Field(default=None, ge=0)
+    """Nats of conflict among teachers above which a position is left to the text alone."""
+    balance: Literal["fixed", "gradient_free", "uncertainty"] = "fixed"
+    """How terms are weighed on top: `gradient_free` makes them equally large, step by step (Minitron's balancer);
+    `uncertainty` learns a variance for each."""
+    dynamic: DynamicSection | None = None
+    """Dynamic KD, if given."""
     max_invalid_fraction: float = Field(default=0.01, ge=0, le=1)
     """Stop when a teacher's logits hold NaN or Inf at more than this share of positions."""
+
+    @model_validator(mode="after")
+    def _weights_go_together(self) -> Self:
+        kd_weight, feature_weight = schedule_of(self.kd_weight), schedule_of(self.feature_weight)
+        if self.ce_weight is None and largest(kd_weight) > 1:
+            raise ValueError(f"kd_weight reaches {largest(kd_weight):g}; above 1 give ce_weight too")
+        if self.dynamic is not None:
+            if largest(kd_weight) == 0:
+                raise ValueError("dynamic decides on the distillation loss: set kd_weight above 0")
+            if self.dynamic.objective and largest(feature_weight) == 0:
+                raise ValueError("dynamic.objective moves weight to the feature loss: set feature_weight above 0")
+            if self.dynamic.adoption is not None and self.weighting != WeightingSection():
+                raise ValueError("dynamic.adoption weighs the teachers: leave out weighting")
+            if self.balance == "uncertainty":
+                raise ValueError("balance: uncertainty needs one weight for all positions: leave out dynamic")
+        return self
+
+    @property
+    def distils(self) -> bool:
+        """Whether teachers' distributions are read at any time."""
+        return largest(schedule_of(self.kd_weight)) > 0
+
+    @property
+    def matches_features(self) -> bool:
+        """Whether teachers' inner states are read at any time."""
+        return largest(schedule_of(self.feature_weight)) > 0

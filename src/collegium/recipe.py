@@ -207,7 +207,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _teachers_fit_objective(self) -> Self:
         objective, names = self.objective, {teacher.name for teacher in self.teachers}
-        if not names and (objective.kd_weight > 0 or objective.feature_weight > 0):
+        if not names and (objective.distils or objective.matches_features):
             raise ValueError(
                 "no teachers, but objective.kd_weight or feature_weight is above 0: "
                 "add teachers, or set both to 0 for cross-entropy alone"
@@ -221,6 +221,10 @@ class Recipe(Section):
                 raise ValueError(
                     f"objective.{key} names {sorted(table)}, the teachers are {sorted(names)}: give one for each"
                 )
+        if objective.dynamic is not None and objective.dynamic.adoption is not None and len(self.teachers) != 2:
+            raise ValueError(
+                f"objective.dynamic.adoption weighs two teachers, the smaller first, but there are {len(names)}"
+            )
         return self
 
     @model_validator(mode="after")

@@ -163,7 +163,7 @@ def _list_index(items: list[Any], part: str, key: str) -> int:
 
 
 def _describe(issue: Any, content: Mapping[str, Any]) -> str:
-    location = [part for part in issue["loc"] if not _is_union_tag(part, issue["loc"])]
+    location = _without_tags(issue["loc"], unknown_key=issue["type"] == "extra_forbidden")
     key = ".".join(str(part) for part in location) or "recipe"
     given = issue["input"]
     if issue["type"] == "extra_forbidden":
@@ -179,12 +179,18 @@ def _describe(issue: Any, content: Mapping[str, Any]) -> str:
     return f"{key}: {message}, got {given!r} ({type(given).__name__})"
 
 
-def _is_union_tag(part: Any, location: tuple[Any, ...]) -> bool:
-    tags = {"pretrained", "config", "layer_drop", "hub", "files", "local", "cached"}
-    place = location.index(part)
-    return (
-        part in tags and place > 0 and (location[place - 1] == "student" or isinstance(location[place - 1], int))
-    )
+def _without_tags(location: Sequence[Any], *, unknown_key: bool) -> list[Any]:
+    """The place in the recipe: pydantic also names which of several sections it took, which is in no recipe."""
+    keys: list[Any] = []
+    sections: list[type[Section]] = [Recipe]
+    for place, part in enumerate(location):
+        fields = [section.model_fields[part] for section in sections if part in section.model_fields]
+        if fields:
+            sections = [section for field in fields for section in _sections_in(field.annotation)]
+        elif isinstance(part, str) and sections and not (unknown_key and place == len(location) - 1):
+            continue
+        keys.append(part)
+    return keys
 
 
 def _known_keys(location: Sequence[Any], content: Mapping[str, Any]) -> list[str]:

@@ -1,6 +1,5 @@
 """The loss: where the names of divergences, fusions and weightings meet their functions."""
 
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -8,26 +7,23 @@ from typing import Any
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from collegium.balancing import Balancer, GradientFree, UncertaintyWeighting
+from collegium.build.divergence import build_course, build_divergence
 from collegium.contracts import Capability, Teacher
+from collegium.dynamic import DynamicDistillation
 from collegium.errors import DataError, RecipeError, TeacherError
 from collegium.evaluation.language_modeling import Rule
 from collegium.feature_terms import FeatureTerm, HiddenStatesTerm
 from collegium.functional.chunked import KdTarget
-from collegium.functional.divergences import (
-    Divergence,
-    forward_kl,
-    generalized_jsd,
-    reverse_kl,
-    total_variation,
-)
 from collegium.functional.fusion import Fusion, geometric_logprobs, mixture_logprobs
 from collegium.functional.joint_weighting import JointWeighting
 from collegium.functional.min_norm import MinNormWeighting
 from collegium.functional.weighting import Weighting
-from collegium.objective import Objective
-from collegium.objective_sections import ObjectiveSection, WeightingSection
+from collegium.objective import Objective, term_names
+from collegium.objective_sections import DynamicSection, ObjectiveSection, WeightingSection, schedule_of
 from collegium.pretrained import causal_lm_of
 from collegium.recipe import Recipe
+from collegium.routing import Router
 from collegium.teachers.cached import CachedTeacher
 from collegium.teachers.local import LocalTeacher
 
@@ -44,14 +40,19 @@ def build_objective(
         TeacherError: a teacher does not provide what a term needs.
     """
     section = recipe.objective
-    features = [build_feature_term(section, student, teachers)] if section.feature_weight > 0 else []
+    features = [build_feature_term(section, student, teachers)] if section.matches_features else []
     objective = Objective(
         [teacher.name for teacher in teachers],
-        kd_weight=section.kd_weight,
+        kd_weight=schedule_of(section.kd_weight),
+        ce_weight=None if section.ce_weight is None else schedule_of(section.ce_weight),
         target=build_target(section),
         weighting=build_weighting(section.weighting, [teacher.name for teacher in teachers], recipe.domains),
-        feature_weight=section.feature_weight,
+        router=build_router(section.weighting, student, teachers),
+        feature_weight=schedule_of(section.feature_weight),
         features=features,
+        balancer=build_balancer(section, num_features=len(features)),
+        dynamic=build_dynamic(section.dynamic),
+        course=build_course(section.divergence),
         label_smoothing=section.label_smoothing,
         max_invalid_fraction=section.max_invalid_fraction,
         chunk_size=recipe.training.chunk_size,
@@ -79,20 +80,42 @@ def _listed(capabilities: frozenset[Any]) -> str:
 
 def build_target(section: ObjectiveSection) -> KdTarget:
     """Divergence, fusion and temperature."""
-    divergences: Mapping[str, Divergence] = {
-        "forward_kl": forward_kl,
-        "reverse_kl": reverse_kl,
-        "jsd": functools.partial(generalized_jsd, beta=section.jsd_beta),
-        "total_variation": total_variation,
-    }
     return KdTarget(
-        divergence=divergences[section.divergence],
+        divergence=build_divergence(section.divergence),
         fusion=FUSIONS[section.fusion],
         temperature=section.kd_temperature,
         # The gradient of a total variation falls with the temperature itself, not with its square.
         scale_by_squared_temperature=section.scale_by_squared_temperature
-        and section.divergence != "total_variation",
+        and section.divergence.kind != "total_variation",
+        conflict_limit=section.conflict_limit,
     )
+
+
+BALANCERS: Mapping[str, type[Balancer]] = {"gradient_free": GradientFree, "uncertainty": UncertaintyWeighting}
+
+
+def build_balancer(section: ObjectiveSection, *, num_features: int) -> Balancer | None:
+    """How terms are weighed against one another; None if not at all."""
+    names = term_names(num_features)
+    return None if section.balance == "fixed" else BALANCERS[section.balance](names)
+
+
+def build_dynamic(section: DynamicSection | None) -> DynamicDistillation | None:
+    """Dynamic KD, if the recipe asks for it."""
+    if section is None:
+        return None
+    return DynamicDistillation(section.adoption, section.selection, section.selected_share, section.objective)
+
+
+def build_router(
+    section: WeightingSection, student: PreTrainedModel | PeftModel, teachers: Sequence[Teacher]
+) -> Router | None:
+    """A router, if teachers are weighed by one."""
+    if section.kind != "router":
+        return None
+    assert section.loss_weight is not None, "the section fills it in"
+    width = causal_lm_of(student).config.get_text_config().hidden_size
+    return Router(width, len(teachers), tau=section.tau, loss_weight=section.loss_weight)
 
 
 def build_weighting(
@@ -104,6 +127,8 @@ def build_weighting(
     if section.kind == "min_norm":
         assert section.max_weight is not None, "the section fills it in"
         return MinNormWeighting(section.granularity, section.max_weight)
+    if section.kind == "router":
+        return Weighting("uniform")  # where it has learnt nothing yet, and where there is no student
     weighting = Weighting(section.kind, section.granularity, section.tau)
     if section.values is not None:
         return replace(weighting, values=tuple(section.values[name] for name in names))
@@ -146,7 +171,6 @@ def build_feature_term(
             layer_map=section.feature.layer_map,
             importance=None if importance is None else [importance[t.name] for t in teachers],
             layer_norm=section.feature.layer_norm,
-            balance=section.feature.balance,
         )
     except ValueError as error:
         raise DataError(f"objective.feature: {error}") from error

@@ -70,30 +70,6 @@ def detached_skew_reverse_kl(
     return forward_kl(_log_mixture(student_logprobs.detach(), teacher_logprobs, alpha), student_logprobs)
 
 
-def distillm2(
-    student_logprobs: Float[Tensor, "n V"],
-    teacher_logprobs: Float[Tensor, "n V"],
-    on_policy: Bool[Tensor, " n"],
-    alpha: float | Float[Tensor, " n"] = 0.1,
-    beta: float | Float[Tensor, ""] = 1.0,
-) -> Float[Tensor, " n"]:
-    """(2 - beta) skew_forward_kl on given text, beta detached_skew_reverse_kl on the student's own.
-
-    DistiLLM-2 (arXiv:2503.07067), `src/distillm_trainer.py`. Where all positions are of one sort,
-    the function for that sort costs half.
-
-    Args:
-        student_logprobs: Student, [n V].
-        teacher_logprobs: Teacher, [n V].
-        on_policy: Which positions the student wrote.
-        alpha: Share in the mixture of whose text it is; see `schedules.adaptive_skew`.
-        beta: Weight of the student's text, in [0, 2]; see `schedules.on_policy_weight`.
-    """
-    forward = skew_forward_kl(student_logprobs, teacher_logprobs, alpha)
-    reverse = detached_skew_reverse_kl(student_logprobs, teacher_logprobs, alpha)
-    return torch.where(on_policy, beta * reverse, (2.0 - beta) * forward)
-
-
 def taid(
     student_logprobs: Float[Tensor, "n V"],
     teacher_logprobs: Float[Tensor, "n V"],

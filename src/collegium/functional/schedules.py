@@ -1,4 +1,4 @@
-"""How parameters of divergences follow the course of a run: TAID's blend and DistiLLM-2's skew and weights.
+"""How parameters of divergences follow the course of a run: TAID's blend and DistiLLM-2's weights.
 
 Plain functions of tensors on whatever device the loss is on, so that a step waits for nothing. What has to
 be remembered from one step to the next is their argument and result, and belongs in a checkpoint.
@@ -7,7 +7,7 @@ be remembered from one step to the next is their argument and result, and belong
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 
@@ -61,41 +61,6 @@ def taid_update(
     ahead = state.t + alpha * momentum.sigmoid() * (1.0 - state.t)
     t = ahead.clamp_min(start + (end - start) * progress).clamp_max(end)
     return TaidState(torch.where(first, state.t, t), loss, torch.where(first, state.momentum, momentum))
-
-
-def sequence_likelihoods(
-    label_logprobs: Float[Tensor, " n"], sequences: Int[Tensor, " n"], num_sequences: int
-) -> Float[Tensor, " sequences"]:
-    """exp of the mean log-probability of each sequence's labels; 0 of a sequence without any.
-
-    Args:
-        label_logprobs: Of the labels, [n].
-        sequences: Which sequence a position belongs to, from 0, [n].
-        num_sequences: How many there are.
-    """
-    total, count = label_logprobs.new_zeros(2, num_sequences)
-    total = total.index_add(0, sequences, label_logprobs)
-    count = count.index_add(0, sequences, torch.ones_like(label_logprobs))
-    return torch.where(count > 0, (total / count.clamp_min(1.0)).exp(), 0.0)
-
-
-def adaptive_skew(
-    gaps: Float[Tensor, " sequences"], mean_gap: float | Float[Tensor, ""], base: float = 0.1
-) -> Float[Tensor, " sequences"]:
-    """clip(1 - (1 - base) mean_gap / gap, 0.01, base): the skew of each sequence in DistiLLM-2.
-
-    arXiv:2503.07067, eq. 8, and `src/distillm_trainer.py`, where it is off by default and where a gap is
-    taken of a whole sequence: `sequence_likelihoods` of whose text it is (the teacher's for given text, the
-    student's for its own) minus the other's. `mean_gap` is the mean of gaps over the first logged steps, and
-    stays. Carries no gradient here, though the paper's code lets it through.
-
-    Args:
-        gaps: Of each sequence.
-        mean_gap: What a gap is compared with.
-        base: The largest skew, and the one of a typical gap, in [0.01, 1).
-    """
-    ratio = (1.0 - base) * mean_gap / (gaps.detach() + 1e-5)
-    return (1.0 - ratio).nan_to_num(base).clamp(0.01, base)
 
 
 def on_policy_weight(progress: float) -> float:
