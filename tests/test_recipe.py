@@ -190,7 +190,7 @@ def test_weights_may_be_schedules(path):
     [
         ("objective.kd_weight=-1", "objective.kd_weight: Input should be greater than or equal to 0, got -1"),
         ("objective.kd_weight=2", "objective: kd_weight reaches 2; above 1 give ce_weight too"),
-        ("objective.kd_weight={initial: 0, final: 1, stop: 1}", "objective.kd_weight.stop: unknown key; did you"),
+        ("objective.kd_weight={initial: 0, final: 1, stop: 1}", "kd_weight.stop: unknown key; known here"),
         ("objective.kd_weight={initial: 1, final: 0, begin: 1}", "a schedule ends after it begins"),
         ("objective.divergence={kind: jsd, beta: 2}", "objective.divergence.beta: Input should be less than"),
         ("objective.dynamic={}", "give at least one of adoption, selection and objective"),

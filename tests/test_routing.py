@@ -30,8 +30,8 @@ def test_invalid_teachers_are_left_out():
 
 def test_it_starts_uniform_and_learns_who_is_right():
     torch.manual_seed(0)
-    router = Router(4, 2, tau=0.2)
-    states = torch.randn(64, 4)
+    router = Router(32, 2, tau=0.2)
+    states = torch.randn(64, 32)
     better = states[:, 0] > 0
     nll = torch.stack([torch.where(better, 0.1, 2.0), torch.where(better, 2.0, 0.1)], -1)
     assert torch.equal(router(states).softmax(-1), torch.full((64, 2), 0.5))
