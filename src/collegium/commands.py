@@ -19,6 +19,7 @@ from collegium.build import (
     Ingredients,
     build_held_out,
     build_ingredients,
+    build_rule,
     build_student,
     build_teachers,
     build_trainer,

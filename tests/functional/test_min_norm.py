@@ -42,7 +42,9 @@ def draw_gram(seed, size, rank, num_rows=3):
     return vectors @ vectors.transpose(1, 2)
 
 
-@given(seed=seeds, size=st.integers(1, 5), rank=st.sampled_from([1, 2, 6]), cap=st.sampled_from([0.1, 0.4, 0.6, 1.0]))
+@given(
+    seed=seeds, size=st.integers(1, 5), rank=st.sampled_from([1, 2, 6]), cap=st.sampled_from([0.1, 0.4, 0.6, 1.0])
+)
 @settings(max_examples=40)
 def test_min_norm_equals_brute_force(seed, size, rank, cap):
     gram = draw_gram(seed, size, rank)

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from collegium.build import (
     Ingredients,
     build_held_out,
+    build_rule,
     build_student,
     build_teachers,
 )
