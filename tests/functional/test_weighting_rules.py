@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from collegium.contracts import Positions, ProjectedSignal
+from collegium.contracts import Positions, ProjectedSignal, TopKSignal
 from collegium.functional import chunked, fused
 from collegium.functional.chunked import KdTarget, teacher_stats
 from collegium.functional.divergences import forward_kl
@@ -314,3 +314,83 @@ def test_passes_over_the_teachers(name, monkeypatch):
     run(fused.distillation_loss, WEIGHTINGS[name], (hidden, head, signals, positions), chunk_size=20)
     passes = 3 if name.startswith("min_norm") else 2 if name.split(",")[0] in JOINT else 1
     assert len(heads) == 3 and sum(rows) == passes * 3 * N
+
+
+def listed(signal, labels, kept=V):
+    """The same teacher as a list of its most probable tokens."""
+    logits = signal.logits(slice(0, N)).detach()
+    at_weight, own = (logits / t for t in (signal.weight_temperature, signal.target_temperature))
+    at_weight, own = at_weight.log_softmax(-1), own.log_softmax(-1)
+    logprobs, ids = (logits / (1.5 * signal.target_temperature)).log_softmax(-1).topk(kept)
+    at_label = (p.gather(-1, labels[:, None]).squeeze(-1) for p in (own, at_weight))
+    entropy = -(at_weight.exp() * at_weight).sum(-1)
+    label_logprob, weight_label_logprob = at_label
+    return TopKSignal(
+        ids,
+        logprobs,
+        entropy,
+        label_logprob,
+        V,
+        weight_label_logprob=weight_label_logprob,
+        kd_temperature=1.5,
+        valid=signal.valid,
+    )
+
+
+@pytest.mark.parametrize("name", list(WEIGHTINGS))
+def test_lists_get_the_weights_of_their_full_distributions(name):
+    hidden, head, signals, positions = problem(13)
+    expected, _ = run(fused.distillation_loss, WEIGHTINGS[name], (hidden, head, signals, positions))
+    everything = [listed(signal, positions.labels) for signal in signals]
+    mixed = [signals[0], *everything[1:]]
+    for lists in (everything, mixed):
+        found, _ = run(fused.distillation_loss, WEIGHTINGS[name], (hidden, head, lists, positions))
+        torch.testing.assert_close(found.weights, expected.weights, rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(found.loss, expected.loss, rtol=1e-8, atol=0)
+    short = [listed(signal, positions.labels, 5) for signal in signals]
+    one, _ = run(fused.distillation_loss, WEIGHTINGS[name], (hidden, head, short, positions))
+    two, _ = run(chunked.distillation_loss, WEIGHTINGS[name], (hidden, head, short, positions))
+    torch.testing.assert_close(one.weights, two.weights, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(one.loss, two.loss, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("name", list(WEIGHTINGS))
+def test_logits_that_are_bad_leave_no_trace(name):
+    """NaN in a teacher's states is as if it had said nothing there."""
+    hidden, head, signals, positions = problem(14)
+    silent = torch.rand(N) < 0.3
+    said = replace(signals[1], valid=signals[1].valid & ~silent)
+    spoilt = replace(signals[1], hidden=signals[1].hidden.masked_fill(silent[:, None], torch.nan))
+    expected, gradients = run(
+        fused.distillation_loss, WEIGHTINGS[name], (hidden, head, [signals[0], said, signals[2]], positions)
+    )
+    for driver in (fused.distillation_loss, chunked.distillation_loss):
+        found, others = run(driver, WEIGHTINGS[name], (hidden, head, [signals[0], spoilt, signals[2]], positions))
+        torch.testing.assert_close(found.weights, expected.weights, rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(found.loss, expected.loss, rtol=1e-10, atol=0)
+        for one, other in zip(others, gradients, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", list(WEIGHTINGS))
+def test_documents_weigh_as_they_would_alone(name):
+    """The last of three documents in a block has the weights that it has by itself."""
+    hidden, head, signals, positions = problem(15)
+    together = weigh(WEIGHTINGS[name], (hidden, head, signals, positions))[20:]
+    weighting = WEIGHTINGS[name]
+    if isinstance(weighting, GivenScores):
+        weighting = replace(weighting, scores=weighting.scores[20:])
+    last = [replace(s, hidden=s.hidden[20:], valid=s.valid[20:]) for s in signals]
+    place = Positions(*(value[20:] for value in vars(positions).values()))
+    alone = weigh(weighting, (hidden[20:], head, last, place))
+    torch.testing.assert_close(together, alone, rtol=1e-9, atol=1e-11)
+
+
+@settings(max_examples=20)
+@given(name=st.sampled_from(list(WEIGHTINGS)), seed=st.integers(0, 2**32 - 1), chunk_size=st.integers(1, N))
+def test_no_chunk_size_changes_anything(name, seed, chunk_size):
+    parts = problem(seed)
+    expected = run(chunked.distillation_loss, WEIGHTINGS[name], parts, chunk_size=N)[0]
+    found = run(fused.distillation_loss, WEIGHTINGS[name], parts, chunk_size=chunk_size)[0]
+    torch.testing.assert_close(found.loss, expected.loss, rtol=1e-9, atol=0)
+    torch.testing.assert_close(found.weights, expected.weights, rtol=1e-7, atol=1e-9)
