@@ -98,3 +98,14 @@ def test_collator_can_be_sent_to_workers():
     collator = BlockCollator(pad_token_id=0, pad_to=5)
     assert ForkingPickler.dumps(collator)
     assert collator(rows)["input_ids"].tolist() == [[1, 2, 3, 0, 0]]
+
+
+def test_domains_are_numbered_in_the_order_given():
+    rows = [row | {"domain": name} for row, name in zip(make_rows([[[1, 2]], [[3, 4, 5]]]), "ba", strict=True)]
+    inputs = BlockCollator(pad_token_id=0, domains=["a", "b"])(rows)
+    positions = predicted_positions(Batch.from_inputs(inputs))
+    assert inputs["domain_ids"].tolist() == [1, 0]
+    assert positions.domains is not None and positions.domains.tolist() == [1, 0, 0]
+    assert predicted_positions(Batch.from_inputs(BlockCollator(pad_token_id=0)(rows))).domains is None
+    with pytest.raises(ValueError, match="of domain 'b', the domains are a: name all"):
+        BlockCollator(pad_token_id=0, domains=["a"])(rows)

@@ -447,3 +447,23 @@ def test_adapters_share_their_base(recipe, tmp_path, model_folder, monkeypatch, 
     assert torch.allclose(hidden[2], positions.select(plain), atol=1e-6)
     code, _, err = run(["train", str(recipe), teachers], monkeypatch, capsys)
     assert code == 0, err
+
+
+def test_each_domain_can_have_its_own_teacher(recipe, tmp_path, monkeypatch, capsys):
+    weighting = "objective.weighting={kind: domain, domains: {cats: two, dogs: one}}"
+    code, _, err = run(["train", str(recipe), weighting], monkeypatch, capsys)
+    assert code == 0, err
+    lines = [json.loads(line) for line in (tmp_path / "runs/pico/metrics.jsonl").read_text().splitlines()]
+    shares = [
+        (line["train/teacher/one/weight"], line["train/teacher/two/weight"])
+        for line in lines
+        if "train/teacher/one/weight" in line
+    ]
+    assert shares and all(one + two == pytest.approx(1) for one, two in shares)
+    code, out, err = run(["preflight", str(recipe), weighting, "--json"], monkeypatch, capsys)
+    assert code == 0, err
+    report = json.loads(out)
+    assert report["rules"]["recipe"]["cats"] == pytest.approx(report["teachers"]["two"]["cats"])
+    assert report["rules"]["recipe"]["dogs"] == pytest.approx(report["teachers"]["one"]["dogs"])
+    code, _, err = run(["preflight", str(recipe), "objective.weighting=min_norm"], monkeypatch, capsys)
+    assert code == 2 and "follow the student" in err

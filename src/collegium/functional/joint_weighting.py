@@ -34,7 +34,7 @@ def ebkd_weights(entropy: Float[Tensor, "n M"], valid: Bool[Tensor, "n M"]) -> F
 
 
 def ca_mkd_weights(cross_entropy: Float[Tensor, "n M"], valid: Bool[Tensor, "n M"]) -> Float[Tensor, "n M"]:
-    """(1 - softmax over k of CE_k) / (K - 1) over the K valid teachers (arXiv:2201.00007, equation 4)."""
+    """(1 - softmax over k of CE_k) / (K - 1) over the K valid teachers (arXiv:2201.00007)."""
     return _complement(weights_from_scores(cross_entropy, valid), valid)
 
 
