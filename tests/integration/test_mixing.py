@@ -3,14 +3,17 @@
 import pytest
 import torch
 from pico import TEXTS, byte_tokenizer, pico_llama
-from runs import arguments
+from runs import arguments, write_recipe
 
-from collegium.build.mixing import Remix, steps_ahead
+from collegium.build.ingredients import build_ingredients, text_directory
+from collegium.build.mixing import Remix, build_mixing, steps_ahead
 from collegium.data.blocks import PackedBlocks, pack_documents
 from collegium.data.collate import BlockCollator
+from collegium.errors import RecipeError
 from collegium.evaluation.domain_mixing import DomainMixing, set_aside
 from collegium.evaluation.language_modeling import HeldOut, Rule
 from collegium.functional.weighting import Weighting
+from collegium.recipe_file import load_recipe
 from collegium.teachers import as_teachers
 from collegium.trainer import DistillationTrainer
 
@@ -91,3 +94,23 @@ def test_rounds_of_other_domains_are_refused(tmp_path):
 def test_a_loader_is_so_many_steps_ahead(tmp_path, workers, accumulation, steps):
     args = arguments(tmp_path, dataloader_num_workers=workers, gradient_accumulation_steps=accumulation)
     assert steps_ahead(args) == steps
+
+
+def test_a_recipe_mixes_its_sources_over_text_that_is_prepared_once(tmp_path, model_folder):
+    path = write_recipe(tmp_path, model_folder)
+    natural = load_recipe(path)
+    ingredients = build_ingredients(natural)
+    teachers = as_teachers([pico_llama(1)], ingredients.tokenizer, device=torch.device("cpu"))
+    assert build_mixing(natural, ingredients, teachers, device=torch.device("cpu")) is None
+
+    recipe = load_recipe(path, ["data.mixing=ddk", "objective.weighting=uniform"])
+    assert recipe.data.mixing.every == 1000 and recipe.fingerprint != natural.fingerprint
+    folders = [
+        text_directory(load_recipe(path, ["data.directory=null", *more]), ingredients.tokenizer, [])
+        for more in ([], ["data.mixing=ddk"])
+    ]
+    assert folders[0] == folders[1]
+    mixing = build_mixing(recipe, ingredients, teachers, device=torch.device("cpu"))
+    assert mixing.domains == ["cats", "dogs"]
+    with pytest.raises(RecipeError, match="data.mixing: ddk compares the student with teachers"):
+        build_mixing(recipe, ingredients, [], device=torch.device("cpu"))
