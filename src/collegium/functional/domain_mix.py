@@ -17,7 +17,7 @@ def initial_proportions(
     target_perplexity: Float[Tensor, " domains"],
     max_ratio: float = MAX_RATIO,
 ) -> Float[Tensor, " domains"]:
-    """exp(ratio_i) / sum_j exp(ratio_j), ratio = student / target, at most `max_ratio` (section 3.1)."""
+    """exp(ratio_i) / sum_j exp(ratio_j), ratio = student / target, at most `max_ratio`."""
     return discrepancy(student_perplexity, target_perplexity, max_ratio).softmax(-1)
 
 
@@ -28,7 +28,7 @@ def next_proportions(
     alpha: float = 0.5,
     max_ratio: float = MAX_RATIO,
 ) -> Float[Tensor, " domains"]:
-    """alpha psi_i / sum_j psi_j + (1 - alpha) / domains, psi_i = proportion_i exp(ratio_i) (section 3.2).
+    """alpha psi_i / sum_j psi_j + (1 - alpha) / domains, psi_i = proportion_i exp(ratio_i).
 
     Args:
         proportions: Of the round that is done, summing to 1.

@@ -40,7 +40,7 @@ def taid_update(
     alpha: float = 5e-4,
     beta: float = 0.99,
 ) -> TaidState:
-    """The share t after a step (TAID, arXiv:2501.16937, algorithm 1; `src/distil_losses/taid.py`).
+    """The share t after a step (TAID, arXiv:2501.16937; `src/distil_losses/taid.py`).
 
     t never falls behind the straight line from start to end, and runs ahead while the loss falls. The first
     step only sets the loss to compare with.
@@ -84,7 +84,7 @@ def adaptive_skew(
 ) -> Float[Tensor, " sequences"]:
     """clip(1 - (1 - base) mean_gap / gap, 0.01, base): the skew of each sequence in DistiLLM-2.
 
-    arXiv:2503.07067, eq. 8, and `src/distillm_trainer.py`, where it is off by default and where a gap is
+    arXiv:2503.07067, and `src/distillm_trainer.py`, where it is off by default and where a gap is
     taken of a whole sequence: `sequence_likelihoods` of whose text it is (the teacher's for given text, the
     student's for its own) minus the other's. `mean_gap` is the mean of gaps over the first logged steps, and
     stays. Carries no gradient here, though the paper's code lets it through.
