@@ -82,6 +82,10 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
             "scale_by_squared_temperature": False,
         }
     },
+    "ddk": {  # cross-entropy + 0.2 KL
+        "objective": {"kd_weight": 1 / 6, "weighting": "uniform"},
+        "data": {"mixing": {"kind": "ddk", "every": 1000, "alpha": 0.5, "max_ratio": 5.0}},
+    },
     "taid": {
         "objective": {
             "kd_weight": 1.0,

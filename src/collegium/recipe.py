@@ -88,6 +88,26 @@ class FileSourceSection(SourceSection):
 Source = Annotated[HubSourceSection | FileSourceSection, _BY_KIND]
 
 
+class MixingSection(Section):
+    """In which proportions domains are trained on."""
+
+    kind: Literal["natural", "ddk"] = "natural"
+    """`natural`: text as it comes; `ddk`: more of domains where the student lags (arXiv:2407.16154)."""
+    every: int = Field(default=1000, ge=1)
+    """Optimizer steps between measurements, each with proportions of its own."""
+    alpha: float = Field(default=0.5, ge=0, le=1)
+    """Share of the proportions that follows the discrepancy; the rest is spread evenly."""
+    max_ratio: float = Field(default=5.0, gt=0)
+    """Larger ratios of the student's perplexity to the target's count as this; they enter as exp(ratio)."""
+    blocks: int = Field(default=32, ge=1)
+    """Training blocks of each domain that are set aside to be measured; at most a tenth of a domain."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kind_alone(cls, given: Any) -> Any:
+        return {"kind": given} if isinstance(given, str) else given
+
+
 class DataSection(Section):
     """Text, from sources to packed blocks on disk."""
 
@@ -109,6 +129,8 @@ class DataSection(Section):
     """Drop training documents that share this part of their 13-grams with held-out text."""
     blocks_per_shard: int = Field(default=4096, ge=1)
     """Blocks of one Arrow file, the unit of resuming."""
+    mixing: MixingSection = MixingSection()
+    """Proportions of domains: a section with `kind`, or the kind alone."""
 
 
 class TrainingSection(Section):

@@ -37,6 +37,7 @@ from collegium.data.blocks import PackedBlocks, pack_documents
 from collegium.data.collate import BlockCollator
 from collegium.data.order import StatelessOrder
 from collegium.errors import DataError, NumericError, RecipeError, TeacherError
+from collegium.evaluation.domain_mixing import DomainMixing
 from collegium.evaluation.language_modeling import DocumentSums, HeldOut
 from collegium.head import ProjectionHead
 from collegium.metrics import MeanAccumulator
@@ -63,6 +64,7 @@ class DistillationTrainer(Trainer):
         callbacks: As for `transformers.Trainer`.
         optimizers: As for `transformers.Trainer`.
         block_size: Tokens of a block, where text is packed here.
+        mixing: Sets proportions of domains; by default blocks come as they are. Something must call its `remix`.
 
     Raises:
         DataError: a model cannot be loaded, or a teacher has another tokenizer.
@@ -84,6 +86,7 @@ class DistillationTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
         block_size: int = 1024,
+        mixing: DomainMixing | None = None,
     ) -> None:
         args = _own_arguments(args)
         tokenizer = processing_class or load_tokenizer(_name_of(model))
@@ -116,6 +119,7 @@ class DistillationTrainer(Trainer):
                 "DistillationModel itself can be sharded with fully_shard"
             )
         self.objective: Objective = objective
+        self.mixing = mixing
         self._block_size, self._collator = block_size, collator
         self.held_out = self._held_out(eval_dataset)
         self.checkpoints = CheckpointDirectory(
@@ -207,6 +211,8 @@ class DistillationTrainer(Trainer):
         dataset = train_dataset if train_dataset is not None else self.train_dataset
         total = self._num_steps() * self._samples_per_step()
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        if self.mixing is not None:
+            return self.mixing.order(samples_per_step=self._samples_per_step(), seed=seed, total=total)
         return StatelessOrder(len(cast(PackedBlocks, dataset)), seed=seed, total=total)
 
     def _samples_per_step(self) -> int:
@@ -294,7 +300,7 @@ class DistillationTrainer(Trainer):
         return TrainingState(
             model=self.model,
             optimizer=getattr(self.optimizer, "optimizer", self.optimizer),  # below accelerate's wrapper
-            stateful={"scheduler": self.lr_scheduler, "scaler": self.accelerator.scaler},
+            stateful={"scheduler": self.lr_scheduler, "scaler": self.accelerator.scaler, "mixing": self.mixing},
             documents={"trainer_state": dataclasses.asdict(self.state)},
         )
 

@@ -94,7 +94,7 @@ def text_directory(
     if recipe.data.directory is not None:
         return Path(recipe.data.directory)
     parts = [tokenizer_fingerprint(tokenizer), *(source.fingerprint for source in sources)]
-    content = recipe.data.model_dump_json(exclude={"directory"}) + "".join(parts)
+    content = recipe.data.model_dump_json(exclude={"directory", "mixing"}) + "".join(parts)
     return cache_dir() / "prepared" / hashlib.sha256(content.encode()).hexdigest()[:16]
 
 

@@ -12,6 +12,7 @@ from transformers.integrations.integration_utils import (
 )
 
 from collegium.build.ingredients import Ingredients
+from collegium.build.mixing import Remix, build_mixing
 from collegium.build.objective import build_objective
 from collegium.contracts import Teacher
 from collegium.errors import RecipeError
@@ -109,17 +110,22 @@ def build_trainer(
 ) -> DistillationTrainer:
     """The loop over prepared text."""
     torch.manual_seed(recipe.seed)  # projections are drawn here
+    args = build_training_arguments(recipe, run_dir)
+    mixing = build_mixing(recipe, ingredients, teachers, device=args.device)
     trainer = DistillationTrainer(
         student,
         teachers=teachers,
         objective=build_objective(recipe, student, teachers),
-        args=build_training_arguments(recipe, run_dir),
+        args=args,
         data_collator=ingredients.collator,
         train_dataset=ingredients.text.train,
         eval_dataset=held_out,
         processing_class=ingredients.tokenizer,
         callbacks=list(callbacks),
+        mixing=mixing,
     )
+    if mixing is not None:
+        trainer.add_callback(Remix(trainer, mixing))
     trainer.remove_callback(PrinterCallback)  # it prints every log line as a dict
     if recipe.training.gradient_checkpointing:
         trainer.distillation_model.activation_checkpointing_enable()

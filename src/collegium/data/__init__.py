@@ -3,7 +3,7 @@
 from collegium.data.blocks import PackedBlocks, pack_documents
 from collegium.data.collate import BlockCollator
 from collegium.data.documents import Document
-from collegium.data.order import StatelessOrder
+from collegium.data.order import DomainOrder, StatelessOrder
 from collegium.data.prepare import prepare_text
 from collegium.data.prepared import PreparedText
 from collegium.data.settings import PrepareProgress, SourceLimits
@@ -13,6 +13,7 @@ from collegium.data.sources import FileSource, HubSource, Source
 __all__ = [
     "BlockCollator",
     "Document",
+    "DomainOrder",
     "FileSource",
     "HubSource",
     "PackedBlocks",

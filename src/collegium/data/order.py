@@ -1,12 +1,13 @@
-"""The order in which samples are seen: a function of seed and position, with no state.
+"""The order in which samples are seen: a function of seed and position, with no state but proportions of domains.
 
 A run that resumes at position p, with any number of processes, sees exactly the samples that the
 uninterrupted run sees from p on.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+import numpy.typing as npt
 from torch.utils.data import Sampler
 
 
@@ -39,3 +40,93 @@ class StatelessOrder(Sampler[int]):
             for index in order[offset : offset + self._total - position]:
                 yield int(index)
                 position += 1
+
+
+class DomainOrder(Sampler[int]):
+    """Indices drawn by the domains' proportions, which are set anew for each round of so many samples.
+
+    A round holds each domain in its proportion, exactly but for rounding, shuffled. Within a domain the
+    samples come in a shuffled order, each once before any comes again, whatever the rounds were. All that
+    follows from the seed and from the proportions of the rounds so far, so these are all that a run must
+    remember to go on where it was.
+
+    Args:
+        domains: Indices of the samples of each domain.
+        rounds: Proportions of each round, summing to 1. The caller appends to this list; the order reads a
+            round's when its first sample is asked for.
+        round_size: Samples of a round.
+        seed: Seed of all permutations.
+        total: Positions in all.
+        start: Position to begin at.
+
+    Raises:
+        ValueError: a domain is empty.
+    """
+
+    def __init__(
+        self,
+        domains: Sequence[Sequence[int]],
+        rounds: Sequence[Sequence[float]],
+        *,
+        round_size: int,
+        seed: int,
+        total: int,
+        start: int = 0,
+    ) -> None:
+        if not domains or not all(len(domain) for domain in domains) or round_size < 1:
+            sizes = [len(domain) for domain in domains]
+            raise ValueError(f"rounds of {round_size} samples from domains of {sizes}: all must be at least 1")
+        self._domains, self._rounds, self._round_size = domains, rounds, round_size
+        self._seed, self._total, self._start = seed, total, start
+
+    def __len__(self) -> int:
+        return max(0, self._total - self._start)
+
+    def __iter__(self) -> Iterator[int]:
+        drawn = np.zeros(len(self._domains), np.int64)
+        orders = [_DomainStream(domain, [self._seed, i]) for i, domain in enumerate(self._domains)]
+        for number in range(-(-self._total // self._round_size)):
+            first = number * self._round_size
+            stop = min(self._total - first, self._round_size)
+            counts = apportion(self._proportions(number), self._round_size)
+            if first + stop > self._start:
+                begin = max(0, self._start - first)
+                kinds = np.repeat(np.arange(len(counts)), counts)
+                kinds = np.random.default_rng([self._seed, len(counts), number]).permutation(kinds)
+                offsets = drawn + np.bincount(kinds[:begin], minlength=len(counts))
+                for kind in kinds[begin:stop]:
+                    yield orders[kind][int(offsets[kind])]
+                    offsets[kind] += 1
+            drawn += counts
+
+    def _proportions(self, number: int) -> Sequence[float]:
+        if number >= len(self._rounds):
+            raise LookupError(
+                f"round {number} is asked for, but proportions of {len(self._rounds)} rounds are known"
+            )
+        return self._rounds[number]
+
+
+class _DomainStream:
+    """The endless order of one domain's samples; the permutation of the last epoch asked for is kept."""
+
+    def __init__(self, samples: Sequence[int], seed: list[int]) -> None:
+        self._samples, self._seed = samples, seed
+        self._epoch, self._order = -1, np.zeros(0, np.int64)
+
+    def __getitem__(self, position: int) -> int:
+        epoch, offset = divmod(position, len(self._samples))
+        if epoch != self._epoch:
+            self._order = np.random.default_rng([*self._seed, epoch]).permutation(len(self._samples))
+            self._epoch = epoch
+        return int(self._samples[self._order[offset]])
+
+
+def apportion(proportions: Sequence[float], total: int) -> npt.NDArray[np.int64]:
+    """Whole numbers that sum to `total`, in these proportions; what is left goes to the largest remainders."""
+    shares = np.asarray(proportions, np.float64)
+    exact = shares / shares.sum() * total
+    counts: npt.NDArray[np.int64] = np.floor(exact).astype(np.int64)
+    largest = np.argsort(counts - exact, kind="stable")
+    counts[largest[: total - int(counts.sum())]] += 1
+    return counts

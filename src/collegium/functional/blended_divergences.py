@@ -23,7 +23,7 @@ def skew_forward_kl(
     teacher_logprobs: Float[Tensor, "n V"],
     alpha: float | Float[Tensor, " n"] = 0.1,
 ) -> Float[Tensor, " n"]:
-    """KL(teacher || alpha teacher + (1 - alpha) student) (DistiLLM, arXiv:2402.03898, eq. 4).
+    """KL(teacher || alpha teacher + (1 - alpha) student) (DistiLLM, arXiv:2402.03898).
 
     Args:
         student_logprobs: Student, [n V].
@@ -46,7 +46,7 @@ def skew_reverse_kl(
     teacher_logprobs: Float[Tensor, "n V"],
     alpha: float | Float[Tensor, " n"] = 0.1,
 ) -> Float[Tensor, " n"]:
-    """KL(student || alpha student + (1 - alpha) teacher) (DistiLLM, arXiv:2402.03898, section 3.1).
+    """KL(student || alpha student + (1 - alpha) teacher) (DistiLLM, arXiv:2402.03898).
 
     Arguments as in `skew_forward_kl`; alpha is the student's share, 0 is the reverse KL.
     """
@@ -77,7 +77,7 @@ def taid(
 ) -> Float[Tensor, " n"]:
     """KL(softmax((1 - t) student + t teacher) || student), the blend without gradient.
 
-    TAID (arXiv:2501.16937, eq. 3-4) blends logits; log-probabilities give the same distribution. At t = 1 it
+    TAID (arXiv:2501.16937) blends logits; log-probabilities give the same distribution. At t = 1 it
     is the forward KL, at t = 0 it is 0. The paper's code minimises the cross-entropy, which has the same
     gradient: the blend's entropy is a constant.
     """
@@ -98,7 +98,7 @@ def taid_target(
 def todi(student_logprobs: Float[Tensor, "n V"], teacher_logprobs: Float[Tensor, "n V"]) -> Float[Tensor, " n"]:
     """sum_v w p log(p / q) + (1 - w) q log(q / p) with w = sigmoid(log p / q) per token, without gradient.
 
-    ToDi (arXiv:2505.16297, eq. 9-10). As w = p / (p + q), its value is that of sum_v (p - q) log(p / q), the sum
+    ToDi (arXiv:2505.16297). As w = p / (p + q), its value is that of sum_v (p - q) log(p / q), the sum
     of both KLs; the gradient is another, mostly that of the forward KL where the student is below
     the teacher and of the reverse KL where it is above.
     """
@@ -113,7 +113,7 @@ def adaptive_kl(
 ) -> Float[Tensor, " n"]:
     """share KL(teacher || student) + (1 - share) KL(student || teacher), share that of the gap in the head.
 
-    AKL (arXiv:2404.02657, eq. 13-14). Arguments as in `adaptive_share`.
+    AKL (arXiv:2404.02657). Arguments as in `adaptive_share`.
     """
     share = adaptive_share(student_logprobs, teacher_logprobs, mu)
     forward = forward_kl(student_logprobs, teacher_logprobs)

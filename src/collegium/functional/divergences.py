@@ -111,7 +111,7 @@ def alpha_beta(
 ) -> Float[Tensor, " n"]:
     """-1/(alpha beta) sum_v [p^alpha q^beta - (alpha p^s + beta q^s) / s] with s = alpha + beta.
 
-    ABKD (arXiv:2505.04560, eq. 7). (1, 0) is the forward KL, (0, 1) the reverse KL, and where alpha, beta or
+    ABKD (arXiv:2505.04560). (1, 0) is the forward KL, (0, 1) the reverse KL, and where alpha, beta or
     both are 0 the formula's limit is meant: for beta = 0 that is 1/alpha^2 sum_v [p^alpha log(p^alpha / q^alpha)
     - p^alpha + q^alpha], for both half the squared distance of the logs. The paper's code divides by alpha where
     the limit has alpha^2.
@@ -152,7 +152,7 @@ def decoupled(
     """alpha TCKD + beta NCKD: the forward KL in two parts, of which the second is not scaled by 1 - p_label.
 
     TCKD is the KL of (p_label, 1 - p_label), NCKD that of the other tokens renormalised, and KL = TCKD +
-    (1 - p_label) NCKD (DKD, arXiv:2203.08679, eq. 5-7). The remainder 1 - p_label is summed from the other tokens,
+    (1 - p_label) NCKD (DKD, arXiv:2203.08679). The remainder 1 - p_label is summed from the other tokens,
     so it is known where p_label is 1 to machine precision.
 
     Args:

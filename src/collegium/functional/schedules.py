@@ -40,7 +40,7 @@ def taid_update(
     alpha: float = 5e-4,
     beta: float = 0.99,
 ) -> TaidState:
-    """The share t after a step (TAID, arXiv:2501.16937, algorithm 1; `src/distil_losses/taid.py`).
+    """The share t after a step (TAID, arXiv:2501.16937; `src/distil_losses/taid.py`).
 
     t never falls behind the straight line from start to end, and runs ahead while the loss falls. The first
     step only sets the loss to compare with.
