@@ -20,12 +20,14 @@ def block_means(activations: Float[Tensor, "B S C"], mask: Bool[Tensor, "B S"]) 
     """
     activations = full_precision(activations)
     weights = mask.to(activations.dtype)
-    return torch.einsum("bsc,bs->bc", activations.abs(), weights) / weights.sum(1, keepdim=True).clamp_min(1.0)
+    sums: Tensor = torch.einsum("bsc,bs->bc", activations.abs(), weights)
+    return sums / weights.sum(1, keepdim=True).clamp_min(1.0)
 
 
 def head_importance(channels: Float[Tensor, " C"], head_dim: int) -> Float[Tensor, " H"]:
     """L2 norm of the scores of each head's channels."""
-    return torch.linalg.vector_norm(channels.view(-1, head_dim), dim=1)
+    norms: Tensor = torch.linalg.vector_norm(channels.view(-1, head_dim), dim=1)
+    return norms
 
 
 def block_influence(

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from collegium.contracts import Batch
 from collegium.functional.importance import block_influence, block_means, head_importance
 from collegium.pretrained import last_hidden_states
-from collegium.pruning.layout import require_known
+from collegium.pruning.layout import head_dim_of, require_known
 from collegium.student import decoder_layers
 
 
@@ -63,7 +63,7 @@ def measure_importance(model: PreTrainedModel, batches: Iterable[Batch]) -> Impo
             sums.mask = batch.attention_mask
             last_hidden_states(model, batch.input_ids, batch.position_ids)
             sums.count += int(batch.attention_mask.sum())
-    head_dim = layers[0].self_attn.head_dim
+    head_dim = head_dim_of(model.config.get_text_config())
     numbers = range(len(layers))
     norms = [sums.root(place, i) for i in numbers for place in ("q_proj", "gate_proj")]
     return Importance(

@@ -49,9 +49,13 @@ class Kept:
         content = json.loads(text)
         if not isinstance(content, dict) or set(content) != set(cls.__dataclass_fields__):
             raise ValueError(f"needs {', '.join(cls.__dataclass_fields__)}")
-        flat = {name: _integers(content[name]) for name in ("layers", "channels")}
-        nested = {name: [_integers(row) for row in content[name]] for name in set(content) - set(flat)}
-        return cls(**flat, **nested)
+        return cls(
+            layers=_integers(content["layers"]),
+            channels=_integers(content["channels"]),
+            key_value_heads=[_integers(row) for row in content["key_value_heads"]],
+            heads=[_integers(row) for row in content["heads"]],
+            neurons=[_integers(row) for row in content["neurons"]],
+        )
 
 
 def _integers(values: Any) -> list[int]:

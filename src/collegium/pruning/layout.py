@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from collegium.errors import RecipeError
 from collegium.student import decoder_layers
@@ -153,3 +153,8 @@ def require_known(model: PreTrainedModel) -> None:
 def module_name(parameter: str) -> str:
     """`q_proj` of `model.layers.0.self_attn.q_proj.weight`."""
     return parameter.split(".")[-2]
+
+
+def head_dim_of(config: PretrainedConfig) -> int:
+    """Dimension of a head, which some configurations derive from the width."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)

@@ -14,8 +14,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from collegium.pretrained import place
 from collegium.pruning.choice import Kept
-from collegium.pruning.layout import AXES, Axis, module_name, require_known
+from collegium.pruning.layout import AXES, Axis, head_dim_of, module_name, require_known
 from collegium.student import keep_in_config
 
 
@@ -31,17 +32,19 @@ def prune(model: PreTrainedModel, kept: Kept) -> PreTrainedModel:
         pruned: PreTrainedModel = AutoModelForCausalLM.from_config(
             _pruned_config(model.config, kept), dtype=model.dtype
         )
-    pruned = pruned.to(model.device)
+    pruned.tie_weights()  # which is part of the initialisation that was left out
+    pruned = place(pruned, model.device)
     _copy_weights(model, pruned, kept)
     _copy_rope(model, pruned)
     pruned.generation_config = copy.deepcopy(model.generation_config)
-    return pruned.eval()
+    pruned.eval()
+    return pruned
 
 
 def _pruned_config(config: PretrainedConfig, kept: Kept) -> PretrainedConfig:
     pruned = copy.deepcopy(config)
     text = pruned.get_text_config()
-    text.head_dim = _head_dim(text)  # before the width changes, from which it may be derived
+    text.head_dim = head_dim_of(text)  # before the width changes, from which it may be derived
     keep_in_config(text, kept.layers)
     text.hidden_size = len(kept.channels)
     text.intermediate_size = len(kept.neurons[0])
@@ -50,18 +53,14 @@ def _pruned_config(config: PretrainedConfig, kept: Kept) -> PretrainedConfig:
     return pruned
 
 
-def _head_dim(config: PretrainedConfig) -> int:
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-
-
 def _copy_weights(model: PreTrainedModel, pruned: PreTrainedModel, kept: Kept) -> None:
     weights = dict(model.named_parameters(remove_duplicate=False))
-    head_dim = _head_dim(pruned.config.get_text_config())
+    head_dim = head_dim_of(pruned.config.get_text_config())
     gain = math.sqrt(model.config.get_text_config().hidden_size / len(kept.channels))
     for name, parameter in pruned.named_parameters():  # a tied one once
         layer = _layer_of(name)
         source = name if layer is None else _renamed(name, layer, kept.layers[layer])
-        weight = weights[source]
+        weight: Tensor = weights[source]
         indices = _indices(kept, layer, head_dim)
         axes = AXES[module_name(name)][: weight.dim()]
         for dim, axis in enumerate(axes):
@@ -87,7 +86,7 @@ def _rescaled(pruned: PreTrainedModel, name: str, weight: Tensor, gain: float) -
 def _copy_rope(model: PreTrainedModel, pruned: PreTrainedModel) -> None:
     """Frequencies as the model has them, which may have been cast with its weights."""
     buffers = dict(model.named_buffers())
-    for name, buffer in list(pruned.named_buffers()):
+    for name in [name for name, _ in pruned.named_buffers()]:
         if name.endswith("inv_freq"):
             parent, _, attribute = name.rpartition(".")
             setattr(pruned.get_submodule(parent), attribute, buffers[name].clone())
