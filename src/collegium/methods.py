@@ -19,6 +19,8 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
             "feature": {"layer_map": "uniform", "layer_norm": True},
         }
     },
+    # The student is `kind: pruned`, whose sizes only the recipe can know.
+    "minitron": {"objective": {"kd_weight": 1.0, "divergence": "forward_kl", "kd_temperature": 1.0}},
 }
 
 

@@ -180,7 +180,7 @@ def _describe(issue: Any, content: Mapping[str, Any]) -> str:
 
 
 def _is_union_tag(part: Any, location: tuple[Any, ...]) -> bool:
-    tags = {"pretrained", "config", "layer_drop", "hub", "files", "local", "cached"}
+    tags = {"pretrained", "config", "layer_drop", "pruned", "hub", "files", "local", "cached"}
     place = location.index(part)
     return (
         part in tags and place > 0 and (location[place - 1] == "student" or isinstance(location[place - 1], int))
