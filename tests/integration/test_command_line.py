@@ -372,7 +372,8 @@ def test_parts_are_chosen_once(recipe, model_folder, tmp_path, monkeypatch, caps
     from collegium.recipe_file import load_recipe
 
     sizes = "hidden_size: 24, intermediate_size: 40, num_key_value_heads: 1, num_layers: 2"
-    section = f"student={{kind: pruned, model: {model_folder('big', 5, layers=4)}, {sizes}}}"
+    folder = model_folder("big", 5, layers=4)
+    section = f"student={{kind: pruned, model: {folder}, {sizes}}}"
     code, _, err = run(["train", str(recipe), section], monkeypatch, capsys)
     assert code == 0, err
     config = AutoModelForCausalLM.from_pretrained("runs/pico/student").config
@@ -384,7 +385,7 @@ def test_parts_are_chosen_once(recipe, model_folder, tmp_path, monkeypatch, caps
     ingredients = build_ingredients(loaded)
     again = build_student(loaded, ingredients, run_dir=Path("runs/pico"))
     kept = json.loads(Path("runs/pico/kept.json").read_text())
-    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "big")
+    whole = AutoModelForCausalLM.from_pretrained(folder)
     weight = whole.model.layers[kept["layers"][1]].mlp.up_proj.weight
     expected = weight[kept["neurons"][1]][:, kept["channels"]]
     assert torch.equal(again.model.layers[1].mlp.up_proj.weight, expected)

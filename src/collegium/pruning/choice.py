@@ -84,10 +84,11 @@ def choose_kept(
         layers = choose_layers(model, target.num_layers, batches)
     else:
         layers = top_indices(importance.influence, target.num_layers).tolist()
-    return _kept(importance, layers, target, num_groups=Sizes.of(model).num_key_value_heads)
+    return select_kept(importance, layers, target, num_groups=Sizes.of(model).num_key_value_heads)
 
 
-def _kept(importance: Importance, layers: Sequence[int], target: Sizes, *, num_groups: int) -> Kept:
+def select_kept(importance: Importance, layers: Sequence[int], target: Sizes, *, num_groups: int) -> Kept:
+    """The top of everything in these layers, by scores; see `choose_kept`."""
     heads = [
         top_heads(
             importance.heads[i],
