@@ -390,5 +390,15 @@ def test_other_architectures_are_refused_by_name():
 def test_unknown_parameters_are_refused():
     model = pico_llama()
     model.model.layers[0].mlp.router = torch.nn.Linear(2, 2)
-    with pytest.raises(RecipeError, match="it has router"):
+    with pytest.raises(RecipeError, match="LlamaForCausalLM with model.layers.0.mlp.router.weight cannot"):
+        Sizes.of(model)
+
+
+def test_quantised_and_wrapped_layers_are_refused():
+    class Wrapped(torch.nn.Linear):
+        pass
+
+    model = pico_llama()
+    model.model.layers[0].mlp.up_proj = Wrapped(32, 64, bias=False)
+    with pytest.raises(RecipeError, match="with a Wrapped as model.layers.0.mlp.up_proj"):
         Sizes.of(model)

@@ -140,14 +140,21 @@ def require_known(model: PreTrainedModel) -> None:
     """
     name = type(model).__name__
     own = type(model).__module__.startswith("transformers.models.")
-    unknown = sorted({part for part in map(module_name, dict(model.named_parameters())) if part not in AXES})
-    linear = all(type(m) is nn.Linear for n, m in model.named_modules() if n.rpartition(".")[2].endswith("_proj"))
-    if name not in ARCHITECTURES or not own or unknown or not linear:
-        detail = f" (it has {unknown[0]})" if unknown else ""
-        raise RecipeError(
-            f"student.kind: {name} cannot be pruned in width{detail}; known are {', '.join(ARCHITECTURES)}. "
-            "For others use `kind: layer_drop`"
-        )
+    if name not in ARCHITECTURES or not own:
+        raise _refused(name)
+    for parameter in dict(model.named_parameters()):
+        if module_name(parameter) not in AXES:
+            raise _refused(f"{name} with {parameter}")
+    for path, module in model.named_modules():
+        if path.endswith("_proj") and type(module) is not nn.Linear:
+            raise _refused(f"{name} with a {type(module).__name__} as {path}")
+
+
+def _refused(what: str) -> RecipeError:
+    return RecipeError(
+        f"student.kind: {what} cannot be pruned in width; known are {', '.join(ARCHITECTURES)}, not quantised. "
+        "For others use `kind: layer_drop`"
+    )
 
 
 def module_name(parameter: str) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from collegium.functional.elementwise import full_precision
 from collegium.pretrained import place
 from collegium.pruning.choice import Kept
 from collegium.pruning.layout import AXES, Axis, head_dim_of, module_name, require_known
@@ -74,13 +75,13 @@ def _rescaled(pruned: PreTrainedModel, name: str, weight: Tensor, gain: float) -
     module = module_name(name)
     scales_embedding = hasattr(pruned.get_input_embeddings(), "embed_scale")
     if module == "embed_tokens":
-        return weight * gain if scales_embedding else weight
+        return full_precision(weight) * gain if scales_embedding else weight
     if AXES[module] != ("channels",):
         return weight
     if module == "norm" and scales_embedding and pruned.config.get_text_config().tie_word_embeddings:
         return weight  # the head is the embedding, and has the factor already
     offset = 1.0 if type(pruned).__name__.startswith("Gemma") else 0.0  # Gemma's gain is 1 + weight
-    return (weight + offset) * gain - offset
+    return (full_precision(weight) + offset) * gain - offset
 
 
 def _copy_rope(model: PreTrainedModel, pruned: PreTrainedModel) -> None:
