@@ -9,11 +9,18 @@ Results = Mapping[str, Any]
 
 
 def render(results: Results) -> str:
-    """The whole page. A benchmark that failed is named as such."""
-    sections = {"fused_loss": _fused_loss, "train_step": _train_step, "cache": _cache, "scaling": _scaling}
+    """The whole page. A benchmark that failed is named as such; one that never ran is left out."""
+    sections = {
+        "fused_loss": _fused_loss,
+        "train_step": _train_step,
+        "methods": _methods,
+        "cache": _cache,
+        "scaling": _scaling,
+    }
     parts = ["# Benchmarks", _machine(results["machine"])]
     for name, section in sections.items():
-        parts.append(section(results[name]) if results.get(name) else f"## {name}\n\nIt failed.")
+        if name in results:
+            parts.append(section(results[name]) if results[name] else f"## {name}\n\nIt failed.")
     return "\n\n".join(parts) + "\n"
 
 
@@ -104,6 +111,22 @@ def _train_step(results: Results) -> str:
             table(("fused", "times as fast", "share of its peak"), ratios),
         ]
     )
+
+
+def _methods(results: Results) -> str:
+    setup = results["setup"]
+    sizes = {name: f"{count / 1e6:.1f}M" for name, count in setup["parameters"].items()}
+    keys = ("time_s", "time_vs_kd", "peak_mb", "peak_vs_kd")
+    rows = [(name, *(method[key] for key in keys)) for name, method in results["methods"].items()]
+    blocks = [
+        f"## A step of each method: {setup['teachers']} teachers of {sizes['teacher']}, student "
+        f"{sizes['student']}, batch {' x '.join(map(str, setup['batch']))} tokens, {results['rounds']} rounds",
+        table(("method", "time s", "time, kd = 1", "peak MB", "peak, kd = 1"), rows),
+    ]
+    if results["skipped"]:
+        reasons = [f"- `{name}`: {reason}" for name, reason in results["skipped"].items()]
+        blocks.append("\n".join(["Left out, as no step by itself:", "", *reasons]))
+    return "\n\n".join(blocks)
 
 
 def _cache(results: Results) -> str:

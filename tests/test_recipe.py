@@ -108,6 +108,10 @@ def test_differences_name_the_key_and_both_values(path):
         ("data.sources.0.name=mean", "sources may not be named 'mean'"),
         ("teachers.0.name=common", "teachers may not be named 'common'"),
         (f"student={{kind: config, model: x, trust_remote_code: true, revision: {'a' * 40}}}", "`kind: config`"),
+        ("student={kind: pruned, model: x}", "student: give at least one size to cut: hidden_size, "),
+        ("student={kind: pruned, model: x, num_heads: 4, num_key_value_heads: 3}", "got 4 and 3"),
+        ("student={kind: pruned, model: x, hidden_size: 0}", "student.hidden_size: Input should be greater"),
+        ("student={kind: pruned, model: x, hiden_size: 8}", "did you mean `hidden_size`?"),
     ],
 )
 def test_what_is_refused(path, override, message):
@@ -170,6 +174,11 @@ def test_method_fills_in_what_the_recipe_does_not_say(path):
 
 def test_unknown_method_is_refused_with_the_known_ones(path):
     assert "method 'tinybird' is not known; known are ce, kd, paper" in error_of(path, "method=tinybird")
+
+
+def test_minitron_trains_on_distributions_alone(path):
+    objective = load_recipe(path, ["method=minitron", "objective={}"]).objective
+    assert (objective.kd_weight, objective.divergence, objective.kd_temperature) == (1.0, "forward_kl", 1.0)
 
 
 def test_a_section_of_another_kind_is_not_mixed_with_the_methods():

@@ -159,7 +159,8 @@ def claim_run_dir(recipe: Recipe, run_dir: Path) -> None:
                 "give another output_dir or name, or delete the folder"
             )
         if is_another and is_main_rank():
-            (run_dir / "kept_layers.json").unlink(missing_ok=True)
+            for name in ("kept_layers.json", "kept.json"):  # of a student's layers, or of all that is pruned
+                (run_dir / name).unlink(missing_ok=True)
     if is_main_rank():
         run_dir.mkdir(parents=True, exist_ok=True)
         write_text(path, dump_recipe(recipe))

@@ -93,6 +93,8 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
             "divergence": {"kind": "taid", "start": 0.4, "end": 1.0, "alpha": 5e-4, "beta": 0.99},
         }
     },
+    # The student is `kind: pruned`, whose sizes only the recipe can know.
+    "minitron": {"objective": {"kd_weight": 1.0, "divergence": "forward_kl", "kd_temperature": 1.0}},
 }
 
 

@@ -164,3 +164,48 @@ class LayerDropStudentSection(StudentSection):
         if (self.keep_layers is None) == (self.num_layers is None):
             raise ValueError("give either keep_layers (which ones) or num_layers (how many, chosen by loss)")
         return self
+
+
+class PrunedStudentSection(StudentSection):
+    """A student cut out of a model, in width and depth (Minitron)."""
+
+    kind: Literal["pruned"]
+    """Keep the most important parts of `model`, as calibration text shows them; it may be a teacher's model."""
+    hidden_size: int | None = Field(default=None, ge=1)
+    """Channels to keep; Llama wants a multiple of the heads. What is not given of the sizes stays."""
+    intermediate_size: int | None = Field(default=None, ge=1)
+    """Neurons of each layer's MLP to keep."""
+    num_heads: int | None = Field(default=None, ge=1)
+    """Query heads of each layer to keep, as many for each key-value head; their dimension stays."""
+    num_key_value_heads: int | None = Field(default=None, ge=1)
+    """Key-value heads of each layer to keep, with all of their query heads unless num_heads says fewer."""
+    num_layers: int | None = Field(default=None, ge=1)
+    """Layers to keep."""
+    depth_criterion: Literal["loss", "block_influence"] = "loss"
+    """How layers are chosen: `loss` drops greedily the one whose loss on calibration text is least, in
+    (L^2 - n^2) / 2 passes; `block_influence` those that turn their input least, in one."""
+    calibration_blocks: int = Field(default=32, ge=1)
+    """Training blocks on which importance is measured."""
+
+    @model_validator(mode="after")
+    def _something_is_cut(self) -> Self:
+        if not any(size is not None for size in self.sizes.values()):
+            raise ValueError(f"give at least one size to cut: {', '.join(self.sizes)}")
+        heads, groups = self.num_heads, self.num_key_value_heads
+        if heads is not None and groups is not None and heads % groups:
+            raise ValueError(
+                f"num_heads must be a multiple of num_key_value_heads, got {heads} and {groups}: each "
+                "key-value head serves as many query heads"
+            )
+        return self
+
+    @property
+    def sizes(self) -> dict[str, int | None]:
+        """Sizes to cut to; None stays."""
+        return {
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_heads": self.num_heads,
+            "num_key_value_heads": self.num_key_value_heads,
+            "num_layers": self.num_layers,
+        }

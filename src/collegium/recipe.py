@@ -18,6 +18,7 @@ from collegium.model_sections import (
     ConfigStudentSection,
     LayerDropStudentSection,
     PretrainedStudentSection,
+    PrunedStudentSection,
     TeacherSection,
 )
 from collegium.objective_sections import ObjectiveSection
@@ -206,7 +207,9 @@ class Recipe(Section):
     """A method of the literature, whose values stand wherever this recipe says nothing: see `docs/methods`."""
     seed: int = Field(default=0, ge=0)
     """Of initial weights, order and dropout."""
-    student: Annotated[PretrainedStudentSection | ConfigStudentSection | LayerDropStudentSection, _BY_KIND]
+    student: Annotated[
+        PretrainedStudentSection | ConfigStudentSection | LayerDropStudentSection | PrunedStudentSection, _BY_KIND
+    ]
     """The model that is trained."""
     teachers: Annotated[Many[TeacherSection], AfterValidator(names_differ)] = ()
     """The models it learns from; none for cross-entropy alone."""

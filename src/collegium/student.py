@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from collegium.contracts import Batch, predicted_positions
 from collegium.errors import DataError, RecipeError, one_line
@@ -52,7 +52,7 @@ def keep_layers(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
         )
     setattr(parent, name, nn.ModuleList(layers[i] for i in kept))
     _number(getattr(parent, name))
-    _keep_in_config(model, kept, len(layers))
+    keep_in_config(model.config.get_text_config(), kept)
     return model
 
 
@@ -64,15 +64,14 @@ def _number(layers: nn.ModuleList) -> None:
                 module.layer_idx = index
 
 
-def _keep_in_config(model: PreTrainedModel, kept: Sequence[int], num_layers: int) -> None:
-    config = model.config.get_text_config()
+def keep_in_config(config: PretrainedConfig, kept: Sequence[int]) -> None:
+    """Make the configuration say that only these layers are there."""
     for field, value in vars(config).items():
-        if isinstance(value, list) and len(value) == num_layers:  # such as layer_types
+        if isinstance(value, list) and len(value) == config.num_hidden_layers:  # such as layer_types
             setattr(config, field, [value[i] for i in kept])
     config.num_hidden_layers = len(kept)
 
 
-@torch.no_grad()
 def check_num_layers(model: PreTrainedModel, num_layers: int) -> None:
     """See that the model has as many layers as are to be kept.
 

@@ -358,13 +358,40 @@ def test_layers_are_chosen_once(recipe, model_folder, tmp_path, monkeypatch):
     def again(*_: object) -> None:
         raise AssertionError("chosen again")
 
-    monkeypatch.setattr("collegium.build.models.choose_layers", again)
+    monkeypatch.setattr("collegium.build.student.choose_layers", again)
     second = build_student(loaded, ingredients, run_dir=tmp_path)
     for one, other in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(one, other)
     (tmp_path / "kept_layers.json").write_text("{")
-    with pytest.raises(DataError, match="holds no list of layers"):
+    with pytest.raises(DataError, match="holds no list of what is kept"):
         build_student(loaded, ingredients, run_dir=tmp_path)
+
+
+def test_parts_are_chosen_once(recipe, model_folder, tmp_path, monkeypatch, capsys):
+    from collegium.build import build_ingredients, build_student
+    from collegium.recipe_file import load_recipe
+
+    sizes = "hidden_size: 24, intermediate_size: 40, num_key_value_heads: 1, num_layers: 2"
+    folder = model_folder("big", 5, layers=4)
+    section = f"student={{kind: pruned, model: {folder}, {sizes}}}"
+    code, _, err = run(["train", str(recipe), section], monkeypatch, capsys)
+    assert code == 0, err
+    config = AutoModelForCausalLM.from_pretrained("runs/pico/student").config
+    assert (config.hidden_size, config.intermediate_size, config.num_hidden_layers) == (24, 40, 2)
+    assert (config.num_attention_heads, config.num_key_value_heads, config.head_dim) == (2, 1, 8)
+
+    monkeypatch.setattr("collegium.build.student.choose_kept", None)  # is not called again
+    loaded = load_recipe(recipe, [section])
+    ingredients = build_ingredients(loaded)
+    again = build_student(loaded, ingredients, run_dir=Path("runs/pico"))
+    kept = json.loads(Path("runs/pico/kept.json").read_text())
+    whole = AutoModelForCausalLM.from_pretrained(folder)
+    weight = whole.model.layers[kept["layers"][1]].mlp.up_proj.weight
+    expected = weight[kept["neurons"][1]][:, kept["channels"]]
+    assert torch.equal(again.model.layers[1].mlp.up_proj.weight, expected)
+    Path("runs/pico/kept.json").write_text("[0, 1]")
+    with pytest.raises(DataError, match="holds no list of what is kept"):
+        build_student(loaded, ingredients, run_dir=Path("runs/pico"))
 
 
 def test_trust_is_not_extended_to_another_repository(recipe, monkeypatch):

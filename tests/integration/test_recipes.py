@@ -51,6 +51,15 @@ def test_recipe_runs(path, tmp_path, model_folder, monkeypatch, capsys):
     if recipe.student.kind == "layer_drop":
         kept = {"num_layers": 3} if recipe.student.keep_layers is None else {"keep_layers": [0, 3]}
         changes |= {f"student.{name}": value for name, value in kept.items()}
+    if recipe.student.kind == "pruned":
+        pico = {
+            "hidden_size": 24,
+            "intermediate_size": 40,
+            "num_heads": 2,
+            "num_key_value_heads": 1,
+            "num_layers": 3,
+        }
+        changes |= {f"student.{name}": pico[name] for name, size in recipe.student.sizes.items() if size}
     if recipe.student.kind == "config":
         changes["student.overrides"] = {"num_hidden_layers": 2}
     for i, teacher in enumerate(recipe.teachers):

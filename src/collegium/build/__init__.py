@@ -6,8 +6,9 @@ provide is compared here, once, with what the objective needs.
 
 from collegium.build.cache import build_builder, build_teachers, cache_location, cache_plan
 from collegium.build.ingredients import Ingredients, build_ingredients, build_text
-from collegium.build.models import build_student, load_teachers
+from collegium.build.models import load_teachers
 from collegium.build.objective import build_objective, build_rule, build_target, build_weighting
+from collegium.build.student import build_student
 from collegium.build.training import build_held_out, build_trainer
 
 
