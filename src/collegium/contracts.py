@@ -88,6 +88,7 @@ class Batch:
             of a segment is never predicted.
         position_ids: Position of each token in its segment.
         sample_ids: Row of each block in its data set.
+        domain_ids: Domain of each block, as a place in the recipe's list of sources; None if not known.
         stored: What was read beforehand from the caches of teachers, by teacher.
     """
 
@@ -96,6 +97,7 @@ class Batch:
     labels: Int[Tensor, "B S"]
     position_ids: Int[Tensor, "B S"]
     sample_ids: Int[Tensor, " B"]
+    domain_ids: Int[Tensor, " B"] | None = None
     stored: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
     @classmethod
@@ -107,6 +109,7 @@ class Batch:
             labels=inputs["labels"],
             position_ids=inputs["position_ids"],
             sample_ids=inputs["sample_ids"],
+            domain_ids=inputs.get("domain_ids"),
             stored=inputs.get("stored", {}),
         )
 
@@ -120,12 +123,14 @@ class Positions:
         labels: Token to be predicted; never -100.
         segments: Segment (document inside a block) of each position; grows by one at each border.
         offsets: Position of the predicting token in its segment.
+        domains: Domain of the block that each position is in; None if not known.
     """
 
     index: Int[Tensor, " N"]
     labels: Int[Tensor, " N"]
     segments: Int[Tensor, " N"]
     offsets: Int[Tensor, " N"]
+    domains: Int[Tensor, " N"] | None = None
 
     def __len__(self) -> int:
         return self.index.shape[0]
@@ -339,4 +344,5 @@ def predicted_positions(batch: Batch) -> Positions:
         labels=batch.labels.flatten()[index + 1],
         segments=segments[index],
         offsets=batch.position_ids.flatten()[index],
+        domains=None if batch.domain_ids is None else batch.domain_ids[index // batch.input_ids.shape[1]],
     )

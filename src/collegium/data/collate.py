@@ -21,6 +21,7 @@ class BlockCollator:
         pad_token_id: Token id on padding; any will do, as it is neither attended nor predicted.
         padding_side: Side on which shorter blocks are padded.
         pad_to: Length of every batch; by default that of its longest block.
+        domains: Names of all domains; given them, a batch has `domain_ids`, places in this list.
     """
 
     def __init__(
@@ -29,10 +30,12 @@ class BlockCollator:
         pad_token_id: int,
         padding_side: Literal["left", "right"] = "right",
         pad_to: int | None = None,
+        domains: Sequence[str] | None = None,
     ) -> None:
         self._pad_token_id = pad_token_id
         self._padding_side = padding_side
         self._pad_to = pad_to
+        self._domains = None if domains is None else {name: index for index, name in enumerate(domains)}
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Batch with `document_ids` [B S] (-1 on padding) beside the tensors of `Batch`."""
@@ -44,6 +47,8 @@ class BlockCollator:
         padded = [self._pad(row, length) for row in rows]
         batch = {key: torch.from_numpy(np.stack([row[key] for row in padded])) for key in padded[0]}
         batch["sample_ids"] = torch.tensor([int(row["sample_id"]) for row in rows])
+        if self._domains is not None:
+            batch["domain_ids"] = torch.tensor([self._domains[row["domain"]] for row in rows])
         return batch
 
     def _pad(self, row: Mapping[str, Any], length: int) -> dict[str, NDArray[Any]]:
