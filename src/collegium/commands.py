@@ -1,7 +1,7 @@
 """What the commands do: each takes a recipe and leaves its result in the run folder.
 
 A run folder holds `recipe.yaml` (resolved), `metrics.jsonl`, `checkpoints/`, `student/` (a plain Hugging
-Face folder) and `evaluation.json`. Everything is written under another name and renamed.
+Face folder) and `evaluation.json`; `temperatures.json` too where some were fitted. Everything is written under another name and renamed.
 """
 
 import json
@@ -24,6 +24,7 @@ from collegium.build import (
     build_teachers,
     build_trainer,
     build_weighting,
+    fit_recipe,
 )
 from collegium.callbacks import MetricsFile, StopOnSignal, TrainingProgress
 from collegium.contracts import Teacher
@@ -77,12 +78,13 @@ def preflight(recipe: Recipe) -> Preflight:
     if not recipe.teachers:
         raise RecipeError("preflight judges teachers, and this recipe has none: add some under `teachers:`")
     ingredients = prepare(recipe)
-    teachers = build_teachers(recipe, ingredients, device=device())
+    fitted, temperatures = fit_recipe(recipe, ingredients, device=device())
+    teachers = build_teachers(fitted, ingredients, device=device())
     held_out = build_held_out(recipe, ingredients, teachers, device=device())
     names = [teacher.name for teacher in teachers]
     target = build_target(recipe.objective)
     chosen = Rule(build_weighting(recipe.objective.weighting, names), target.fusion)
-    return run_preflight(held_out, chosen, ALTERNATIVES)
+    return run_preflight(held_out, chosen, ALTERNATIVES, temperatures)
 
 
 ALTERNATIVES: Mapping[str, Weighting] = {
@@ -107,7 +109,8 @@ def train(recipe: Recipe) -> dict[str, Any]:
         say(f"{run_dir}: finished already; delete it or set another output_dir to run again")
         return read_evaluation(run_dir)
     ingredients = prepare(recipe)
-    teachers = build_teachers(recipe, ingredients, device=device())
+    fitted, _ = fit_recipe(recipe, ingredients, device=device(), run_dir=run_dir)
+    teachers = build_teachers(fitted, ingredients, device=device())
     held_out = build_held_out(recipe, ingredients, teachers, device=device())
     tables = train_student(recipe, ingredients, teachers, held_out)
     return write_evaluation(run_dir, tables, recipe, model="student")
@@ -154,7 +157,8 @@ def claim_run_dir(recipe: Recipe, run_dir: Path) -> None:
                 "give another output_dir or name, or delete the folder"
             )
         if is_another and is_main_rank():
-            (run_dir / "kept_layers.json").unlink(missing_ok=True)
+            for name in ("kept_layers.json", "temperatures.json"):
+                (run_dir / name).unlink(missing_ok=True)
     if is_main_rank():
         run_dir.mkdir(parents=True, exist_ok=True)
         write_text(path, dump_recipe(recipe))
@@ -193,7 +197,8 @@ def evaluate_model(recipe: Recipe, model: str, output_dir: Path) -> dict[str, An
     require_same_tokenizer(ingredients.tokenizer, load_tokenizer(model), name=model)
     student = place(load_model(model, dtype=torch.float32), device())
     check_model(student, ingredients.vocab_size, name=model)
-    teachers = build_teachers(recipe, ingredients, device=device())
+    fitted, _ = fit_recipe(recipe, ingredients, device=device(), run_dir=output_dir)
+    teachers = build_teachers(fitted, ingredients, device=device())
     held_out = build_held_out(recipe, ingredients, teachers, device=device())
     tables = held_out.measure_student(
         lambda batch: last_hidden_states(student, batch.input_ids, batch.position_ids),

@@ -8,6 +8,7 @@ from typing import Any
 
 from collegium.cache.verify import Verdict
 from collegium.evaluation.preflight import Preflight
+from collegium.functional.calibration import FittedTemperature
 from collegium.terminal import is_main_rank, number_row, say, show_table
 
 
@@ -23,6 +24,8 @@ def show_preflight(result: Preflight, *, as_json: bool) -> None:
     show_table("Loss on held-out text, nats per token (lower is better)", ["", *domains], losses)
     gaps = [number_row(f"teacher {name}", row, domains) for name, row in result.calibration_gap.items()]
     show_table("Loss minus entropy (0 is calibrated, above is over-confident)", ["", *domains], gaps)
+    if result.temperatures:
+        show_temperatures(result.temperatures)
     show_table(
         "Conflict among teachers, nats",
         ["", *domains],
@@ -30,6 +33,21 @@ def show_preflight(result: Preflight, *, as_json: bool) -> None:
     )
     if is_main_rank():
         print("\n".join(result.verdict), flush=True)
+
+
+def show_temperatures(temperatures: Mapping[str, Mapping[str, FittedTemperature]]) -> None:
+    """What was fitted, and what it mends."""
+    rows = [
+        [
+            f"{name} {key}",
+            f"{fit.temperature:.3f}{' (bound)' if fit.at_bound else ''}",
+            *(f"{figure:.3f}" for figure in (fit.raw_nll, fit.nll, fit.raw_gap, fit.gap)),
+        ]
+        for name, fits in temperatures.items()
+        for key, fit in fits.items()
+    ]
+    columns = ["", "fitted", "loss before", "after", "gap before", "after"]
+    show_table("Temperatures, fitted on training text (gap: loss minus entropy)", columns, rows)
 
 
 def show_evaluation(result: Mapping[str, Any], folder: Path, *, as_json: bool) -> None:

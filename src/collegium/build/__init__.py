@@ -5,6 +5,7 @@ provide is compared here, once, with what the objective needs.
 """
 
 from collegium.build.cache import build_builder, build_teachers, cache_location, cache_plan
+from collegium.build.calibration import fit_recipe
 from collegium.build.ingredients import Ingredients, build_ingredients, build_text
 from collegium.build.models import build_student, load_teachers
 from collegium.build.objective import build_objective, build_target, build_weighting
@@ -25,5 +26,6 @@ __all__ = [
     "build_weighting",
     "cache_location",
     "cache_plan",
+    "fit_recipe",
     "load_teachers",
 ]

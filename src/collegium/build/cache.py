@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from transformers import PretrainedConfig
 
 from collegium.build.ingredients import Ingredients
 from collegium.build.models import load_teachers, teacher_fingerprint
@@ -30,14 +31,20 @@ def build_teachers(recipe: Recipe, ingredients: Ingredients, *, device: torch.de
     """
     running = [s for s in recipe.teachers if isinstance(s, LocalTeacherSection) and not s.cached]
     loaded = {t.name: t for t in load_teachers(running, ingredients.tokenizer, device=device)}
-    opened = {s.name: _open(recipe, s, ingredients) for s in recipe.teachers if s.name not in loaded}
+    opened = {s.name: open_cache(recipe, s, ingredients) for s in recipe.teachers if s.name not in loaded}
     return [loaded.get(section.name) or opened[section.name] for section in recipe.teachers]
 
 
-def _open(
+def open_cache(
     recipe: Recipe, section: LocalTeacherSection | CachedTeacherSection, ingredients: Ingredients
 ) -> CachedTeacher:
+    """A teacher read from its cache.
+
+    Raises:
+        DataError: the cache is not finished, is damaged, or holds something else.
+    """
     plan = None
+    weight_temperature, target_temperature = section.temperatures
     if isinstance(section, LocalTeacherSection):
         plan = cache_plan(recipe, section, ingredients)
         location = cache_location(recipe, section, plan)
@@ -48,8 +55,8 @@ def _open(
         location,
         tail=recipe.cache.tail,
         kd_temperature=recipe.objective.kd_temperature,
-        target_temperature=section.target_temperature,
-        weight_temperature=section.weight_temperature,
+        target_temperature=target_temperature,
+        weight_temperature=weight_temperature,
     )
     if plan is not None:
         require_same_plan(teacher.manifest, plan, Folder.at(location))
@@ -68,21 +75,18 @@ def cache_plan(recipe: Recipe, section: LocalTeacherSection, ingredients: Ingred
     Raises:
         TeacherError: the model cannot be found.
     """
-    try:
-        config = load_config(section.model, revision=section.revision, trust_remote_code=section.trust_remote_code)
-        fingerprint = teacher_fingerprint(section, config, ingredients.tokenizer)
-    except (DataError, OSError) as error:
-        raise TeacherError(f"teacher {section.name!r}: {error}") from error
+    config, fingerprint = identify(section, ingredients)
     cache, text = recipe.cache, config.get_text_config()
     is_list = cache.mode != "hidden_states"  # hidden states serve every temperature
+    weight_temperature, target_temperature = section.temperatures if is_list else (1.0, 1.0)
     settings = CacheSettings(
         mode=cache.mode,
         max_kept=cache.max_kept,
         min_probability=cache.min_probability,
         num_samples=cache.num_samples,
         kd_temperature=recipe.objective.kd_temperature if is_list else 1.0,
-        target_temperature=section.target_temperature if is_list else 1.0,
-        weight_temperature=section.weight_temperature if is_list else 1.0,
+        target_temperature=target_temperature,
+        weight_temperature=weight_temperature,
         rows_per_shard=cache.rows_per_shard,
     )
     held_out = {f"held_out/{name}": len(blocks) for name, blocks in ingredients.text.held_out.items()}
@@ -98,6 +102,19 @@ def cache_plan(recipe: Recipe, section: LocalTeacherSection, ingredients: Ingred
         splits={"train": len(ingredients.text.train), **held_out},
         settings=settings,
     )
+
+
+def identify(section: LocalTeacherSection, ingredients: Ingredients) -> tuple[PretrainedConfig, str]:
+    """Configuration and fingerprint of a teacher whose weights are not loaded.
+
+    Raises:
+        TeacherError: the model cannot be found.
+    """
+    try:
+        config = load_config(section.model, revision=section.revision, trust_remote_code=section.trust_remote_code)
+        return config, teacher_fingerprint(section, config, ingredients.tokenizer)
+    except (DataError, OSError) as error:
+        raise TeacherError(f"teacher {section.name!r}: {error}") from error
 
 
 def cache_location(recipe: Recipe, section: LocalTeacherSection, plan: Manifest) -> str:
