@@ -1,7 +1,8 @@
 """What the commands do: each takes a recipe and leaves its result in the run folder.
 
 A run folder holds `recipe.yaml` (resolved), `metrics.jsonl`, `checkpoints/`, `student/` (a plain Hugging
-Face folder) and `evaluation.json`; `temperatures.json` too where some were fitted. Everything is written under another name and renamed.
+Face folder) and `evaluation.json`; `temperatures.json` too where some were fitted. Everything is written
+under another name and renamed.
 """
 
 import json
@@ -197,7 +198,8 @@ def evaluate_model(recipe: Recipe, model: str, output_dir: Path) -> dict[str, An
     require_same_tokenizer(ingredients.tokenizer, load_tokenizer(model), name=model)
     student = place(load_model(model, dtype=torch.float32), device())
     check_model(student, ingredients.vocab_size, name=model)
-    fitted, _ = fit_recipe(recipe, ingredients, device=device(), run_dir=output_dir)
+    run_dir = output_dir if (output_dir / "recipe.yaml").exists() else None
+    fitted, _ = fit_recipe(recipe, ingredients, device=device(), run_dir=run_dir)
     teachers = build_teachers(fitted, ingredients, device=device())
     held_out = build_held_out(recipe, ingredients, teachers, device=device())
     tables = held_out.measure_student(

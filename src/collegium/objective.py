@@ -18,6 +18,7 @@ from collegium.contracts import (
     LossOutput,
     Positions,
     TeacherOutput,
+    TeacherSignal,
     TeacherStats,
 )
 from collegium.functional.chunked import DistillationSums, KdTarget
@@ -201,7 +202,7 @@ class Objective(nn.Module):
             chunk_size=chunk_size,
         )
         loss = sums.loss / counts.predicted.clamp_min(1)
-        metrics = self._metrics(sums, sums.stats, sums.weights)
+        metrics = self._metrics(sums, sums.stats, sums.weights, signals)
         if self.feature is not None:
             assert student_states is not None, "the feature term reads all hidden states"
             feature = self.feature(student_states, outputs, batch.attention_mask)
@@ -209,7 +210,9 @@ class Objective(nn.Module):
             metrics["feature_loss"] = Mean(feature.detach(), batch.attention_mask.sum())
         return LossOutput(loss, metrics)
 
-    def _metrics(self, sums: DistillationSums, stats: TeacherStats, weights: Tensor) -> dict[str, Mean]:
+    def _metrics(
+        self, sums: DistillationSums, stats: TeacherStats, weights: Tensor, signals: Sequence[TeacherSignal]
+    ) -> dict[str, Mean]:
         num_positions = torch.tensor(len(weights), device=weights.device)
         metrics = {"cross_entropy": Mean(sums.cross_entropy.detach(), num_positions)}
         if weights.shape[1] == 0:
@@ -224,21 +227,22 @@ class Objective(nn.Module):
             "effective_teachers": Mean((effective * covered).sum(), sums.covered),
         }
         for m, name in enumerate(self.teacher_names):
-            metrics |= self._teacher_metrics(name, stats, weights[:, m], m, sums.teacher_kl[m])
+            metrics |= self._teacher_metrics(name, stats, weights[:, m], m, sums.teacher_kl[m], signals[m].valid)
         return metrics
 
     @staticmethod
     def _teacher_metrics(
-        name: str, stats: TeacherStats, weights: Tensor, m: int, teacher_kl: Tensor
+        name: str, stats: TeacherStats, weights: Tensor, m: int, teacher_kl: Tensor, present: Tensor | None
     ) -> dict[str, Mean]:
         valid = stats.valid[:, m]
         num_valid, num_positions = valid.sum(), torch.tensor(len(valid), device=valid.device)
+        num_present = num_positions if present is None else present.sum()
         return {
             f"teacher/{name}/weight": Mean(weights.sum(), num_positions),
             f"teacher/{name}/entropy": Mean((stats.entropy[:, m] * valid).sum(), num_valid),
             f"teacher/{name}/cross_entropy": Mean((stats.cross_entropy[:, m] * valid).sum(), num_valid),
             f"teacher/{name}/kl": Mean(teacher_kl, num_valid),
-            f"teacher/{name}/invalid_fraction": Mean(num_positions - num_valid, num_positions),
+            f"teacher/{name}/invalid_fraction": Mean(num_present - num_valid, num_present),
         }
 
     def unreliable_teachers(self, metrics: Mapping[str, float]) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import PretrainedConfig
 
@@ -15,11 +16,12 @@ from collegium.cache.records import require_same_plan
 from collegium.contracts import Teacher
 from collegium.data.blocks import PackedBlocks
 from collegium.errors import DataError, TeacherError
-from collegium.model_sections import CachedTeacherSection, LocalTeacherSection
+from collegium.model_sections import CachedTeacherSection, LocalTeacherSection, TeachingSection
 from collegium.pretrained import cache_dir, load_config
 from collegium.recipe import Recipe
 from collegium.teachers.cached import CachedTeacher
-from collegium.tokenizer_match import vocab_size_of
+from collegium.teachers.restricted import RestrictedTeacher
+from collegium.tokenizer_match import tokenizer_fingerprint, vocab_size_of
 
 
 def build_teachers(recipe: Recipe, ingredients: Ingredients, *, device: torch.device) -> list[Teacher]:
@@ -32,7 +34,15 @@ def build_teachers(recipe: Recipe, ingredients: Ingredients, *, device: torch.de
     running = [s for s in recipe.teachers if isinstance(s, LocalTeacherSection) and not s.cached]
     loaded = {t.name: t for t in load_teachers(running, ingredients.tokenizer, device=device)}
     opened = {s.name: open_cache(recipe, s, ingredients) for s in recipe.teachers if s.name not in loaded}
-    return [loaded.get(section.name) or opened[section.name] for section in recipe.teachers]
+    teachers = [loaded.get(section.name) or opened[section.name] for section in recipe.teachers]
+    return [_restricted(t, s, ingredients) for t, s in zip(teachers, recipe.teachers, strict=True)]
+
+
+def _restricted(teacher: Teacher, section: TeachingSection, ingredients: Ingredients) -> Teacher:
+    """The teacher, within the domains that its section names."""
+    if section.domains is None:
+        return teacher
+    return RestrictedTeacher(teacher, [ingredients.domains.index(name) for name in section.domains])
 
 
 def open_cache(
@@ -60,6 +70,8 @@ def open_cache(
     )
     if plan is not None:
         require_same_plan(teacher.manifest, plan, Folder.at(location))
+    elif section.domains is not None:
+        _require_blocks(teacher, section.domains, ingredients)
     elif teacher.manifest.text != ingredients.text.fingerprint:
         raise DataError(
             f"teacher {section.name!r}: its cache was made from text {teacher.manifest.text}, the recipe's is "
@@ -67,6 +79,39 @@ def open_cache(
             "or make a cache of this text"
         )
     return teacher
+
+
+NUM_PROBES = 32
+"""Blocks of each domain that are looked for in a cache that was made from other text."""
+
+
+def _require_blocks(teacher: CachedTeacher, domains: Sequence[str], ingredients: Ingredients) -> None:
+    """See that a cache holds the text of these domains, whatever else there is; a block is looked up by content.
+
+    Raises:
+        DataError: it does not, or it was made with another tokenizer.
+    """
+    if not teacher.manifest.teacher.fingerprint.endswith(f"/{tokenizer_fingerprint(ingredients.tokenizer)}"):
+        raise DataError(f"teacher {teacher.name!r}: its cache was made with another tokenizer; make one with this")
+    collate = ingredients.collator
+    for domain in domains:
+        for part in (ingredients.text.held_out[domain], domain_blocks(ingredients, domain)):
+            blocks = part.take(NUM_PROBES)
+            try:
+                for i in range(len(blocks)):
+                    teacher.read(collate([blocks[i]]))
+            except DataError as error:
+                raise DataError(
+                    f"teacher {teacher.name!r}: its cache lacks text of domain {domain!r} ({error}); keep the "
+                    "sources, limits and block size of that domain as they were, or leave the domain out"
+                ) from error
+
+
+def domain_blocks(ingredients: Ingredients, domain: str) -> PackedBlocks:
+    """Training blocks of one domain."""
+    train = ingredients.text.train
+    rows = np.flatnonzero(np.asarray(train.dataset["domain"]) == domain).tolist()
+    return PackedBlocks(train.dataset.select(rows), rows)
 
 
 def cache_plan(recipe: Recipe, section: LocalTeacherSection, ingredients: Ingredients) -> Manifest:

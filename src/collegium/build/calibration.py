@@ -14,12 +14,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from collegium.build.cache import identify, open_cache
+from collegium.build.cache import domain_blocks, identify, open_cache
 from collegium.build.ingredients import Ingredients
 from collegium.build.models import load_teachers, logger
 from collegium.cache.folder import Folder
@@ -153,8 +152,8 @@ def _raw_teacher(recipe: Recipe, section: Section, ingredients: Ingredients, dev
     if isinstance(raw, CachedTeacherSection):
         if (settings := read_manifest(Folder.at(raw.path)).settings).mode != "hidden_states":
             raise RecipeError(
-                f"teacher {section.name!r}: its cache holds lists, which serve only the temperatures they were made "
-                f"at: give weight_temperature {settings.weight_temperature!r} and target_temperature "
+                f"teacher {section.name!r}: its cache holds lists, which serve only the temperatures they were "
+                f"made at: give weight_temperature {settings.weight_temperature!r} and target_temperature "
                 f"{settings.target_temperature!r} instead of `fit`"
             )
         return open_cache(recipe, raw, ingredients)
@@ -188,13 +187,7 @@ def _made_at(manifest: Manifest, key: str) -> float:
 
 def calibration_blocks(ingredients: Ingredients, per_domain: int) -> dict[str, PackedBlocks]:
     """Training blocks of each domain, evenly spaced."""
-    train = ingredients.text.train
-    column = np.asarray(train.dataset["domain"])
-    found = {}
-    for domain in ingredients.domains:
-        rows = np.flatnonzero(column == domain).tolist()
-        found[domain] = PackedBlocks(train.dataset.select(rows), rows).take(per_domain)
-    return found
+    return {domain: domain_blocks(ingredients, domain).take(per_domain) for domain in ingredients.domains}
 
 
 def _read(path: Path | None) -> Temperatures:
@@ -208,7 +201,8 @@ def _read(path: Path | None) -> Temperatures:
 
 
 def _from_json(fit: Mapping[str, Any]) -> FittedTemperature:
-    return FittedTemperature(**{name: math.nan if value is None else value for name, value in fit.items()})
+    known: dict[str, Any] = {name: math.nan if value is None else value for name, value in fit.items()}
+    return FittedTemperature(**known)
 
 
 def to_json(fit: FittedTemperature) -> dict[str, Any]:
