@@ -19,6 +19,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
             "feature": {"layer_map": "uniform", "layer_norm": True},
         }
     },
+    "incremental": {"objective": {"kd_weight": 1.0, "weighting": "uniform"}},
 }
 
 

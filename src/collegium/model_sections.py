@@ -60,6 +60,12 @@ class TeachingSection(Section):
         return tuple(key for key in ("weight_temperature", "target_temperature") if getattr(self, key) == "fit")
 
     @property
+    def at_one(self) -> Self:
+        """The same teacher at temperature 1 for both."""
+        plain = {"weight_temperature": 1.0, "target_temperature": 1.0, "target_domain": None}
+        return self.model_copy(update=plain)
+
+    @property
     def temperatures(self) -> tuple[float, float]:
         """Of weight and target, once both are numbers."""
         weight, target = self.weight_temperature, self.target_temperature

@@ -56,11 +56,11 @@ def show_evaluation(result: Mapping[str, Any], folder: Path, *, as_json: bool) -
         show_json(result)
         return
     domains = result["domains"]
-    names = list(next(iter(domains.values()))["figures"])
+    names = dict.fromkeys(name for domain in domains.values() for name in domain["figures"])
     columns = [*domains, "mean"]
     rows = []
     for name in names:
-        cells = [_with_interval(domain["figures"][name]) for domain in domains.values()]
+        cells = [_with_interval(domain["figures"].get(name)) for domain in domains.values()]
         mean = result["mean"].get(name)
         rows.append([name, *cells, "" if mean is None else f"{mean:.3f}"])
     show_table(
@@ -68,7 +68,27 @@ def show_evaluation(result: Mapping[str, Any], folder: Path, *, as_json: bool) -
         ["", *columns],
         rows,
     )
+    if "continual" in result:
+        show_continual(result["continual"])
     say(f"written to {folder / 'evaluation.json'}")
+
+
+def show_continual(continual: Mapping[str, Any]) -> None:
+    """What was forgotten and gained since the runs that this one continues."""
+    names = ("forgetting", "learning", "forward_transfer")
+    rows = [
+        [domain, f"{figures['before']:.3f}", f"{figures['final']:.3f}"]
+        + [_with_interval(figures.get(name)) for name in names]
+        for domain, figures in continual["domains"].items()
+    ]
+    means = [continual["mean"][name] for name in names]
+    rows.append(
+        ["mean", "", f"{continual['mean']['final']:.3f}", *("" if m is None else f"{m:.3f}" for m in means)]
+    )
+    title = (
+        f"Since {', '.join(continual['runs'])}: nats per token (forgetting below 0 and the others above are good)"
+    )
+    show_table(title, ["", "before", "now", "forgetting", "learning", "forward transfer"], rows)
 
 
 def show_verdict(verdict: Verdict, folder: str, *, as_json: bool) -> None:
@@ -91,7 +111,9 @@ def _rows(rows: Sequence[int]) -> str:
     return f"; {len(rows)} rows of the cache cannot be read: {spans}"
 
 
-def _with_interval(figure: Mapping[str, float]) -> str:
+def _with_interval(figure: Mapping[str, float] | None) -> str:
+    if figure is None:
+        return ""
     return f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
 
 

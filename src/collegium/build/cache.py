@@ -185,7 +185,8 @@ def build_builder(
     text = ingredients.text
 
     def teacher() -> Teacher:
-        return load_teachers([section], ingredients.tokenizer, device=device)[0]
+        kept = section.at_one if plan.settings.mode == "hidden_states" else section
+        return load_teachers([kept], ingredients.tokenizer, device=device)[0]
 
     return CacheBuilder(
         Folder.at(location),

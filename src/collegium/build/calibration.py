@@ -148,7 +148,7 @@ def _fit(
 
 def _raw_teacher(recipe: Recipe, section: Section, ingredients: Ingredients, device: torch.device) -> Teacher:
     """The teacher at temperature 1; from its cache if that holds hidden states."""
-    raw = section.model_copy(update={"weight_temperature": 1.0, "target_temperature": 1.0, "target_domain": None})
+    raw = section.at_one
     if isinstance(raw, CachedTeacherSection):
         if (settings := read_manifest(Folder.at(raw.path)).settings).mode != "hidden_states":
             raise RecipeError(

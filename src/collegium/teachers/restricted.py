@@ -8,6 +8,7 @@ its weight; where all are, nothing is distilled.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -121,9 +122,10 @@ def spread(signal: TeacherSignal, valid: Tensor) -> TeacherSignal:
         return replace(signal, hidden=over_all(signal.hidden), valid=valid)
     if isinstance(signal, DenseSignal):
         return replace(signal, logprobs=over_all(signal.logprobs), valid=valid)
-    lists = {
+    lists: dict[str, Any] = {
         field.name: over_all(value, -1 if field.name == "token_ids" else 0.0)
         for field in fields(TopKSignal)
         if isinstance(value := getattr(signal, field.name), Tensor)
     }
-    return replace(signal, **{**lists, "valid": valid})
+    lists["valid"] = valid
+    return replace(signal, **lists)
