@@ -168,3 +168,26 @@ def test_restricted_teachers_in_a_run(recipe, monkeypatch, capsys):
         ["train", str(recipe), *changes, "objective.feature_weight=0.1", "output_dir=x"], monkeypatch, capsys
     )
     assert code != 0 and "feature_weight" in err
+
+
+@pytest.mark.parametrize("mode", ["top_k", "hidden_states"])
+def test_a_restricted_teacher_is_cached_for_its_domains(mode, recipe, tmp_path, monkeypatch, capsys):
+    changes = [
+        "teachers.0.domains=[cats]",
+        "teachers.0.cached=true",
+        f"cache.mode={mode}",
+        "cache.directory=caches",
+    ]
+    code, out, err = run(["cache", str(recipe), *changes, "--json"], monkeypatch, capsys)
+    assert code == 0, err
+    ingredients = prepare(load_recipe(recipe))
+    train = ingredients.text.train
+    cats = sum(train[i]["domain"] == "cats" for i in range(len(train)))
+    assert json.loads(out)["one"]["blocks"] == cats + len(ingredients.text.held_out["cats"])
+    code, _, err = run(["train", str(recipe), *changes], monkeypatch, capsys)
+    assert code == 0, err
+    code, _, err = run(["cache", "verify", "caches/one"], monkeypatch, capsys)
+    assert code == 0, err
+    if mode == "top_k":
+        code, _, err = run(["cache", "export", "caches/one", "one.parquet"], monkeypatch, capsys)
+        assert code == 0 and f"{cats} blocks" in err

@@ -4,7 +4,7 @@ Components take plain arguments; the functions here read the sections and pass t
 provide is compared here, once, with what the objective needs.
 """
 
-from collegium.build.cache import build_builder, build_teachers, cache_location, cache_plan
+from collegium.build.cache import build_builder, build_teachers, cache_location, cache_plan, cached_text
 from collegium.build.calibration import fit_recipe
 from collegium.build.continuation import PastRun, first_student, past_runs
 from collegium.build.ingredients import Ingredients, build_ingredients, build_text
@@ -28,6 +28,7 @@ __all__ = [
     "build_weighting",
     "cache_location",
     "cache_plan",
+    "cached_text",
     "first_student",
     "fit_recipe",
     "load_teachers",

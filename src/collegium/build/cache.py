@@ -107,10 +107,18 @@ def _require_blocks(teacher: CachedTeacher, domains: Sequence[str], ingredients:
                 ) from error
 
 
-def domain_blocks(ingredients: Ingredients, domain: str) -> PackedBlocks:
-    """Training blocks of one domain."""
+def cached_text(section: TeachingSection, ingredients: Ingredients) -> dict[str, PackedBlocks]:
+    """The parts of the text that a teacher's cache holds, in order: those of its domains."""
+    text, own = ingredients.text, section.domains
+    train = text.train if own is None else domain_blocks(ingredients, *own)
+    held_out = {name: blocks for name, blocks in text.held_out.items() if own is None or name in own}
+    return {"train": train, **{f"held_out/{name}": blocks for name, blocks in held_out.items()}}
+
+
+def domain_blocks(ingredients: Ingredients, *domains: str) -> PackedBlocks:
+    """Training blocks of some domains."""
     train = ingredients.text.train
-    rows = np.flatnonzero(np.asarray(train.dataset["domain"]) == domain).tolist()
+    rows = np.flatnonzero(np.isin(np.asarray(train.dataset["domain"]), domains)).tolist()
     return PackedBlocks(train.dataset.select(rows), rows)
 
 
@@ -134,7 +142,6 @@ def cache_plan(recipe: Recipe, section: LocalTeacherSection, ingredients: Ingred
         weight_temperature=weight_temperature,
         rows_per_shard=cache.rows_per_shard,
     )
-    held_out = {f"held_out/{name}": len(blocks) for name, blocks in ingredients.text.held_out.items()}
     return Manifest(
         teacher=TeacherIdentity(
             fingerprint,
@@ -144,7 +151,7 @@ def cache_plan(recipe: Recipe, section: LocalTeacherSection, ingredients: Ingred
             int(text.num_hidden_layers),
         ),
         text=ingredients.text.fingerprint,
-        splits={"train": len(ingredients.text.train), **held_out},
+        splits={name: len(blocks) for name, blocks in cached_text(section, ingredients).items()},
         settings=settings,
     )
 
@@ -182,7 +189,6 @@ def build_builder(
     on_progress: Callable[[CacheProgress], None] | None = None,
 ) -> CacheBuilder:
     """What scores the text with one teacher; the model is loaded when it is needed."""
-    text = ingredients.text
 
     def teacher() -> Teacher:
         kept = section.at_one if plan.settings.mode == "hidden_states" else section
@@ -191,7 +197,7 @@ def build_builder(
     return CacheBuilder(
         Folder.at(location),
         teacher,
-        _Rows([text.train, *text.held_out.values()]),
+        _Rows(list(cached_text(section, ingredients).values())),
         ingredients.collator,
         plan,
         source=source,
