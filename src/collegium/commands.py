@@ -109,11 +109,11 @@ def train(recipe: Recipe) -> dict[str, Any]:
         Stopped: a signal asked for an end; a checkpoint was written.
     """
     run_dir = recipe.run_dir
-    past_runs(recipe)  # before anything else: a run that is continued must be finished
     claim_run_dir(recipe, run_dir)
     if (run_dir / "student").exists():
         say(f"{run_dir}: finished already; delete it or set another output_dir to run again")
         return read_evaluation(run_dir)
+    past_runs(recipe)  # before any work: a run that is continued must be finished
     ingredients = prepare(recipe)
     fitted, _ = fit_recipe(recipe, ingredients, device=device(), run_dir=run_dir)
     teachers = build_teachers(fitted, ingredients, device=device())

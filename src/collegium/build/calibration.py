@@ -136,8 +136,8 @@ def _fit(
     for key, fit in fitted.items():
         if fit.at_bound:
             logger.warning(
-                "teacher %s: %s would be beyond %.3g, the last that is tried; it is %.2f nats more certain than "
-                "right even so: look at the teacher, or give a number",
+                "teacher %s: the best %s is beyond %.3g, the last that is tried; mean loss minus mean entropy is "
+                "still %+.2f nats: look at the teacher, or give a number",
                 section.name,
                 key,
                 fit.temperature,

@@ -85,7 +85,10 @@ def run_preflight(
         oracle=oracle,
         calibration_gap=gaps,
         conflict=_row(sums, "conflict"),
-        temperatures={name: dict(fits) for name, fits in (temperatures or {}).items()},
+        temperatures={
+            name: {key: fit for key, fit in fits.items() if fit.positions}  # not those read from a cache of lists
+            for name, fits in (temperatures or {}).items()
+        },
         verdict=tuple(verdict(teachers, rule_losses, gaps)),
     )
 
