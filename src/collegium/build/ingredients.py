@@ -35,7 +35,7 @@ class Ingredients:
     @property
     def domains(self) -> list[str]:
         """Names of the domains, in the order of `Batch.domain_ids`."""
-        return list(self.text.manifest["sources"])
+        return sorted(self.text.held_out)
 
 
 def build_ingredients(
