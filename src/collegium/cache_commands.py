@@ -6,7 +6,7 @@ from typing import Any
 
 from accelerate import PartialState
 
-from collegium.build import Ingredients, build_builder, cache_location, cache_plan
+from collegium.build import Ingredients, build_builder, cache_location, cache_plan, cached_text, fit_recipe
 from collegium.cache.builder import CacheProgress, Ranks
 from collegium.cache.exchange import export_parquet
 from collegium.cache.folder import Folder
@@ -66,6 +66,11 @@ def _cache_teacher(recipe: Recipe, section: LocalTeacherSection, ingredients: In
             f"{rate:,.0f} tokens/s{left}"
         )
 
+    if recipe.cache.mode != "hidden_states":  # those serve every temperature, so they are fitted from the cache
+        own = recipe.model_copy(update={"teachers": (section,)})
+        fitted = fit_recipe(own, ingredients, device=device())[0].teachers[0]
+        assert isinstance(fitted, LocalTeacherSection), "still the same teacher"
+        section = fitted
     plan = cache_plan(recipe, section, ingredients)
     location = cache_location(recipe, section, plan)
     builder = build_builder(
@@ -164,7 +169,8 @@ def export_cache(location: str, path: Path) -> int:
     Raises:
         DataError: the cache is damaged, holds no lists, or its text is not there any more.
     """
-    blocks = prepare(_recipe_of(location)).text.train
+    recipe = _recipe_of(location)
+    blocks = cached_text(recipe.teachers[0], prepare(recipe))["train"]
     num_blocks = export_parquet(CacheReader(location), (blocks[i] for i in range(len(blocks))), path)
     say(f"{path}: {num_blocks:,} blocks, {_size(path.stat().st_size)}")
     return num_blocks

@@ -1,7 +1,8 @@
 """What the commands do: each takes a recipe and leaves its result in the run folder.
 
 A run folder holds `recipe.yaml` (resolved), `metrics.jsonl`, `checkpoints/`, `student/` (a plain Hugging
-Face folder) and `evaluation.json`. Everything is written under another name and renamed.
+Face folder) and `evaluation.json`; `temperatures.json` too where some were fitted. Everything is written
+under another name and renamed.
 """
 
 import json
@@ -13,6 +14,7 @@ from typing import Any, cast
 
 import torch
 from accelerate import PartialState
+from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from collegium.build import (
@@ -23,12 +25,16 @@ from collegium.build import (
     build_student,
     build_teachers,
     build_trainer,
+    first_student,
+    fit_recipe,
+    past_runs,
 )
 from collegium.callbacks import MetricsFile, StopOnSignal, TrainingProgress
 from collegium.contracts import Teacher
 from collegium.data.settings import PrepareProgress
 from collegium.durable import disk_errors, write_text
 from collegium.errors import DataError, RecipeError
+from collegium.evaluation.continual import continual_figures
 from collegium.evaluation.language_modeling import DocumentSums, HeldOut
 from collegium.evaluation.preflight import Preflight, run_preflight
 from collegium.evaluation.summary import summarize
@@ -78,9 +84,10 @@ def preflight(recipe: Recipe) -> Preflight:
         raise RecipeError("preflight judges teachers, and this recipe has none: add some under `teachers:`")
     chosen = build_rule(recipe)
     ingredients = prepare(recipe)
-    teachers = build_teachers(recipe, ingredients, device=device())
+    fitted, temperatures = fit_recipe(recipe, ingredients, device=device())
+    teachers = build_teachers(fitted, ingredients, device=device())
     held_out = build_held_out(recipe, ingredients, teachers, device=device())
-    return run_preflight(held_out, chosen, ALTERNATIVES)
+    return run_preflight(held_out, chosen, ALTERNATIVES, temperatures)
 
 
 ALTERNATIVES: Mapping[str, Weighting | JointWeighting] = {
@@ -111,11 +118,14 @@ def train(recipe: Recipe) -> dict[str, Any]:
     if (run_dir / "student").exists():
         say(f"{run_dir}: finished already; delete it or set another output_dir to run again")
         return read_evaluation(run_dir)
+    past_runs(recipe)  # before any work: a run that is continued must be finished
     ingredients = prepare(recipe)
-    teachers = build_teachers(recipe, ingredients, device=device())
+    fitted, _ = fit_recipe(recipe, ingredients, device=device(), run_dir=run_dir)
+    teachers = build_teachers(fitted, ingredients, device=device())
     held_out = build_held_out(recipe, ingredients, teachers, device=device())
     tables = train_student(recipe, ingredients, teachers, held_out)
-    return write_evaluation(run_dir, tables, recipe, model="student")
+    continual = compare_with_past(recipe, ingredients, tables)
+    return write_evaluation(run_dir, tables, recipe, model="student", continual=continual)
 
 
 def train_student(
@@ -159,7 +169,8 @@ def claim_run_dir(recipe: Recipe, run_dir: Path) -> None:
                 "give another output_dir or name, or delete the folder"
             )
         if is_another and is_main_rank():
-            for name in ("kept_layers.json", "kept.json"):  # of a student's layers, or of all that is pruned
+            # What was chosen for a student's layers, for all that is pruned, and for temperatures.
+            for name in ("kept_layers.json", "kept.json", "temperatures.json"):
                 (run_dir / name).unlink(missing_ok=True)
     if is_main_rank():
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -199,23 +210,60 @@ def evaluate_model(recipe: Recipe, model: str, output_dir: Path) -> dict[str, An
     require_same_tokenizer(ingredients.tokenizer, load_tokenizer(model), name=model)
     student = place(load_model(model, dtype=torch.float32), device())
     check_model(student, ingredients.vocab_size, name=model)
-    teachers = build_teachers(recipe, ingredients, device=device())
+    run_dir = output_dir if (output_dir / "recipe.yaml").exists() else None
+    fitted, _ = fit_recipe(recipe, ingredients, device=device(), run_dir=run_dir)
+    teachers = build_teachers(fitted, ingredients, device=device())
     held_out = build_held_out(recipe, ingredients, teachers, device=device())
-    tables = held_out.measure_student(
-        lambda batch: last_hidden_states(student, batch.input_ids, batch.position_ids),
-        ProjectionHead.from_model(student, ingredients.vocab_size),
+    tables = measure_model(student, held_out, ingredients)
+    continual = compare_with_past(recipe, ingredients, tables)
+    return write_evaluation(output_dir, tables, recipe, model=model, continual=continual)
+
+
+def measure_model(model: PreTrainedModel, held_out: HeldOut, ingredients: Ingredients) -> dict[str, DocumentSums]:
+    """Figures of any model on held-out text."""
+    return held_out.measure_student(
+        lambda batch: last_hidden_states(model, batch.input_ids, batch.position_ids),
+        ProjectionHead.from_model(model, ingredients.vocab_size),
     )
-    return write_evaluation(output_dir, tables, recipe, model=model)
+
+
+def compare_with_past(
+    recipe: Recipe, ingredients: Ingredients, tables: Mapping[str, DocumentSums]
+) -> dict[str, Any] | None:
+    """What the student forgot of the runs that it continues and what it gained; None if it continues none."""
+    runs = past_runs(recipe)
+    if not runs:
+        return None
+    held_out = build_held_out(recipe, ingredients, [], device=device())
+
+    def measured(model: PreTrainedModel) -> dict[str, DocumentSums]:
+        return measure_model(place(model, device()).eval(), held_out, ingredients)
+
+    return continual_figures(
+        tables,
+        {str(run.folder): measured(load_model(run.student, dtype=torch.float32)) for run in runs},
+        {str(run.folder): run.domains for run in runs},
+        measured(first_student(runs, ingredients)),
+        confidence=recipe.evaluation.confidence,
+        num_samples=recipe.evaluation.bootstrap_samples,
+        seed=recipe.seed,
+    )
 
 
 def write_evaluation(
-    folder: Path, tables: Mapping[str, DocumentSums], recipe: Recipe, *, model: str
+    folder: Path,
+    tables: Mapping[str, DocumentSums],
+    recipe: Recipe,
+    *,
+    model: str,
+    continual: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Summarise and write `evaluation.json`."""
     result = {
         "recipe": recipe.fingerprint,
         "model": model,
         **summary_of(tables, recipe.evaluation, recipe.seed),
+        **({} if continual is None else {"continual": continual}),
     }
     if is_main_rank():
         folder.mkdir(parents=True, exist_ok=True)

@@ -5,11 +5,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from collegium.contracts import TeacherSignal
 from collegium.functional.chunked import DistillationSums
 from collegium.metrics import Mean
 
 
-def loss_metrics(sums: DistillationSums, teacher_names: Sequence[str]) -> dict[str, Mean]:
+def loss_metrics(
+    sums: DistillationSums, teacher_names: Sequence[str], signals: Sequence[TeacherSignal]
+) -> dict[str, Mean]:
     """Terms of the loss, how far teachers agree, and each teacher's figures under its name."""
     weights = sums.weights
     num_positions = torch.tensor(len(weights), device=weights.device)
@@ -26,18 +29,21 @@ def loss_metrics(sums: DistillationSums, teacher_names: Sequence[str]) -> dict[s
         "effective_teachers": Mean((effective * covered).sum(), sums.covered),
     }
     for m, name in enumerate(teacher_names):
-        metrics |= _of_teacher(name, m, sums, num_positions)
+        metrics |= _of_teacher(name, m, sums, num_positions, signals[m].valid)
     return metrics
 
 
-def _of_teacher(name: str, m: int, sums: DistillationSums, num_positions: Tensor) -> dict[str, Mean]:
+def _of_teacher(
+    name: str, m: int, sums: DistillationSums, num_positions: Tensor, present: Tensor | None
+) -> dict[str, Mean]:
     stats = sums.stats
     valid = stats.valid[:, m]
     num_valid = valid.sum()
+    num_present = num_positions if present is None else present.sum()
     return {
         f"teacher/{name}/weight": Mean(sums.weights[:, m].sum(), num_positions),
         f"teacher/{name}/entropy": Mean((stats.entropy[:, m] * valid).sum(), num_valid),
         f"teacher/{name}/cross_entropy": Mean((stats.cross_entropy[:, m] * valid).sum(), num_valid),
         f"teacher/{name}/kl": Mean(sums.teacher_kl[m], num_valid),
-        f"teacher/{name}/invalid_fraction": Mean(num_positions - num_valid, num_positions),
+        f"teacher/{name}/invalid_fraction": Mean(num_present - num_valid, num_present),
     }

@@ -95,6 +95,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     },
     # The student is `kind: pruned`, whose sizes only the recipe can know.
     "minitron": {"objective": {"kd_weight": 1.0, "divergence": "forward_kl", "kd_temperature": 1.0}},
+    "incremental": {"objective": {"kd_weight": 1.0, "weighting": "uniform"}},
 }
 
 

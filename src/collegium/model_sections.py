@@ -30,13 +30,54 @@ class ModelSection(Section):
         return self
 
 
-class LocalTeacherSection(ModelSection):
+Temperature = Annotated[float, Field(gt=0)] | Literal["fit"]
+
+
+class TeachingSection(Section):
+    """Common to all teachers."""
+
+    name: Name
+    """Name in metrics and tables."""
+    domains: Annotated[Many[Name], Field(min_length=1)] | None = None
+    """Sources that this teacher is asked about; elsewhere the others share its weight. All if not given."""
+    weight_temperature: Temperature = 1.0
+    """Divides the logits before the entropy that sets this teacher's weight is taken; `fit`: the one at which
+    it is as certain as it is right on a mixture of its domains."""
+    target_temperature: Temperature = 1.0
+    """Divides the logits of the distribution that is mixed; `fit`: likewise, on `target_domain`."""
+    target_domain: Name | None = None
+    """Source on which `target_temperature: fit` is fitted: where this teacher is trusted; all if not given."""
+
+    @model_validator(mode="after")
+    def _target_domain_is_used(self) -> Self:
+        if self.target_domain is not None and self.target_temperature != "fit":
+            raise ValueError("`target_domain` is for `target_temperature: fit` only; set that, or leave it out")
+        return self
+
+    @property
+    def fitted(self) -> tuple[str, ...]:
+        """The temperatures that are to be fitted."""
+        return tuple(key for key in ("weight_temperature", "target_temperature") if getattr(self, key) == "fit")
+
+    @property
+    def at_one(self) -> Self:
+        """The same teacher at temperature 1 for both."""
+        plain = {"weight_temperature": 1.0, "target_temperature": 1.0, "target_domain": None}
+        return self.model_copy(update=plain)
+
+    @property
+    def temperatures(self) -> tuple[float, float]:
+        """Of weight and target, once both are numbers."""
+        weight, target = self.weight_temperature, self.target_temperature
+        assert weight != "fit" and target != "fit", "see build.calibration"
+        return weight, target
+
+
+class LocalTeacherSection(ModelSection, TeachingSection):
     """A teacher that runs in this process, now or when its cache is made."""
 
     kind: Literal["local"] = "local"
     """A model, or an adapter over one."""
-    name: Name
-    """Name in metrics and tables."""
     cached: bool = False
     """Read what `collegium cache` stored of it, instead of running it in training."""
     adapter: str | None = None
@@ -45,25 +86,18 @@ class LocalTeacherSection(ModelSection):
     """Branch, tag or commit of the adapter on the hub."""
     device_map: str | dict[str, int | str] | None = None
     """Placement over devices, as in `from_pretrained`; None is the training device."""
-    weight_temperature: float = Field(default=1.0, gt=0)
-    """Divides the logits before the entropy that sets this teacher's weight is taken."""
-    target_temperature: float = Field(default=1.0, gt=0)
-    """Divides the logits of the distribution that is mixed."""
 
 
-class CachedTeacherSection(Section):
-    """A teacher whose cache was made elsewhere; its model is not needed."""
+class CachedTeacherSection(TeachingSection):
+    """A teacher whose cache was made elsewhere; its model is not needed.
+
+    A cache of lists serves only the temperatures that it was made for.
+    """
 
     kind: Literal["cached"]
     """A folder or URL that `collegium cache` wrote, for the same text and tokenizer."""
-    name: Name
-    """Name in metrics and tables."""
     path: str
     """Folder, or URL such as `s3://bucket/caches/web`."""
-    weight_temperature: float = Field(default=1.0, gt=0)
-    """As for a local teacher; a cache of lists serves only the one that it was made for."""
-    target_temperature: float = Field(default=1.0, gt=0)
-    """As for a local teacher; a cache of lists serves only the one that it was made for."""
 
 
 def kind_of_teacher(section: Any) -> str:
@@ -99,6 +133,13 @@ class CacheSection(Section):
     """Blocks of one file, the unit of resuming."""
     batch_size: int = Field(default=4, ge=1)
     """Blocks that a teacher scores at once."""
+
+
+class CalibrationSection(Section):
+    """On what temperatures that say `fit` are fitted."""
+
+    blocks: int = Field(default=8, ge=1)
+    """Training blocks of each domain, evenly spaced; held-out text is never used."""
 
 
 class LoraSection(Section):
@@ -145,6 +186,36 @@ class ConfigStudentSection(StudentSection):
         if self.trust_remote_code:
             raise ValueError("trust_remote_code cannot be used with `kind: config`; leave it out")
         return self
+
+
+class ContinuedStudentSection(Section):
+    """The student of a finished run, which learns on."""
+
+    kind: Literal["continued"]
+    """Start from what an earlier run made; what it forgets of that is reported."""
+    run: str
+    """Folder of the earlier run."""
+    dtype: Annotated[Dtype, AfterValidator(can_be_trained)] = "float32"
+    """Of the trained weights, as for other students."""
+    lora: LoraSection | None = None
+    """Train adapters only."""
+    tokenizer: None = None
+    """The earlier student's own."""
+
+    @property
+    def model(self) -> str:
+        """The earlier student."""
+        return f"{self.run.rstrip('/')}/student"
+
+    @property
+    def revision(self) -> None:
+        """A folder has none."""
+        return
+
+    @property
+    def trust_remote_code(self) -> bool:
+        """Never: what was trusted is in the folder."""
+        return False
 
 
 class LayerDropStudentSection(StudentSection):

@@ -181,6 +181,7 @@ class Objective(nn.Module):
             vocab_size: Student's vocabulary.
         """
         chunk_size = self.chunk_size or default_chunk_size(vocab_size, student_hidden.device)
+        signals = [output.signal for output in outputs] if self.distils else []
         guidance = self._guidance(student_hidden, student_head, positions, chunk_size)
         scores = None if self.router is None else self.router(student_hidden)
         factors: Mapping[str, float | Tensor] = {} if self.balancer is None else self.balancer.factors()
@@ -189,7 +190,7 @@ class Objective(nn.Module):
             student_hidden,
             student_head,
             positions,
-            [output.signal for output in outputs] if self.distils else [],
+            signals,
             self._weighting(scores, guidance),
             target=self._target(batch, positions),
             kd_weight=kd_weight * factors.get("kd", 1.0),
@@ -199,7 +200,7 @@ class Objective(nn.Module):
         )
         predicted, predicted_here = counts.predicted.clamp_min(1), _count(positions)
         loss = sums.loss / predicted
-        metrics = loss_metrics(sums, self.teacher_names)
+        metrics = loss_metrics(sums, self.teacher_names, signals)
         terms = {"kd": self.kd_weight * sums.kd / predicted, "ce": self.ce_weight * sums.cross_entropy / predicted}
         if guidance is not None:
             metrics["student_uncertainty"] = Mean(guidance.uncertainty.sum(), predicted_here)

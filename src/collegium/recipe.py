@@ -15,7 +15,9 @@ from pydantic import AfterValidator, Field, model_validator
 from collegium.methods import with_method
 from collegium.model_sections import (
     CacheSection,
+    CalibrationSection,
     ConfigStudentSection,
+    ContinuedStudentSection,
     LayerDropStudentSection,
     PretrainedStudentSection,
     PrunedStudentSection,
@@ -208,13 +210,20 @@ class Recipe(Section):
     seed: int = Field(default=0, ge=0)
     """Of initial weights, order and dropout."""
     student: Annotated[
-        PretrainedStudentSection | ConfigStudentSection | LayerDropStudentSection | PrunedStudentSection, _BY_KIND
+        PretrainedStudentSection
+        | ConfigStudentSection
+        | LayerDropStudentSection
+        | PrunedStudentSection
+        | ContinuedStudentSection,
+        _BY_KIND,
     ]
     """The model that is trained."""
     teachers: Annotated[Many[TeacherSection], AfterValidator(names_differ)] = ()
     """The models it learns from; none for cross-entropy alone."""
     cache: CacheSection = CacheSection()
     """What is kept of teachers on disk."""
+    calibration: CalibrationSection = CalibrationSection()
+    """On what temperatures are fitted."""
     data: DataSection
     """The text."""
     objective: ObjectiveSection = ObjectiveSection()
@@ -272,6 +281,22 @@ class Recipe(Section):
     def domains(self) -> tuple[str, ...]:
         """Names of the sources, in the order in which batches number them."""
         return tuple(sorted(source.name for source in self.data.sources))
+
+    @model_validator(mode="after")
+    def _domains_are_sources(self) -> Self:
+        names = [source.name for source in self.data.sources]
+        for teacher in self.teachers:
+            own = teacher.domains or names
+            if unknown := [name for name in own if name not in names]:
+                raise ValueError(
+                    f"teacher {teacher.name!r} is for domains {unknown}, the sources are {names}: name these"
+                )
+            if teacher.target_domain not in (None, *own):
+                raise ValueError(
+                    f"teacher {teacher.name!r} has target_domain {teacher.target_domain!r}, "
+                    f"its domains are {list(own)}: give one of these"
+                )
+        return self
 
     @property
     def run_dir(self) -> Path:

@@ -8,6 +8,7 @@ from typing import Any
 
 from collegium.cache.verify import Verdict
 from collegium.evaluation.preflight import Preflight
+from collegium.functional.calibration import FittedTemperature
 from collegium.terminal import is_main_rank, number_row, say, show_table
 
 
@@ -23,6 +24,8 @@ def show_preflight(result: Preflight, *, as_json: bool) -> None:
     show_table("Loss on held-out text, nats per token (lower is better)", ["", *domains], losses)
     gaps = [number_row(f"teacher {name}", row, domains) for name, row in result.calibration_gap.items()]
     show_table("Loss minus entropy (0 is calibrated, above is over-confident)", ["", *domains], gaps)
+    if result.temperatures:
+        show_temperatures(result.temperatures)
     show_table(
         "Conflict among teachers, nats",
         ["", *domains],
@@ -32,17 +35,32 @@ def show_preflight(result: Preflight, *, as_json: bool) -> None:
         print("\n".join(result.verdict), flush=True)
 
 
+def show_temperatures(temperatures: Mapping[str, Mapping[str, FittedTemperature]]) -> None:
+    """What was fitted, and what it mends."""
+    rows = [
+        [
+            f"{name} {key}",
+            f"{fit.temperature:.3f}{' (bound)' if fit.at_bound else ''}",
+            *(f"{figure:.3f}" for figure in (fit.raw_nll, fit.nll, fit.raw_gap, fit.gap)),
+        ]
+        for name, fits in temperatures.items()
+        for key, fit in fits.items()
+    ]
+    columns = ["", "fitted", "loss before", "after", "gap before", "after"]
+    show_table("Temperatures, fitted on training text (gap: loss minus entropy)", columns, rows)
+
+
 def show_evaluation(result: Mapping[str, Any], folder: Path, *, as_json: bool) -> None:
     """Figures by domain with their intervals."""
     if as_json:
         show_json(result)
         return
     domains = result["domains"]
-    names = list(next(iter(domains.values()))["figures"])
+    names = dict.fromkeys(name for domain in domains.values() for name in domain["figures"])
     columns = [*domains, "mean"]
     rows = []
     for name in names:
-        cells = [_with_interval(domain["figures"][name]) for domain in domains.values()]
+        cells = [_with_interval(domain["figures"].get(name)) for domain in domains.values()]
         mean = result["mean"].get(name)
         rows.append([name, *cells, "" if mean is None else f"{mean:.3f}"])
     show_table(
@@ -50,7 +68,27 @@ def show_evaluation(result: Mapping[str, Any], folder: Path, *, as_json: bool) -
         ["", *columns],
         rows,
     )
+    if "continual" in result:
+        show_continual(result["continual"])
     say(f"written to {folder / 'evaluation.json'}")
+
+
+def show_continual(continual: Mapping[str, Any]) -> None:
+    """What was forgotten and gained since the runs that this one continues."""
+    names = ("forgetting", "learning", "forward_transfer")
+    rows = [
+        [domain, f"{figures['before']:.3f}", f"{figures['final']:.3f}"]
+        + [_with_interval(figures.get(name)) for name in names]
+        for domain, figures in continual["domains"].items()
+    ]
+    means = [continual["mean"][name] for name in names]
+    rows.append(
+        ["mean", "", f"{continual['mean']['final']:.3f}", *("" if m is None else f"{m:.3f}" for m in means)]
+    )
+    title = (
+        f"Since {', '.join(continual['runs'])}: nats per token (forgetting below 0 and the others above are good)"
+    )
+    show_table(title, ["", "before", "now", "forgetting", "learning", "forward transfer"], rows)
 
 
 def show_verdict(verdict: Verdict, folder: str, *, as_json: bool) -> None:
@@ -73,7 +111,9 @@ def _rows(rows: Sequence[int]) -> str:
     return f"; {len(rows)} rows of the cache cannot be read: {spans}"
 
 
-def _with_interval(figure: Mapping[str, float]) -> str:
+def _with_interval(figure: Mapping[str, float] | None) -> str:
+    if figure is None:
+        return ""
     return f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
 
 

@@ -253,9 +253,9 @@ class DistillationTrainer(Trainer):
             raise ValueError("there is nothing to evaluate on: give eval_dataset")
         sums = measure_student(self.distillation_model, held_out)
         logs: dict[str, float] = {}
-        names = next(iter(sums.values())).sums
+        names = dict.fromkeys(name for table in sums.values() for name in table.sums)
         for name in names:
-            by_domain = {domain: table.mean(name) for domain, table in sums.items()}
+            by_domain = {domain: table.mean(name) for domain, table in sums.items() if name in table.sums}
             logs |= {f"{metric_key_prefix}_{domain}/{name}": value for domain, value in by_domain.items()}
             logs[f"{metric_key_prefix}_{name}"] = sum(by_domain.values()) / len(by_domain)
         logs[f"{metric_key_prefix}_loss"] = logs[f"{metric_key_prefix}_nll"]

@@ -22,7 +22,8 @@ from collegium.functional.weighting import Weighting
 from collegium.head import ProjectionHead
 from collegium.model import DistillationModel
 from collegium.objective import Objective
-from collegium.teachers.cached import CachedTeacher, ReadAhead, reading_ahead
+from collegium.teachers import reading_ahead
+from collegium.teachers.cached import CachedTeacher, ReadAhead
 from collegium.teachers.local import LocalTeacher
 from collegium.trainer import DistillationTrainer
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from pico import TEXTS, byte_tokenizer, pico_llama
 from test_command_line import run
 
@@ -21,6 +22,38 @@ def test_there_are_recipes():
     assert {path.name for path in RECIPES} >= {"c4.yaml", "cached.yaml", "paper.yaml", "recipe.yaml", "code.yaml"}
 
 
+def text_of(name, folder):
+    """A source of pico text, which differs from domain to domain."""
+    path = folder / f"{name}.txt"
+    path.write_text("\n".join(f"{name} {i}: {line} ({name})" for i, line in enumerate(TEXTS)), encoding="utf-8")
+    return {"kind": "files", "name": name, "path": str(path)}
+
+
+def finish_run(recipe, folder, model, monkeypatch, capsys):
+    """The run in `first` that a recipe continues: its cached teachers, on the domains that they are for."""
+    cached = [teacher for teacher in recipe.teachers if teacher.kind == "cached"]
+    domains = dict.fromkeys(name for teacher in cached for name in teacher.domains or ())
+    tree = {
+        "name": "first",
+        "output_dir": "first",
+        "student": {"kind": "pretrained", "model": str(model)},
+        "teachers": [{"name": teacher.name, "model": str(model), "cached": True} for teacher in cached],
+        "cache": {"directory": "caches"},
+        "data": {
+            "sources": [text_of(name, folder) for name in domains or ("old",)],
+            "block_size": 32,
+            "held_out_documents": 3,
+        },
+        "objective": {"kd_weight": 0.5 if cached else 0.0},
+        "training": {"max_steps": 1, "batch_size": 2},
+    }
+    path = folder / "first.yaml"
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    for command in ["cache", "train"] if cached else ["train"]:
+        code, _, err = run([command, str(path)], monkeypatch, capsys)
+        assert code == 0, err
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=[str(path.relative_to(ROOT)) for path in RECIPES])
 def test_recipe_runs(path, tmp_path, model_folder, monkeypatch, capsys):
     from peft import LoraConfig, get_peft_model
@@ -34,12 +67,10 @@ def test_recipe_runs(path, tmp_path, model_folder, monkeypatch, capsys):
     torch.manual_seed(0)
     tuned = get_peft_model(pico_llama(0, layers=4), LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM"))
     tuned.save_pretrained(adapter)
-    text = tmp_path / "text.txt"
-    text.write_text("\n".join(f"{i}: {line}" for i, line in enumerate(TEXTS)), encoding="utf-8")
-    sources = [{"kind": "files", "name": source.name, "path": str(text)} for source in recipe.data.sources]
+    sources = [text_of(source.name, tmp_path) for source in recipe.data.sources]
+    by_domain = any(teacher.domains or teacher.target_domain for teacher in recipe.teachers)
     changes = {
-        "student.model": str(model),
-        "data": {"sources": sources[:1], "block_size": 32, "held_out_documents": 3},
+        "data": {"sources": sources if by_domain else sources[:1], "block_size": 32, "held_out_documents": 3},
         "training.max_steps": 2,
         "training.batch_size": 2,
         "training.gradient_accumulation": 1,
@@ -60,9 +91,17 @@ def test_recipe_runs(path, tmp_path, model_folder, monkeypatch, capsys):
             "num_layers": 3,
         }
         changes |= {f"student.{name}": pico[name] for name, size in recipe.student.sizes.items() if size}
+    if recipe.student.kind == "continued":
+        finish_run(recipe, tmp_path, model, monkeypatch, capsys)
+        changes["student.run"] = "first"
+    else:
+        changes["student.model"] = str(model)
     if recipe.student.kind == "config":
         changes["student.overrides"] = {"num_hidden_layers": 2}
     for i, teacher in enumerate(recipe.teachers):
+        if teacher.kind == "cached":
+            changes[f"teachers.{i}.path"] = f"caches/{teacher.name}"
+            continue
         changes[f"teachers.{i}.model"] = str(model)
         if teacher.adapter is not None:
             changes[f"teachers.{i}.adapter"] = str(adapter)

@@ -4,7 +4,9 @@ Components take plain arguments; the functions here read the sections and pass t
 provide is compared here, once, with what the objective needs.
 """
 
-from collegium.build.cache import build_builder, build_teachers, cache_location, cache_plan
+from collegium.build.cache import build_builder, build_teachers, cache_location, cache_plan, cached_text
+from collegium.build.calibration import fit_recipe
+from collegium.build.continuation import PastRun, first_student, past_runs
 from collegium.build.ingredients import Ingredients, build_ingredients, build_text
 from collegium.build.models import load_teachers
 from collegium.build.objective import build_objective, build_rule, build_target, build_weighting
@@ -14,6 +16,7 @@ from collegium.build.training import build_held_out, build_trainer
 
 __all__ = [
     "Ingredients",
+    "PastRun",
     "build_builder",
     "build_held_out",
     "build_ingredients",
@@ -27,5 +30,9 @@ __all__ = [
     "build_weighting",
     "cache_location",
     "cache_plan",
+    "cached_text",
+    "first_student",
+    "fit_recipe",
     "load_teachers",
+    "past_runs",
 ]

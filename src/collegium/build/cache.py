@@ -3,7 +3,9 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+from transformers import PretrainedConfig
 
 from collegium.build.ingredients import Ingredients
 from collegium.build.models import load_teachers, teacher_fingerprint
@@ -14,11 +16,12 @@ from collegium.cache.records import require_same_plan
 from collegium.contracts import Teacher
 from collegium.data.blocks import PackedBlocks
 from collegium.errors import DataError, TeacherError
-from collegium.model_sections import CachedTeacherSection, LocalTeacherSection
+from collegium.model_sections import CachedTeacherSection, LocalTeacherSection, TeachingSection
 from collegium.pretrained import cache_dir, load_config
 from collegium.recipe import Recipe
 from collegium.teachers.cached import CachedTeacher
-from collegium.tokenizer_match import vocab_size_of
+from collegium.teachers.restricted import RestrictedTeacher
+from collegium.tokenizer_match import tokenizer_fingerprint, vocab_size_of
 
 
 def build_teachers(recipe: Recipe, ingredients: Ingredients, *, device: torch.device) -> list[Teacher]:
@@ -30,14 +33,28 @@ def build_teachers(recipe: Recipe, ingredients: Ingredients, *, device: torch.de
     """
     running = [s for s in recipe.teachers if isinstance(s, LocalTeacherSection) and not s.cached]
     loaded = {t.name: t for t in load_teachers(running, ingredients.tokenizer, device=device)}
-    opened = {s.name: _open(recipe, s, ingredients) for s in recipe.teachers if s.name not in loaded}
-    return [loaded.get(section.name) or opened[section.name] for section in recipe.teachers]
+    opened = {s.name: open_cache(recipe, s, ingredients) for s in recipe.teachers if s.name not in loaded}
+    teachers = [loaded.get(section.name) or opened[section.name] for section in recipe.teachers]
+    return [_restricted(t, s, ingredients) for t, s in zip(teachers, recipe.teachers, strict=True)]
 
 
-def _open(
+def _restricted(teacher: Teacher, section: TeachingSection, ingredients: Ingredients) -> Teacher:
+    """The teacher, within the domains that its section names."""
+    if section.domains is None:
+        return teacher
+    return RestrictedTeacher(teacher, [ingredients.domains.index(name) for name in section.domains])
+
+
+def open_cache(
     recipe: Recipe, section: LocalTeacherSection | CachedTeacherSection, ingredients: Ingredients
 ) -> CachedTeacher:
+    """A teacher read from its cache.
+
+    Raises:
+        DataError: the cache is not finished, is damaged, or holds something else.
+    """
     plan = None
+    weight_temperature, target_temperature = section.temperatures
     if isinstance(section, LocalTeacherSection):
         plan = cache_plan(recipe, section, ingredients)
         location = cache_location(recipe, section, plan)
@@ -48,11 +65,13 @@ def _open(
         location,
         tail=recipe.cache.tail,
         kd_temperature=recipe.objective.kd_temperature,
-        target_temperature=section.target_temperature,
-        weight_temperature=section.weight_temperature,
+        target_temperature=target_temperature,
+        weight_temperature=weight_temperature,
     )
     if plan is not None:
         require_same_plan(teacher.manifest, plan, Folder.at(location))
+    elif section.domains is not None:
+        _require_blocks(teacher, section.domains, ingredients)
     elif teacher.manifest.text != ingredients.text.fingerprint:
         raise DataError(
             f"teacher {section.name!r}: its cache was made from text {teacher.manifest.text}, the recipe's is "
@@ -62,30 +81,67 @@ def _open(
     return teacher
 
 
+NUM_PROBES = 32
+"""Blocks of each domain that are looked for in a cache that was made from other text."""
+
+
+def _require_blocks(teacher: CachedTeacher, domains: Sequence[str], ingredients: Ingredients) -> None:
+    """See that a cache holds the text of these domains, whatever else there is; a block is looked up by content.
+
+    Raises:
+        DataError: it does not, or it was made with another tokenizer.
+    """
+    if not teacher.manifest.teacher.fingerprint.endswith(f"/{tokenizer_fingerprint(ingredients.tokenizer)}"):
+        raise DataError(f"teacher {teacher.name!r}: its cache was made with another tokenizer; make one with this")
+    collate = ingredients.collator
+    for domain in domains:
+        for part in (ingredients.text.held_out[domain], domain_blocks(ingredients, domain)):
+            blocks = part.take(NUM_PROBES)
+            try:
+                for i in range(len(blocks)):
+                    teacher.read(collate([blocks[i]]))
+            except DataError as error:
+                raise DataError(
+                    f"teacher {teacher.name!r}: its cache lacks text of domain {domain!r} ({error}); keep the "
+                    "sources, limits and block size of that domain as they were, or leave the domain out"
+                ) from error
+
+
+def cached_text(section: TeachingSection, ingredients: Ingredients) -> dict[str, PackedBlocks]:
+    """The parts of the text that a teacher's cache holds, in order: those of its domains."""
+    text, own = ingredients.text, section.domains
+    train = text.train if own is None else domain_blocks(ingredients, *own)
+    held_out = {name: blocks for name, blocks in text.held_out.items() if own is None or name in own}
+    return {"train": train, **{f"held_out/{name}": blocks for name, blocks in held_out.items()}}
+
+
+def domain_blocks(ingredients: Ingredients, *domains: str) -> PackedBlocks:
+    """Training blocks of some domains."""
+    train = ingredients.text.train
+    rows = np.flatnonzero(np.isin(np.asarray(train.dataset["domain"]), domains)).tolist()
+    return PackedBlocks(train.dataset.select(rows), rows)
+
+
 def cache_plan(recipe: Recipe, section: LocalTeacherSection, ingredients: Ingredients) -> Manifest:
     """What the cache of a teacher holds; its weights are not loaded.
 
     Raises:
         TeacherError: the model cannot be found.
     """
-    try:
-        config = load_config(section.model, revision=section.revision, trust_remote_code=section.trust_remote_code)
-        fingerprint = teacher_fingerprint(section, config, ingredients.tokenizer)
-    except (DataError, OSError) as error:
-        raise TeacherError(f"teacher {section.name!r}: {error}") from error
+    config, fingerprint = identify(section, ingredients)
     cache, text = recipe.cache, config.get_text_config()
     is_list = cache.mode != "hidden_states"  # hidden states serve every temperature
+    weight_temperature, target_temperature = section.temperatures if is_list else (1.0, 1.0)
     settings = CacheSettings(
         mode=cache.mode,
         max_kept=cache.max_kept,
         min_probability=cache.min_probability,
         num_samples=cache.num_samples,
         kd_temperature=recipe.objective.kd_temperature if is_list else 1.0,
-        target_temperature=section.target_temperature if is_list else 1.0,
-        weight_temperature=section.weight_temperature if is_list else 1.0,
+        target_temperature=target_temperature,
+        weight_temperature=weight_temperature,
         rows_per_shard=cache.rows_per_shard,
     )
-    held_out = {f"held_out/{name}": len(blocks) for name, blocks in ingredients.text.held_out.items()}
     return Manifest(
         teacher=TeacherIdentity(
             fingerprint,
@@ -95,9 +151,22 @@ def cache_plan(recipe: Recipe, section: LocalTeacherSection, ingredients: Ingred
             int(text.num_hidden_layers),
         ),
         text=ingredients.text.fingerprint,
-        splits={"train": len(ingredients.text.train), **held_out},
+        splits={name: len(blocks) for name, blocks in cached_text(section, ingredients).items()},
         settings=settings,
     )
+
+
+def identify(section: LocalTeacherSection, ingredients: Ingredients) -> tuple[PretrainedConfig, str]:
+    """Configuration and fingerprint of a teacher whose weights are not loaded.
+
+    Raises:
+        TeacherError: the model cannot be found.
+    """
+    try:
+        config = load_config(section.model, revision=section.revision, trust_remote_code=section.trust_remote_code)
+        return config, teacher_fingerprint(section, config, ingredients.tokenizer)
+    except (DataError, OSError) as error:
+        raise TeacherError(f"teacher {section.name!r}: {error}") from error
 
 
 def cache_location(recipe: Recipe, section: LocalTeacherSection, plan: Manifest) -> str:
@@ -120,15 +189,15 @@ def build_builder(
     on_progress: Callable[[CacheProgress], None] | None = None,
 ) -> CacheBuilder:
     """What scores the text with one teacher; the model is loaded when it is needed."""
-    text = ingredients.text
 
     def teacher() -> Teacher:
-        return load_teachers([section], ingredients.tokenizer, device=device)[0]
+        kept = section.at_one if plan.settings.mode == "hidden_states" else section
+        return load_teachers([kept], ingredients.tokenizer, device=device)[0]
 
     return CacheBuilder(
         Folder.at(location),
         teacher,
-        _Rows([text.train, *text.held_out.values()]),
+        _Rows(list(cached_text(section, ingredients).values())),
         ingredients.collator,
         plan,
         source=source,

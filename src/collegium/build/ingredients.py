@@ -29,10 +29,13 @@ class Ingredients:
     def collator(self) -> BlockCollator:
         """Makes batches of packed blocks."""
         ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
-        return BlockCollator(
-            pad_token_id=next(int(i) for i in ids if isinstance(i, int)),
-            domains=sorted(self.text.held_out),  # as `Recipe.domains`
-        )
+        pad_token_id = next(int(i) for i in ids if isinstance(i, int))
+        return BlockCollator(pad_token_id=pad_token_id, domains=self.domains)
+
+    @property
+    def domains(self) -> list[str]:
+        """Names of the domains, in the order of `Batch.domain_ids`."""
+        return sorted(self.text.held_out)
 
 
 def build_ingredients(

@@ -9,11 +9,11 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from collegium.build.ingredients import Ingredients
-from collegium.build.objective import build_target, build_weighting
+from collegium.build.objective import build_rule
 from collegium.contracts import Teacher
 from collegium.errors import DataError, RecipeError
 from collegium.evaluation.domain_mixing import DomainMixing, set_aside
-from collegium.evaluation.language_modeling import HeldOut, Rule
+from collegium.evaluation.language_modeling import HeldOut
 from collegium.objective import default_chunk_size
 from collegium.recipe import Recipe
 from collegium.trainer import DistillationTrainer, measure_student
@@ -45,8 +45,7 @@ def build_mixing(
         device=device,
         chunk_size=default_chunk_size(ingredients.vocab_size, device),
     )
-    weighting = build_weighting(recipe.objective.weighting, [teacher.name for teacher in teachers])
-    rule = Rule(weighting, build_target(recipe.objective).fusion)
+    rule = build_rule(recipe)
     return DomainMixing(
         trained, held_out, rule, every=section.every, alpha=section.alpha, max_ratio=section.max_ratio
     )

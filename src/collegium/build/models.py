@@ -93,14 +93,15 @@ def _load_base(
 def _local_teacher(
     section: LocalTeacherSection, base: SharedBase, tokenizer: PreTrainedTokenizerBase, adapter: str | None
 ) -> LocalTeacher:
+    weight_temperature, target_temperature = section.temperatures
     return LocalTeacher(
         section.name,
         base,
         vocab_size=vocab_size_of(tokenizer),
         fingerprint=teacher_fingerprint(section, base.causal_lm.config, tokenizer),
         adapter=adapter,
-        weight_temperature=section.weight_temperature,
-        target_temperature=section.target_temperature,
+        weight_temperature=weight_temperature,
+        target_temperature=target_temperature,
     )
 
 

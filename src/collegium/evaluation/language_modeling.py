@@ -123,6 +123,13 @@ class HeldOutDomain:
             yield replace(held_out, signals=tuple(signal.to(self._device) for signal in held_out.signals))
 
     @cached_property
+    def absent_teachers(self) -> frozenset[str]:
+        """Names of the teachers that say nothing about this domain."""
+        stats = [held_out.stats for held_out in self._scored if held_out.stats is not None]
+        heard = torch.stack([s.valid.any(0) for s in stats]).any(0).tolist() if stats else []
+        return frozenset(t.name for t, known in zip(self.teachers, heard, strict=False) if not known)
+
+    @cached_property
     def _scored(self) -> list[HeldOutBatch]:
         starts = range(0, len(self._rows), self._batch_size)
         return [self._batch(slice(start, start + self._batch_size)) for start in starts]
@@ -221,7 +228,11 @@ def _student_of(domain: HeldOutDomain, trunk: Trunk, head: Head, names: Sequence
             yield held_out, _concatenate(parts)
 
     with torch.no_grad():
-        return domain.sum_by_document(figures())
+        sums = domain.sum_by_document(figures())
+    absent = domain.absent_teachers
+    return replace(
+        sums, sums={key: total for key, total in sums.sums.items() if key.removeprefix("kl/") not in absent}
+    )
 
 
 def _student_chunk(
@@ -271,15 +282,21 @@ def _targets_of(
                 values[f"teacher/{name}/entropy"] = stats.entropy[:, m]
                 values[f"teacher/{name}/weight_nll"] = stats.weight_cross_entropy[:, m]
             for name, rule in rules.items():
-                weights = rule.weighting(stats, held_out.positions)
+                weights = _covered(rule.weighting(stats, held_out.positions))
                 values[f"rule/{name}/nll"] = _rule_nll(rule.fusion, weights, held_out, stats, domain.chunk_size)
             if conflict_of is not None:
-                weights = conflict_of.weighting(stats, held_out.positions)
+                weights = _covered(conflict_of.weighting(stats, held_out.positions))
                 values["conflict"] = _conflict(weights, held_out, stats, domain.chunk_size)
             yield held_out, values
 
     with torch.no_grad():
         return domain.sum_by_document(figures())
+
+
+def _covered(weights: Float[Tensor, "N M"]) -> Float[Tensor, "N M"]:
+    """Equal weights where no teacher has any: absent teachers are uniform, and so is what is fused of them."""
+    nobody = weights.sum(-1, keepdim=True) == 0
+    return torch.where(nobody, torch.full_like(weights, 1.0 / max(1, weights.shape[1])), weights)
 
 
 def _rule_nll(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from collegium.contracts import Positions, TeacherStats
 from collegium.evaluation.language_modeling import DocumentSums, HeldOut, Rule
+from collegium.functional.calibration import FittedTemperature
 from collegium.functional.fusion import geometric_logprobs
 
 
@@ -34,6 +35,7 @@ class Preflight:
         calibration_gap: Mean loss minus mean entropy of each teacher, both at its weight temperature; 0 is
             calibrated, above is over-confident.
         conflict: Jensen-Shannon divergence among teachers, by the recipe's rule.
+        temperatures: What was fitted on training text, by teacher and key of the recipe.
         verdict: What follows, in words.
     """
 
@@ -42,6 +44,7 @@ class Preflight:
     oracle: dict[str, float]
     calibration_gap: dict[str, dict[str, float]]
     conflict: dict[str, float]
+    temperatures: dict[str, dict[str, FittedTemperature]]
     verdict: tuple[str, ...]
 
 
@@ -49,6 +52,7 @@ def run_preflight(
     held_out: HeldOut,
     chosen: Rule,
     alternatives: Mapping[str, Callable[[TeacherStats, Positions], Tensor]],
+    temperatures: Mapping[str, Mapping[str, FittedTemperature]] | None = None,
 ) -> Preflight:
     """Measure teachers and rules on held-out text.
 
@@ -56,6 +60,7 @@ def run_preflight(
         held_out: Held-out text with its teachers.
         chosen: The recipe's own rule.
         alternatives: Weightings to compare with, by name; each is tried with the mixture.
+        temperatures: What was fitted before, to be told with the rest.
     """
     rules = {
         "recipe": chosen,
@@ -80,6 +85,10 @@ def run_preflight(
         oracle=oracle,
         calibration_gap=gaps,
         conflict=_row(sums, "conflict"),
+        temperatures={
+            name: {key: fit for key, fit in fits.items() if fit.positions}  # not those read from a cache of lists
+            for name, fits in (temperatures or {}).items()
+        },
         verdict=tuple(verdict(teachers, rule_losses, gaps)),
     )
 
@@ -101,7 +110,7 @@ def verdict(
         if row["mean"] > OVERCONFIDENT:
             lines.append(
                 f"Teacher {name!r} is over-confident by {row['mean']:.2f} nats and will get more weight than it "
-                f"earns: raise its weight_temperature above 1."
+                f"earns: set its weight_temperature to `fit`, or raise it."
             )
     return lines
 

@@ -25,12 +25,11 @@ def summarize(
     """
     options = {"confidence": confidence, "num_samples": num_samples, "seed": seed}
     domains = {name: _domain(table, options) for name, table in tables.items()}
-    figures = next(iter(domains.values()))["figures"]
-    mean = {
-        name: sum(domain["figures"][name]["value"] for domain in domains.values()) / len(domains)
-        for name in figures
-        if name != "perplexity"
-    }
+    mean = {}
+    for name in dict.fromkeys(name for domain in domains.values() for name in domain["figures"]):
+        values = [d["figures"][name]["value"] for d in domains.values() if name in d["figures"]]
+        if name != "perplexity":  # not of the domains that a teacher says nothing about
+            mean[name] = sum(values) / len(values)
     if "nll" in mean:
         mean["perplexity"] = math.exp(mean["nll"])
     return {"confidence": confidence, "domains": domains, "mean": mean}

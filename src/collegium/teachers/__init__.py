@@ -2,19 +2,21 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from collegium.contracts import Teacher
 from collegium.pretrained import check_model, load_model, load_tokenizer, place, reference_fingerprint
-from collegium.teachers.cached import CachedTeacher, reading_ahead
+from collegium.teachers.cached import CachedTeacher, ReadAhead
 from collegium.teachers.local import LocalTeacher
+from collegium.teachers.restricted import RestrictedTeacher
 from collegium.tokenizer_match import require_same_tokenizer, vocab_size_of
 
 
-__all__ = ["CachedTeacher", "LocalTeacher", "as_teachers", "reading_ahead"]
+__all__ = ["CachedTeacher", "LocalTeacher", "RestrictedTeacher", "as_teachers", "reading_ahead"]
 
 
 def as_teachers(
@@ -47,6 +49,18 @@ def as_teachers(
     if (names and actual != list(names)) or len(set(actual)) != len(actual):
         raise ValueError(f"the teachers are called {actual}, the objective names {list(names)}; make them fit")
     return found
+
+
+def reading_ahead(
+    collate: Callable[[Sequence[Any]], dict[str, Any]], teachers: Sequence[Teacher]
+) -> Callable[[Sequence[Any]], dict[str, Any]]:
+    """A collator that reads for the teachers among these that are cached, if there are any."""
+    cached = [
+        teacher
+        for teacher in teachers
+        if isinstance(teacher, CachedTeacher) or (isinstance(teacher, RestrictedTeacher) and teacher.is_cached)
+    ]
+    return ReadAhead(collate, cached) if cached else collate
 
 
 def _name_of(teacher: Teacher | PreTrainedModel | str) -> str:

@@ -7,7 +7,7 @@ otherwise gets it read there and then.
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -27,7 +27,6 @@ from collegium.contracts import (
     Positions,
     ProjectedSignal,
     TailPolicy,
-    Teacher,
     TeacherOutput,
     TopKSignal,
 )
@@ -128,6 +127,8 @@ class CachedTeacher:
         follows = _followed(attended.bool(), places).numpy()
         input_ids, mask, position_ids = tokens.numpy(), attended.bool().numpy(), places.numpy()
         rows = [self._reader.read(key).arrays for key in keys_of(input_ids, mask, position_ids)]
+        if not rows and not self._keeps_hidden:
+            return _no_lists()
         if self._keeps_hidden:
             return {"hidden": torch.from_numpy(self._states(rows, mask))}
         return self._lists(rows, np.roll(input_ids, -1, 1)[follows])
@@ -194,6 +195,31 @@ def _followed(mask: Bool[Tensor, "B S"], position_ids: Int[Tensor, "B S"]) -> Bo
     return torch.nn.functional.pad(mask[:, 1:] & (position_ids[:, 1:] != 0), (0, 1))
 
 
+def _no_lists() -> dict[str, Tensor]:
+    """What is stored of no blocks at all."""
+    none = torch.zeros(0)
+    return {
+        "token_ids": torch.zeros((0, 1), dtype=torch.int32),
+        "logprobs": torch.zeros((0, 1)),
+        "tail_logprob": none,
+        "entropy": none,
+        "label_logprob": none,
+    }
+
+
+class Stored(Protocol):
+    """A teacher that reads what it says."""
+
+    @property
+    def name(self) -> str:
+        """Name in `Batch.stored`."""
+        ...
+
+    def read(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What is stored of the blocks of a batch."""
+        ...
+
+
 class ReadAhead:
     """Makes batches that hold what their caches store of them.
 
@@ -202,20 +228,10 @@ class ReadAhead:
         teachers: Those that are read.
     """
 
-    def __init__(
-        self, collate: Callable[[Sequence[Any]], dict[str, Any]], teachers: Sequence[CachedTeacher]
-    ) -> None:
+    def __init__(self, collate: Callable[[Sequence[Any]], dict[str, Any]], teachers: Sequence[Stored]) -> None:
         self._collate, self._teachers = collate, tuple(teachers)
 
     def __call__(self, rows: Sequence[Any]) -> dict[str, Any]:
         """The batch, with `stored` by teacher."""
         inputs = self._collate(rows)
         return {**inputs, "stored": {teacher.name: teacher.read(inputs) for teacher in self._teachers}}
-
-
-def reading_ahead(
-    collate: Callable[[Sequence[Any]], dict[str, Any]], teachers: Sequence[Teacher]
-) -> Callable[[Sequence[Any]], dict[str, Any]]:
-    """A collator that reads for the teachers among these that are cached, if there are any."""
-    cached = [teacher for teacher in teachers if isinstance(teacher, CachedTeacher)]
-    return ReadAhead(collate, cached) if cached else collate

@@ -1,0 +1,131 @@
+"""A teacher that is asked about some domains only, and is absent from the others.
+
+It runs, or reads its cache, for the blocks of its own domains: of a batch that holds one such block in
+three it costs a third. So a cache need not hold the text that came later, and an earlier student can hold
+the new one to what it knew, on chosen text. Where it is absent `valid` is False and the other teachers share
+its weight; where all are, nothing is distilled.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from collegium.contracts import (
+    Batch,
+    Capability,
+    DenseSignal,
+    Positions,
+    ProjectedSignal,
+    Teacher,
+    TeacherOutput,
+    TeacherSignal,
+    TopKSignal,
+)
+from collegium.errors import DataError
+from collegium.teachers.cached import CachedTeacher
+
+
+class RestrictedTeacher:
+    """Any teacher, within its domains.
+
+    Inner states are not given: they are matched at all text.
+
+    Args:
+        teacher: The teacher.
+        domains: Its domains, as `Batch.domain_ids` numbers them.
+    """
+
+    def __init__(self, teacher: Teacher, domains: Sequence[int]) -> None:
+        self.teacher, self.domains = teacher, tuple(domains)
+
+    @property
+    def name(self) -> str:
+        """Of the teacher."""
+        return self.teacher.name
+
+    @property
+    def provides(self) -> frozenset[Capability]:
+        """What the teacher provides, but inner states."""
+        return self.teacher.provides - {Capability.HIDDEN_STATES, Capability.ATTENTION}
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the teacher: where it is asked changes nothing of what it says."""
+        return self.teacher.fingerprint
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether it is read from a cache."""
+        return isinstance(self.teacher, CachedTeacher)
+
+    def read(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What is stored of those blocks of a batch that are of its domains.
+
+        Raises:
+            DataError: the batch does not say what domains it is of, or a block is not in the cache.
+        """
+        assert isinstance(self.teacher, CachedTeacher), "asked of these only"
+        own = self._own(inputs.get("domain_ids"))
+        names = ("input_ids", "attention_mask", "position_ids")
+        return self.teacher.read({name: inputs[name][own.to(inputs[name].device)] for name in names})
+
+    def score(self, batch: Batch, positions: Positions, *, need: frozenset[Capability]) -> TeacherOutput:
+        """Distributions in its domains. See `collegium.contracts.Teacher`."""
+        own = self._own(batch.domain_ids)
+        blocks = own.nonzero().squeeze(-1)
+        if not len(blocks) and not self.is_cached:  # some block, for the shapes; nothing is predicted in it
+            blocks = torch.zeros(1, dtype=torch.int64, device=own.device)
+        length = batch.input_ids.shape[1]
+        valid = own[positions.index // length]
+        place = own.cumsum(0) - 1  # of each block among its own
+        index = positions.index[valid]
+        within = Positions(
+            index=place[index // length] * length + index % length,
+            labels=positions.labels[valid],
+            segments=positions.segments[valid],
+            offsets=positions.offsets[valid],
+            domains=None if positions.domains is None else positions.domains[valid],
+        )
+        part = Batch(
+            input_ids=batch.input_ids[blocks],
+            attention_mask=batch.attention_mask[blocks],
+            labels=batch.labels[blocks],
+            position_ids=batch.position_ids[blocks],
+            sample_ids=batch.sample_ids[blocks],
+            domain_ids=None if batch.domain_ids is None else batch.domain_ids[blocks],
+            stored={name: stored for name, stored in batch.stored.items() if name == self.name},
+        )
+        return TeacherOutput(spread(self.teacher.score(part, within, need=need & self.provides).signal, valid))
+
+    def _own(self, domain_ids: Tensor | None) -> Tensor:
+        if domain_ids is None:
+            raise DataError(
+                f"teacher {self.name!r} is for some domains, but the batch does not say of which it is: "
+                "make batches with BlockCollator(domains=[...])"
+            )
+        return torch.isin(domain_ids, domain_ids.new_tensor(self.domains))
+
+
+def spread(signal: TeacherSignal, valid: Tensor) -> TeacherSignal:
+    """A signal of n positions over N, of which `valid` [N] marks n; elsewhere the teacher is absent."""
+    rows = valid.nonzero().squeeze(-1)
+
+    def over_all(values: Tensor, fill: float = 0.0) -> Tensor:
+        return values.new_full((len(valid), *values.shape[1:]), fill).index_copy(0, rows, values)
+
+    if signal.valid is not None:
+        valid = over_all(signal.valid)
+    if isinstance(signal, ProjectedSignal):
+        return replace(signal, hidden=over_all(signal.hidden), valid=valid)
+    if isinstance(signal, DenseSignal):
+        return replace(signal, logprobs=over_all(signal.logprobs), valid=valid)
+    lists: dict[str, Any] = {
+        field.name: over_all(value, -1 if field.name == "token_ids" else 0.0)
+        for field in fields(TopKSignal)
+        if isinstance(value := getattr(signal, field.name), Tensor)
+    }
+    lists["valid"] = valid
+    return replace(signal, **lists)
