@@ -75,6 +75,19 @@ class Capability(StrEnum):
 
 
 @dataclass(frozen=True)
+class PositionWeights:
+    """What the loss of each predicted position is: sum_t kd_t * divergence_t + ce_t * cross_entropy_t.
+
+    Attributes:
+        kd: Weight of the divergence from the teachers.
+        ce: Weight of the cross-entropy of the label; negative where a label is to become less probable.
+    """
+
+    kd: Float[Tensor, " N"]
+    ce: Float[Tensor, " N"]
+
+
+@dataclass(frozen=True)
 class Batch:
     """Token blocks. `position_ids` alone say where a document begins: they restart at 0 there.
 
@@ -89,6 +102,8 @@ class Batch:
         position_ids: Position of each token in its segment.
         sample_ids: Row of each block in its data set.
         stored: What was read beforehand from the caches of teachers, by teacher.
+        on_policy: Blocks that the student wrote; None where all are of the corpus.
+        weights: Of the predicted positions in the loss; None where the objective's own hold for all.
     """
 
     input_ids: Int[Tensor, "B S"]
@@ -97,6 +112,8 @@ class Batch:
     position_ids: Int[Tensor, "B S"]
     sample_ids: Int[Tensor, " B"]
     stored: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    on_policy: Bool[Tensor, " B"] | None = None
+    weights: PositionWeights | None = None
 
     @classmethod
     def from_inputs(cls, inputs: Mapping[str, Any]) -> "Batch":
@@ -108,6 +125,8 @@ class Batch:
             position_ids=inputs["position_ids"],
             sample_ids=inputs["sample_ids"],
             stored=inputs.get("stored", {}),
+            on_policy=inputs.get("on_policy"),
+            weights=inputs.get("weights"),
         )
 
 
@@ -320,6 +339,40 @@ class Teacher(Protocol):
 
     def score(self, batch: Batch, positions: Positions, *, need: frozenset[Capability]) -> TeacherOutput:
         """Distributions at `positions`, and inner states if `need` asks for them."""
+        ...
+
+
+@dataclass(frozen=True)
+class NextToken:
+    """What a teacher says about the next token of each sequence.
+
+    Attributes:
+        logprobs: At its target temperature.
+        entropy: In nats, at its weight temperature; not finite where the teacher is absent.
+    """
+
+    logprobs: Float[Tensor, "R V"]
+    entropy: Float[Tensor, " R"]
+
+
+class NextTokens(Protocol):
+    """A continuation in progress, with a key-value cache of its own."""
+
+    def prefill(self, input_ids: Int[Tensor, "R P"], attention_mask: Bool[Tensor, "R P"]) -> NextToken:
+        """Read the prompts, padded on the left."""
+        ...
+
+    def step(self, tokens: Int[Tensor, " R"]) -> NextToken:
+        """Read one more token of each sequence."""
+        ...
+
+
+@runtime_checkable
+class GeneratingTeacher(Teacher, Protocol):
+    """A teacher that provides `Capability.GENERATE`: it answers for text that did not exist before."""
+
+    def next_tokens(self, max_new_tokens: int) -> NextTokens:
+        """Begin to continue a batch of prompts by at most so many tokens."""
         ...
 
 
