@@ -207,7 +207,8 @@ def distillation_loss(
     weighting: Weighting | GivenWeights,
     *,
     target: KdTarget,
-    kd_weight: float,
+    kd_weight: float | Float[Tensor, " N"],
+    ce_weight: float | Float[Tensor, " N"] | None = None,
     label_smoothing: float = 0.0,
     chunk_size: int,
 ) -> DistillationSums:
@@ -220,27 +221,27 @@ def distillation_loss(
         signals: One per teacher; none for cross-entropy alone.
         weighting: Teacher weights, or how they follow from the teachers' statistics.
         target: Divergence, fusion and temperature.
-        kd_weight: Share of the divergence in the loss; the rest is cross-entropy.
+        kd_weight: Weight of the divergence, of all positions or of each.
+        ce_weight: Weight of the cross-entropy; 1 - kd_weight if not given.
         label_smoothing: Share of the label's probability that is spread over the vocabulary in the
             cross-entropy of the loss.
         chunk_size: Positions whose [n V] tensors are alive at once. Does not change the result
             beyond rounding.
     """
     stats, weights = weigh(signals, positions, weighting, chunk_size=chunk_size)
+    ce_weight = 1.0 - kd_weight if ce_weight is None else ce_weight
 
     def chunk_sums(hidden: Tensor, chunk_weights: Tensor, rows: slice) -> tuple[Tensor, ...]:
         valid, labels = stats.valid[rows], positions.labels[rows]
-        chunk = _Chunk(rows, labels, signals, chunk_weights, valid, target, label_smoothing)
+        kd, ce = (w[rows] if isinstance(w, Tensor) else w for w in (kd_weight, ce_weight))
+        chunk = _Chunk(rows, labels, signals, chunk_weights, valid, target, label_smoothing, kd, ce)
         return chunk.sums(*_student_logprobs(student_head(hidden), target.temperature))
 
     parts = [
         _checkpointed(chunk_sums, student_hidden[rows], weights[rows], rows)
         for rows in chunks(len(positions), chunk_size)
     ]
-    kd, smoothed, *logged = (reduce(add, part) for part in zip(*parts, strict=True))
-    loss = (1.0 - kd_weight) * smoothed
-    if signals:
-        loss = kd_weight * kd + loss
+    loss, kd, *logged = (reduce(add, part) for part in zip(*parts, strict=True))
     kd, cross_entropy, covered, target_entropy, conflict, teacher_kl = (
         figure.detach() for figure in (kd, *logged)
     )
@@ -286,29 +287,34 @@ class _Chunk:
     valid: Tensor
     target: KdTarget
     label_smoothing: float
+    kd_weight: float | Tensor
+    ce_weight: float | Tensor
     _entropies: list[Tensor] = field(default_factory=list)
     _teacher_kls: list[Tensor] = field(default_factory=list)
     _mixture: Tensor | None = None
     _product: Tensor | None = None
 
     def sums(self, logprobs: Tensor, softened: Tensor) -> tuple[Tensor, ...]:
-        """As in `DistillationSums` from `kd` on, with the smoothed cross-entropy in second place."""
-        cross_entropy = -logprobs.gather(-1, self.labels[:, None]).sum()
-        smoothed = cross_entropy
+        """As in `DistillationSums`, up to what is kept of the teachers."""
+        nll = -logprobs.gather(-1, self.labels[:, None]).squeeze(-1)
+        cross_entropy = nll.sum()
+        smoothed = nll
         if self.label_smoothing > 0.0:
-            spread = -logprobs.mean(-1).sum()
-            smoothed = (1.0 - self.label_smoothing) * cross_entropy + self.label_smoothing * spread
+            smoothed = (1.0 - self.label_smoothing) * nll - self.label_smoothing * logprobs.mean(-1)
+        loss = (self.ce_weight * smoothed).sum()
         if not self.signals:
             zero = cross_entropy.detach() * 0.0
-            return zero, smoothed, cross_entropy, zero, zero, zero, zero.expand(0)
+            return loss, zero, cross_entropy, zero, zero, zero, zero.expand(0)
         covered = self.weights.detach().sum(-1) > 0  # [n]
         # Positions that no teacher covers get some target too; its divergence is finite, not used.
         weights = torch.where(covered[:, None], self.weights, torch.ones_like(self.weights))
         fused = self.target.fusion(self._teachers(softened.detach()), weights)
-        kd = _sum_where(covered, self.target.divergence(softened, fused)) * self.target.scale
+        divergence = torch.where(covered, self.target.divergence(softened, fused), 0.0) * self.target.scale
+        loss = (self.kd_weight * divergence).sum() + loss
+        kd = divergence.sum()
         num_covered = covered.sum().to(kd.dtype)
         figures = (num_covered, *self._statistics(fused, covered), torch.stack(self._teacher_kls))
-        return kd, smoothed, cross_entropy, *figures
+        return loss, kd, cross_entropy, *figures
 
     def _teachers(self, student_logprobs: Tensor) -> Iterator[Tensor]:
         for m in range(len(self.signals)):

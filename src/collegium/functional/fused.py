@@ -60,7 +60,8 @@ def distillation_loss(
     weighting: Weighting | GivenWeights,
     *,
     target: KdTarget,
-    kd_weight: float,
+    kd_weight: float | Float[Tensor, " N"],
+    ce_weight: float | Float[Tensor, " N"] | None = None,
     label_smoothing: float = 0.0,
     chunk_size: int,
 ) -> DistillationSums:
@@ -71,7 +72,8 @@ def distillation_loss(
     linear = student_head.as_linear() if isinstance(student_head, TransparentHead) else None
     learned = isinstance(weighting, GivenWeights) and weighting.weights.requires_grad
     known = target.fusion in (mixture_logprobs, geometric_logprobs)
-    if linear is None or linear.weight.device != student_hidden.device or learned or not known:
+    fusible = known and not learned and ce_weight is None
+    if linear is None or linear.weight.device != student_hidden.device or not fusible:
         return chunked.distillation_loss(
             student_hidden,
             student_head,
@@ -80,9 +82,11 @@ def distillation_loss(
             weighting,
             target=target,
             kd_weight=kd_weight,
+            ce_weight=ce_weight,
             label_smoothing=label_smoothing,
             chunk_size=chunk_size,
         )
+    assert not isinstance(kd_weight, Tensor), "given with ce_weight"
     weighting, groups, spans, listed = _order(positions, signals, weighting, target, chunk_size)
     job = _Job(
         labels=positions.labels,
