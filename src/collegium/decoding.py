@@ -35,9 +35,7 @@ class Decoder:
     _cache: Any = field(default=None, init=False)
     _seen: int = field(default=0, init=False)
 
-    def prefill(
-        self, input_ids: Int[Tensor, "R P"], attention_mask: Bool[Tensor, "R P"]
-    ) -> Float[Tensor, "R V"]:
+    def prefill(self, input_ids: Int[Tensor, "R P"], attention_mask: Bool[Tensor, "R P"]) -> Float[Tensor, "R V"]:
         """Read the prompts, padded on the left."""
         self._seen = input_ids.shape[1]
         self._mask = torch.nn.functional.pad(attention_mask, (0, self.max_new_tokens), value=True)

@@ -19,6 +19,27 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
             "feature": {"layer_map": "uniform", "layer_norm": True},
         }
     },
+    "gkd": {
+        "objective": {"kd_weight": 1.0, "divergence": "jsd", "jsd_beta": 0.5, "weighting": "uniform"},
+        "on_policy": {"fraction": 0.5, "max_new_tokens": 128, "temperature": 0.9, "loss": "divergence"},
+    },
+    "minillm": {
+        "objective": {"kd_weight": 0.5, "divergence": "reverse_kl", "weighting": "uniform"},
+        "on_policy": {
+            "fraction": 0.5,
+            "prompt_length": 256,
+            "max_new_tokens": 256,
+            "temperature": 1.0,
+            "top_p": 1.0,
+            "teacher_share": 0.2,
+            "loss": "policy_gradient",
+            "gamma": 0.95,
+            "reward_scale": 0.5,
+            "reward_clip": 100.0,
+            "ratio_clip": 0.2,
+            "single_step_weight": 1.0,
+        },
+    },
 }
 
 

@@ -1,7 +1,8 @@
 """The loss of one method: kd_weight * KD + (1 - kd_weight) * CE + feature_weight * F.
 
 Every term is a sum over positions divided once by a global count, so that the loss and its gradient do
-not depend on how a step's blocks are cut into micro-batches and ranks. The objective owns what is
+not depend on how a step's blocks are cut into micro-batches and ranks. A batch may bring weights of its own for
+the first two terms, one pair a position (`Batch.weights`). The objective owns what is
 trained besides the student (the feature term's projections); they never reach the exported student.
 """
 
@@ -189,6 +190,7 @@ class Objective(nn.Module):
         """
         signals = [output.signal for output in outputs] if self.kd_weight > 0 else []
         chunk_size = self.chunk_size or default_chunk_size(vocab_size, student_hidden.device)
+        weights = batch.weights
         sums = distillation_loss(
             student_hidden,
             student_head,
@@ -196,7 +198,8 @@ class Objective(nn.Module):
             signals,
             self.weighting,
             target=self.target,
-            kd_weight=self.kd_weight,
+            kd_weight=self.kd_weight if weights is None else weights.kd,
+            ce_weight=None if weights is None else weights.ce,
             label_smoothing=self.label_smoothing,
             chunk_size=chunk_size,
         )

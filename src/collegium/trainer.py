@@ -9,7 +9,7 @@ update. Trackers, callbacks, PEFT and accelerate come with `Trainer`.
 import copy
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -42,6 +42,7 @@ from collegium.head import ProjectionHead
 from collegium.metrics import MeanAccumulator
 from collegium.model import DistillationModel
 from collegium.objective import Objective, default_chunk_size
+from collegium.on_policy import OnPolicy
 from collegium.pretrained import check_model, last_hidden_states, load_model, load_tokenizer
 from collegium.teachers import as_teachers, reading_ahead
 from collegium.tokenizer_match import vocab_size_of
@@ -63,9 +64,11 @@ class DistillationTrainer(Trainer):
         callbacks: As for `transformers.Trainer`.
         optimizers: As for `transformers.Trainer`.
         block_size: Tokens of a block, where text is packed here.
+        on_policy: Replaces some blocks of each step by what the student writes itself.
 
     Raises:
         DataError: a model cannot be loaded, or a teacher has another tokenizer.
+        TeacherError: a teacher cannot judge new text, and `on_policy` asks it to.
     """
 
     loss_is_scaled_for_ga = True
@@ -84,6 +87,7 @@ class DistillationTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
         block_size: int = 1024,
+        on_policy: OnPolicy | None = None,
     ) -> None:
         args = _own_arguments(args)
         tokenizer = processing_class or load_tokenizer(_name_of(model))
@@ -116,6 +120,9 @@ class DistillationTrainer(Trainer):
                 "DistillationModel itself can be sharded with fully_shard"
             )
         self.objective: Objective = objective
+        self.on_policy = on_policy
+        if on_policy is not None:
+            on_policy.check(self.teachers, objective)
         self._block_size, self._collator = block_size, collator
         self.held_out = self._held_out(eval_dataset)
         self.checkpoints = CheckpointDirectory(
@@ -132,6 +139,24 @@ class DistillationTrainer(Trainer):
         return cast(DistillationModel, self.accelerator.unwrap_model(self.model))
 
     # One step.
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """The micro-batches of a step with the student's own text in them, and their counts."""
+        samples, counts = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.on_policy is None or not samples:
+            return samples, counts
+        with self.accelerator.autocast():
+            samples, metrics = self.on_policy.prepare(
+                samples,
+                self.distillation_model,
+                self.teachers,
+                step=self.state.global_step,
+                add_up=lambda own: self.accelerator.reduce(own, reduction="sum"),
+            )
+        self._means.add(metrics)
+        return samples, self._get_num_items_in_batch(samples, device)
 
     def compute_loss(
         self,

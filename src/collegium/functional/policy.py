@@ -25,9 +25,7 @@ from collegium.functional.divergences import LOG_ZERO
 JudgeName = Literal["mixture", "route", "consensus"]
 
 
-def mixture_verdict(
-    teacher_logprobs: Float[Tensor, "N M"], weights: Float[Tensor, "N M"]
-) -> Float[Tensor, " N"]:
+def mixture_verdict(teacher_logprobs: Float[Tensor, "N M"], weights: Float[Tensor, "N M"]) -> Float[Tensor, " N"]:
     """log sum_m w_m p_m(y): the token under the arithmetic mixture."""
     absent = weights == 0
     terms = teacher_logprobs.clamp_min(LOG_ZERO) + weights.masked_fill(absent, 1.0).log()
@@ -101,7 +99,7 @@ def discounted_returns(
 def moments(values: Float[Tensor, " N"]) -> Float[Tensor, "3"]:
     """Count, sum and sum of squares in float64, to be added over micro-batches and ranks."""
     wide = values.double()
-    return torch.stack([torch.tensor(float(len(values)), device=values.device).double(), wide.sum(), (wide**2).sum()])
+    return torch.stack([torch.ones_like(wide).sum(), wide.sum(), (wide**2).sum()])
 
 
 def whitened(values: Float[Tensor, " N"], total_moments: Float[Tensor, "3"]) -> Float[Tensor, " N"]:

@@ -22,7 +22,7 @@ def shaped_logprobs(
     logprobs = (logits if temperature == 1.0 else logits / temperature).log_softmax(-1)
     if top_p >= 1.0:
         return logprobs
-    ordered, order = logprobs.sort(-1, descending=True, stable=True)
+    ordered, order = logprobs.sort(dim=-1, descending=True, stable=True)
     before = ordered.exp().cumsum(-1) - ordered.exp()  # mass of what is more probable
     outside = torch.zeros_like(order, dtype=torch.bool).scatter_(-1, order, before >= top_p)
     return logprobs.masked_fill(outside, -torch.inf).log_softmax(-1)
