@@ -104,7 +104,7 @@ class TestOneStep:
     @pytest.mark.parametrize("on_policy", [GKD, MINILLM], ids=["gkd", "minillm"])
     def test_weights_do_not_depend_on_the_cut(self, on_policy):
         whole, _ = self.prepare(on_policy, [range(8)])
-        cut, _ = self.prepare(on_policy, [[0], [1, 2, 3, 4], [6, 5], [7]])
+        cut, _ = self.prepare(on_policy, [[0, 4, 2, 3, 1], [6, 5], [7]])
         self.require_same(whole, cut)
 
     @pytest.mark.parametrize("on_policy", [GKD, MINILLM], ids=["gkd", "minillm"])
@@ -212,10 +212,11 @@ def test_rewards_of_a_student_that_equals_its_teachers_are_0(tmp_path):
 @pytest.mark.parametrize("on_policy", [GKD, MINILLM], ids=["gkd", "minillm"])
 def test_accumulation_is_one_batch(tmp_path, on_policy):
     results = []
-    for batch_size, accumulation in ((8, 1), (1, 8), (2, 4)):
+    for batch_size, accumulation in ((8, 1), (2, 4)):
         trainer = trainer_of(
             tmp_path,
             on_policy,
+            max_steps=2,
             per_device_train_batch_size=batch_size,
             gradient_accumulation_steps=accumulation,
         )
@@ -262,10 +263,10 @@ def test_each_step_writes_anew(tmp_path):
 
 
 def test_learning_from_its_own_text_reduces_the_reverse_kl(tmp_path):
-    """Thirty steps of the policy gradient alone: no divergence beside it, no corpus."""
+    """Twenty steps of the policy gradient alone: no divergence beside it, no corpus."""
     policy = PolicyGradient(gamma=0.0, single_step_weight=0.0)
     on_policy = OnPolicy(sampling(fraction=1.0, stop_token_id=None), policy)
-    trainer = trainer_of(tmp_path, on_policy, max_steps=30, learning_rate=5e-3, lr_scheduler_type="constant")
+    trainer = trainer_of(tmp_path, on_policy, max_steps=20, learning_rate=1e-2, lr_scheduler_type="constant")
     trainer.train()
     rewards = [line["reward"] for line in trainer.state.log_history if "reward" in line]
     assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.3

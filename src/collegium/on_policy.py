@@ -27,7 +27,7 @@ from collegium.contracts import (
     predicted_positions,
 )
 from collegium.errors import TeacherError
-from collegium.functional.chunked import weigh
+from collegium.functional.chunked import teacher_stats
 from collegium.functional.fusion import geometric_logprobs
 from collegium.functional.policy import (
     JudgeName,
@@ -154,10 +154,10 @@ class OnPolicy:
             if part.returns is not None:
                 own[2:] += moments(part.returns)
         totals = add_up(own)
-        weighted = [{**p.inputs, "weights": self._weights(p, totals, model.objective.kd_weight)} for p in scored]
+        weighted = [{**p.inputs, "weights": self._weights(p, totals, model.objective)} for p in scored]
         return weighted, metrics.means
 
-    def _weights(self, part: _Scored, totals: Tensor, kd_weight: float) -> PositionWeights:
+    def _weights(self, part: _Scored, totals: Tensor, objective: Objective) -> PositionWeights:
         surrogate = None
         if self.policy is not None:
             surrogate = torch.zeros_like(part.mask, dtype=torch.float32)
@@ -170,7 +170,8 @@ class OnPolicy:
             surrogate,
             totals[:2],
             fraction=self.sampling.fraction,
-            kd_weight=kd_weight,
+            kd_weight=objective.kd_weight,
+            ce_weight=1.0 - objective.kd_weight,
             single_step_weight=1.0 if self.policy is None else self.policy.single_step_weight,
         )
 
@@ -236,7 +237,8 @@ class _Judge:
         """Of the tokens that were written, in reading order."""
         assert self.policy is not None
         chunk_size = self.objective.chunk_size or default_chunk_size(self.vocab_size, mask.device)
-        stats, weights = weigh(signals, positions, self.objective.weighting, chunk_size=chunk_size)
+        stats = teacher_stats(signals, positions.labels, chunk_size=chunk_size)
+        weights = self.objective.weighting(stats, positions)
         teacher_logprobs, weights, valid = -stats.cross_entropy[mask], weights[mask], stats.valid[mask]
         if self.policy.judge == "route":
             verdict = routed_verdict(teacher_logprobs, weights)

@@ -12,7 +12,7 @@ teacher's share of the sampling costs another one a teacher and token.
 import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -24,7 +24,7 @@ from collegium.decoding import Decoder
 from collegium.functional.elementwise import full_precision
 from collegium.functional.fusion import Fusion
 from collegium.functional.sampling import at, draw, mixed_logprobs, shaped_logprobs
-from collegium.functional.weighting import Weighting, weights_from_scores
+from collegium.functional.weighting import Weighting, entropy_weights, static_weights, uniform_weights
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Author:
         trunk: The part of it below the head.
         head: Projects its hidden states.
         teachers: All of them, if their share is above 0.
-        weighting: How much each counts, always at the granularity of a token: later text is not known yet.
+        weighting: How much each counts; see `token_weights`.
         fusion: Makes one distribution of theirs.
     """
 
@@ -167,14 +167,25 @@ class Author:
         return tokens, at(logits.log_softmax(-1), tokens), at(sampled, tokens)
 
     def _fused(self, views: Sequence[NextToken], valid: Tensor) -> Tensor:
-        weighting = replace(self.weighting, granularity="token")
-        columns = [
-            weighting.scores(m, view.entropy.nan_to_num(), valid[:, m], None) for m, view in enumerate(views)
-        ]
-        weights = weights_from_scores(torch.stack(columns, -1), valid, tau=weighting.score_tau)
+        weights = token_weights(self.weighting, torch.stack([view.entropy for view in views], -1), valid)
         weights = torch.where(valid.any(-1, keepdim=True), weights, 1.0 / len(views))
         logprobs = (view.logprobs.masked_fill(~valid[:, m, None], 0.0) for m, view in enumerate(views))
         return self.fusion(logprobs, weights)
+
+
+def token_weights(
+    weighting: Weighting, entropy: Float[Tensor, "R M"], valid: Bool[Tensor, "R M"]
+) -> Float[Tensor, "R M"]:
+    """Weights of teachers before the token that they are asked about is known.
+
+    Entropy and fixed weights are those of the loss, always at the granularity of a token, as later text is not
+    there yet; a weighting that reads labels or domains is uniform here.
+    """
+    if weighting.kind == "entropy":
+        return entropy_weights(entropy, tau=weighting.tau, valid=valid)
+    if weighting.kind == "static" and weighting.values is not None:
+        return static_weights(entropy.new_tensor(weighting.values), valid)
+    return uniform_weights(valid, dtype=entropy.dtype)
 
 
 @contextlib.contextmanager

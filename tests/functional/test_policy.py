@@ -1,6 +1,7 @@
 """Rewards, returns and weights of positions, against plain loops written from the papers and their code."""
 
 import math
+from typing import ClassVar
 
 import pytest
 import torch
@@ -135,9 +136,10 @@ def test_the_policy_gradient_is_the_reverse_kls_on_average():
 
 class TestPositionWeights:
     MASK = torch.tensor([True, True, False, False, False, False])
+    HALVES: ClassVar = {"kd_weight": 0.5, "ce_weight": 0.5}
 
     def test_each_kind_of_text_is_a_mean_over_its_own(self):
-        weights = policy_weights(self.MASK, None, torch.tensor([2.0, 4.0]), fraction=0.5, kd_weight=0.5)
+        weights = policy_weights(self.MASK, None, torch.tensor([2.0, 4.0]), fraction=0.5, **self.HALVES)
         divergence = torch.tensor([1.0, 3.0, 1.0, 1.0, 1.0, 5.0])
         loss = float((weights.kd * divergence).sum() / 6)
         assert loss == pytest.approx(0.5 * 2.0 + 0.5 * (0.5 * 2.0))
@@ -147,14 +149,20 @@ class TestPositionWeights:
     @pytest.mark.parametrize("mask", [torch.ones(3, dtype=torch.bool), torch.zeros(3, dtype=torch.bool)])
     def test_one_kind_alone_is_a_plain_mean(self, mask):
         totals = torch.tensor([float(mask.sum()), float((~mask).sum())])
-        weights = policy_weights(mask, None, totals, fraction=0.3, kd_weight=0.25)
+        weights = policy_weights(mask, None, totals, fraction=0.3, kd_weight=0.25, ce_weight=0.75)
         assert weights.kd.tolist() == ([1.0] * 3 if mask[0] else [0.25] * 3)
         assert weights.ce.tolist() == ([0.0] * 3 if mask[0] else [0.75] * 3)
 
     def test_surrogate_is_read_on_policy_only(self):
         surrogate = torch.tensor([2.0, -3.0, math.nan, math.nan, math.nan, math.nan])
         weights = policy_weights(
-            self.MASK, surrogate, torch.tensor([2.0, 0.0]), fraction=1.0, kd_weight=0.5, single_step_weight=0.7
+            self.MASK,
+            surrogate,
+            torch.tensor([2.0, 0.0]),
+            fraction=1.0,
+            kd_weight=0.5,
+            ce_weight=0.5,
+            single_step_weight=0.7,
         )
         assert weights.ce[:2].tolist() == [2.0, -3.0]
         assert torch.isfinite(weights.ce).all()

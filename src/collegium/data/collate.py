@@ -78,8 +78,8 @@ def with_continuations(
 ) -> dict[str, Tensor]:
     """A batch in which some blocks are one prompt each and what it was continued with.
 
-    Labels are on the continuations alone. Every row keeps its place and its `sample_ids`; it is padded on the
-    right to the longest.
+    Labels are on the continuations alone. Every row keeps its place and what is said of whole blocks, such as
+    `sample_ids`; what was stored of the old text is gone. Rows are padded on the right to the longest.
 
     Args:
         inputs: A batch of this collator.
@@ -99,7 +99,8 @@ def with_continuations(
         for name, value in padding.items()
     }
     batch["position_ids"] = torch.stack([_restarted(row["position_ids"], longest) for row in rows])
-    return {**batch, "sample_ids": inputs["sample_ids"]}
+    of_blocks = {name: v for name, v in inputs.items() if isinstance(v, Tensor) and v.ndim == 1}
+    return {**of_blocks, **batch}
 
 
 _ROW = ("input_ids", "attention_mask", "labels", "position_ids")

@@ -145,12 +145,13 @@ def policy_weights(
     *,
     fraction: float,
     kd_weight: float,
+    ce_weight: float,
     single_step_weight: float = 1.0,
 ) -> PositionWeights:
     """Weights of the divergence and of the cross-entropy at each position of a micro-batch.
 
     A rollout's positions have divergence 1 and no cross-entropy (GKD), or `single_step_weight` and the
-    surrogate (MiniLLM); the corpus has kd_weight and 1 - kd_weight. In a step that holds both, each is a mean
+    surrogate (MiniLLM); the corpus has kd_weight and ce_weight. In a step that holds both, each is a mean
     over its own tokens, weighted by fraction and 1 - fraction, whatever the lengths: divided by all
     tokens of the step, as every term is, it comes to that.
 
@@ -159,7 +160,8 @@ def policy_weights(
         surrogate: Of each position, read where `on_policy`; None for a divergence alone.
         totals: Positions of rollouts and of the corpus in the whole step.
         fraction: Weight of the rollouts.
-        kd_weight: Share of the divergence on the corpus.
+        kd_weight: Weight of the divergence on the corpus.
+        ce_weight: Weight of the cross-entropy on the corpus.
         single_step_weight: Weight of the divergence on rollouts beside a surrogate.
     """
     rolled, plain = totals.double().unbind()
@@ -171,5 +173,5 @@ def policy_weights(
     own_kd = 1.0 if surrogate is None else single_step_weight
     own_ce = torch.zeros_like(scale) if surrogate is None else surrogate
     kd = torch.where(on_policy, own_kd, kd_weight) * scale
-    ce = torch.where(on_policy, own_ce, 1.0 - kd_weight) * scale
+    ce = torch.where(on_policy, own_ce, ce_weight) * scale
     return PositionWeights(kd, ce)
