@@ -251,6 +251,18 @@ def test_resumed_is_uninterrupted_bit_for_bit(tmp_path, on_policy):
     assert same(weights_of(whole), weights_of(second))
 
 
+def test_mixed_precision_and_gradient_checkpointing(tmp_path):
+    """The student writes in the type it learns in; checkpointing is for backward alone and changes nothing."""
+    logs = {}
+    for options in ({}, {"gradient_checkpointing": True}, {"bf16": True}):
+        trainer = trainer_of(tmp_path, MINILLM, max_steps=1, **options)
+        trainer.train()
+        logs[tuple(options)] = trainer.state.log_history[0]
+    assert logs["gradient_checkpointing",]["loss"] == pytest.approx(logs[()]["loss"], rel=1e-5)
+    assert logs["bf16",]["loss"] == pytest.approx(logs[()]["loss"], rel=0.3)
+    assert logs["bf16",]["importance_weight"] == pytest.approx(1.0, abs=0.3)
+
+
 def test_each_step_writes_anew(tmp_path):
     trainer = trainer_of(tmp_path, OnPolicy(sampling(fraction=1.0)))
     inputs = BlockCollator(pad_token_id=258)([packed()[0]])

@@ -143,11 +143,13 @@ class OnPolicy:
         """
         author = self._author(model, teachers)
         judge = _Judge(teachers, model.objective, self.policy, model.vocab_size)
-        scored, metrics = [], _Metrics()
+        device = step_inputs[0]["input_ids"].device
+        names = ["on_policy_blocks", "rollout_tokens"]
+        metrics = _Metrics(names if self.policy is None else [*names, "reward", "importance_weight"], device)
+        scored = []
         for inputs in step_inputs:
             rollout = roll_out(inputs, author, self.sampling, step=step)
             scored.append(judge.score(rollout, metrics))
-        device = scored[0].mask.device
         own = torch.zeros(5, dtype=torch.float64, device=device)
         for part in scored:
             own[:2] += torch.stack([part.mask.sum(), (~part.mask).sum()])
@@ -188,15 +190,15 @@ class OnPolicy:
 
 
 class _Metrics:
-    """Means of rollouts over the micro-batches of a step."""
+    """Means of rollouts over the micro-batches of a step; the same names on every rank, rollouts or not."""
 
-    def __init__(self) -> None:
-        self.means: dict[str, Mean] = {}
+    def __init__(self, names: Sequence[str], device: torch.device) -> None:
+        zero = torch.zeros((), device=device)
+        self.means = {name: Mean(zero, zero) for name in names}
 
     def add(self, name: str, values: Tensor) -> None:
         """Add some values of one figure."""
-        mean = Mean(values.sum(), torch.tensor(values.numel(), device=values.device))
-        self.means[name] = self.means[name] + mean if name in self.means else mean
+        self.means[name] += Mean(values.sum(), torch.tensor(values.numel(), device=values.device))
 
 
 @dataclass(frozen=True)
