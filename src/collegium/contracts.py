@@ -381,6 +381,40 @@ class Teacher(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class NextToken:
+    """What a teacher says about the next token of each sequence.
+
+    Attributes:
+        logprobs: At its target temperature.
+        entropy: In nats, at its weight temperature; not finite where the teacher is absent.
+    """
+
+    logprobs: Float[Tensor, "R V"]
+    entropy: Float[Tensor, " R"]
+
+
+class NextTokens(Protocol):
+    """A continuation in progress, with a key-value cache of its own."""
+
+    def prefill(self, input_ids: Int[Tensor, "R P"], attention_mask: Bool[Tensor, "R P"]) -> NextToken:
+        """Read the prompts, padded on the left."""
+        ...
+
+    def step(self, tokens: Int[Tensor, " R"]) -> NextToken:
+        """Read one more token of each sequence."""
+        ...
+
+
+@runtime_checkable
+class GeneratingTeacher(Teacher, Protocol):
+    """A teacher that provides `Capability.GENERATE`: it answers for text that did not exist before."""
+
+    def next_tokens(self, max_new_tokens: int) -> NextTokens:
+        """Begin to continue a batch of prompts by at most so many tokens."""
+        ...
+
+
 def predicted_positions(batch: Batch) -> Positions:
     """The only shift and the only reading of -100: where `batch` predicts, and what.
 

@@ -96,6 +96,27 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     # The student is `kind: pruned`, whose sizes only the recipe can know.
     "minitron": {"objective": {"kd_weight": 1.0, "divergence": "forward_kl", "kd_temperature": 1.0}},
     "incremental": {"objective": {"kd_weight": 1.0, "weighting": "uniform"}},
+    "gkd": {
+        "objective": {"kd_weight": 1.0, "divergence": {"kind": "jsd", "beta": 0.5}, "weighting": "uniform"},
+        "on_policy": {"fraction": 0.5, "max_new_tokens": 128, "temperature": 0.9, "loss": "divergence"},
+    },
+    "minillm": {
+        "objective": {"kd_weight": 0.5, "divergence": "reverse_kl", "weighting": "uniform"},
+        "on_policy": {
+            "fraction": 0.5,
+            "prompt_length": 256,
+            "max_new_tokens": 256,
+            "temperature": 1.0,
+            "top_p": 1.0,
+            "teacher_share": 0.2,
+            "loss": "policy_gradient",
+            "gamma": 0.95,
+            "reward_scale": 0.5,
+            "reward_clip": 100.0,
+            "ratio_clip": 0.2,
+            "single_step_weight": 1.0,
+        },
+    },
 }
 
 

@@ -1,8 +1,9 @@
 """The loss of one method: kd_weight * KD + (1 - kd_weight) * CE + feature_weight * sum of w_i * F_i.
 
 Every term is a sum over positions divided once by a global count, so that the loss and its gradient do
-not depend on how a step's blocks are cut into micro-batches and ranks. The objective owns what is
-trained besides the student (projections of feature terms); they never reach the exported student.
+not depend on how a step's blocks are cut into micro-batches and ranks. A batch may bring weights of its own
+for the first two terms, one pair a position (`Batch.weights`). The objective owns what is trained besides the
+student (projections of feature terms); they never reach the exported student.
 """
 
 import functools

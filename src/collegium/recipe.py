@@ -24,6 +24,7 @@ from collegium.model_sections import (
     TeacherSection,
 )
 from collegium.objective_sections import ObjectiveSection
+from collegium.on_policy_section import OnPolicySection
 from collegium.section import Dtype, Many, Name, Section, names_differ
 
 
@@ -228,6 +229,8 @@ class Recipe(Section):
     """The text."""
     objective: ObjectiveSection = ObjectiveSection()
     """The loss."""
+    on_policy: OnPolicySection | None = None
+    """Text that the student writes itself, judged by its teachers; none if not given."""
     training: TrainingSection
     """The optimizer's loop."""
     evaluation: EvaluationSection = EvaluationSection()
@@ -296,6 +299,32 @@ class Recipe(Section):
                     f"teacher {teacher.name!r} has target_domain {teacher.target_domain!r}, "
                     f"its domains are {list(own)}: give one of these"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _on_policy_can_be_judged(self) -> Self:
+        section, objective = self.on_policy, self.objective
+        if section is None:
+            return self
+        stored = [t.name for t in self.teachers if t.kind == "cached" or t.cached]
+        if stored:
+            raise ValueError(
+                f"on_policy: teacher {stored[0]!r} is read from a cache, which knows nothing of what the student "
+                "will write: run the teacher (`kind: local`, `cached: false`), or leave on_policy out"
+            )
+        if objective.kd_weight == 0:
+            raise ValueError("on_policy has teachers judge the student's text: set objective.kd_weight above 0")
+        if section.loss == "policy_gradient" and objective.label_smoothing > 0:
+            raise ValueError(
+                "objective.label_smoothing would spread the policy gradient over the vocabulary: set it to 0, "
+                "or on_policy.loss to divergence"
+            )
+        length = section.prompt_length + section.max_new_tokens
+        if length > self.data.block_size:
+            raise ValueError(
+                f"on_policy.prompt_length + max_new_tokens is {length}, longer than data.block_size "
+                f"{self.data.block_size}: shorten one of them, or take larger blocks"
+            )
         return self
 
     @property

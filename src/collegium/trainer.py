@@ -43,6 +43,7 @@ from collegium.head import ProjectionHead
 from collegium.metrics import MeanAccumulator
 from collegium.model import DistillationModel
 from collegium.objective import Objective, default_chunk_size
+from collegium.on_policy import OnPolicy
 from collegium.pretrained import check_model, last_hidden_states, load_model, load_tokenizer
 from collegium.teachers import as_teachers, reading_ahead
 from collegium.tokenizer_match import vocab_size_of
@@ -65,9 +66,11 @@ class DistillationTrainer(Trainer):
         optimizers: As for `transformers.Trainer`.
         block_size: Tokens of a block, where text is packed here.
         mixing: Sets proportions of domains; by default blocks come as they are. Something must call its `remix`.
+        on_policy: Replaces some blocks of each step by what the student writes itself.
 
     Raises:
         DataError: a model cannot be loaded, or a teacher has another tokenizer.
+        TeacherError: a teacher cannot judge new text, and `on_policy` asks it to.
     """
 
     loss_is_scaled_for_ga = True
@@ -87,6 +90,7 @@ class DistillationTrainer(Trainer):
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
         block_size: int = 1024,
         mixing: DomainMixing | None = None,
+        on_policy: OnPolicy | None = None,
     ) -> None:
         args = _own_arguments(args)
         tokenizer = processing_class or load_tokenizer(_name_of(model))
@@ -120,6 +124,9 @@ class DistillationTrainer(Trainer):
             )
         self.objective: Objective = objective
         self.mixing = mixing
+        self.on_policy = on_policy
+        if on_policy is not None:
+            on_policy.check(self.teachers, objective)
         self._block_size, self._collator = block_size, collator
         self.held_out = self._held_out(eval_dataset)
         self.checkpoints = CheckpointDirectory(
@@ -136,6 +143,25 @@ class DistillationTrainer(Trainer):
         return cast(DistillationModel, self.accelerator.unwrap_model(self.model))
 
     # One step.
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """The micro-batches of a step with the student's own text in them, and their counts."""
+        self.objective.set_progress(self.state.global_step / max(1, self.state.max_steps))
+        samples, counts = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.on_policy is None or not samples:
+            return samples, counts
+        with self.accelerator.autocast():
+            samples, metrics = self.on_policy.prepare(
+                samples,
+                self.distillation_model,
+                self.teachers,
+                step=self.state.global_step,
+                add_up=lambda own: self.accelerator.reduce(own, reduction="sum"),
+            )
+        self._means.add(metrics)
+        return samples, self._get_num_items_in_batch(samples, device)
 
     def compute_loss(
         self,
@@ -157,14 +183,6 @@ class DistillationTrainer(Trainer):
             self._step_means.add({name: mean for name, mean in result.metrics.items() if name in watched})
         loss = result.loss * self.accelerator.num_processes  # DDP and FSDP average over ranks
         return (loss, result) if return_outputs else loss
-
-    def get_batch_samples(
-        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
-    ) -> tuple[list[Any], Any]:
-        """The micro-batches of a step; how far the training has come is known from here on."""
-        self.objective.set_progress(self.state.global_step / max(1, self.state.max_steps))
-        samples: tuple[list[Any], Any] = super().get_batch_samples(epoch_iterator, num_batches, device)
-        return samples
 
     def _get_num_items_in_batch(  # type: ignore[override]
         self, batch_samples: list[Any], device: torch.device

@@ -12,8 +12,8 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pico import pico_llama
-from runs import packed, trainer_of, weights_of
+from pico import byte_tokenizer, pico_llama
+from runs import arguments, packed, trainer_of, weights_of
 from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.fsdp import fully_shard
@@ -29,7 +29,10 @@ from collegium.feature_terms import HiddenStatesTerm
 from collegium.functional.weighting import Weighting
 from collegium.model import DistillationModel
 from collegium.objective import Objective
+from collegium.on_policy import OnPolicy, PolicyGradient
+from collegium.rollout import Sampling
 from collegium.teachers.local import LocalTeacher
+from collegium.trainer import DistillationTrainer
 
 
 def make_model() -> DistillationModel:
@@ -151,6 +154,27 @@ def train(folder: Path) -> None:
         (folder / "trainer.json").write_text(json.dumps({"losses": losses, "resumed_is_same": same}))
 
 
+def train_on_policy(folder: Path) -> None:
+    """Two steps on text that the student writes, with rewards whitened over both ranks."""
+    trainer = on_policy_trainer(folder / "on-policy", batch_size=4)
+    trainer.train()
+    if dist.get_rank() == 0:
+        save_file(weights_of(trainer), folder / "on-policy.safetensors")
+
+
+def on_policy_trainer(folder: Path, *, batch_size: int) -> DistillationTrainer:
+    """A policy gradient with a share of the teachers in the sampling, and corpus beside it."""
+    sampling = Sampling(0.5, 8, 8, teacher_share=0.2, stop_token_id=257, pad_token_id=258)
+    return DistillationTrainer(
+        pico_llama(0),
+        teachers=[pico_llama(1), pico_llama(2)],
+        args=arguments(folder, max_steps=2, learning_rate=1e-3, per_device_train_batch_size=batch_size),
+        train_dataset=packed(),
+        processing_class=byte_tokenizer(),
+        on_policy=OnPolicy(sampling, PolicyGradient()),
+    )
+
+
 def stop(folder: Path) -> None:
     """A signal that reaches the ranks at different steps ends both after the same one."""
     signals = StopOnSignal()
@@ -178,6 +202,7 @@ def main(folder: Path) -> None:
     measure("fsdp", folder)
     checkpoint_of_shards(folder)
     train(folder)
+    train_on_policy(folder)
     stop(folder)
     dist.destroy_process_group()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from distributed_worker import ALL, backward, full_gradients, make_batch, make_model
+from distributed_worker import ALL, backward, full_gradients, make_batch, make_model, on_policy_trainer
 from runs import trainer_of, weights_of
 from safetensors.torch import load_file
 
@@ -62,6 +62,14 @@ def test_trainer_on_two_ranks_is_one_process_with_the_whole_batch(two_ranks, tmp
     losses = [line["loss"] for line in ours.state.log_history if "loss" in line]
     assert result["losses"] == pytest.approx(losses, rel=1e-5)
     theirs = load_file(two_ranks / "trainer.safetensors")
+    for name, value in weights_of(ours).items():
+        assert torch.allclose(value, theirs[name], atol=2e-5), name
+
+
+def test_on_policy_steps_on_two_ranks_are_those_of_one_process(two_ranks, tmp_path):
+    ours = on_policy_trainer(tmp_path, batch_size=8)
+    ours.train()
+    theirs = load_file(two_ranks / "on-policy.safetensors")
     for name, value in weights_of(ours).items():
         assert torch.allclose(value, theirs[name], atol=2e-5), name
 

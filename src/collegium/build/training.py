@@ -2,10 +2,17 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    TrainerCallback,
+    TrainingArguments,
+)
 from transformers.integrations.integration_utils import (
     INTEGRATION_TO_CALLBACK,
     get_available_reporting_integrations,
@@ -18,8 +25,10 @@ from collegium.contracts import Teacher
 from collegium.errors import RecipeError
 from collegium.evaluation.language_modeling import HeldOut
 from collegium.objective import default_chunk_size
+from collegium.on_policy import OnPolicy, PolicyGradient
 from collegium.pretrained import resolve_dtype
 from collegium.recipe import Recipe
+from collegium.rollout import Sampling
 from collegium.trainer import DistillationTrainer
 
 
@@ -98,6 +107,37 @@ def _check_trackers(names: Sequence[str]) -> None:
             raise RecipeError(f"training.report_to: {name!r} is not installed here; install it, or leave it out")
 
 
+def build_on_policy(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> OnPolicy | None:
+    """Rollouts, if the recipe has some."""
+    section = recipe.on_policy
+    if section is None:
+        return None
+    eos: Any = tokenizer.eos_token_id if section.stop_at_eos else None
+    pad: Any = tokenizer.pad_token_id
+    sampling = Sampling(
+        fraction=section.fraction,
+        prompt_length=section.prompt_length,
+        max_new_tokens=section.max_new_tokens,
+        temperature=section.temperature,
+        top_p=section.top_p,
+        teacher_share=section.teacher_share,
+        stop_token_id=eos,
+        pad_token_id=0 if pad is None else pad,
+        seed=recipe.seed,
+    )
+    if section.loss == "divergence":
+        return OnPolicy(sampling)
+    policy = PolicyGradient(
+        judge=section.judge,
+        gamma=section.gamma,
+        reward_scale=section.reward_scale,
+        reward_clip=section.reward_clip,
+        ratio_clip=section.ratio_clip,
+        single_step_weight=section.single_step_weight,
+    )
+    return OnPolicy(sampling, policy)
+
+
 def build_trainer(
     recipe: Recipe,
     ingredients: Ingredients,
@@ -123,6 +163,7 @@ def build_trainer(
         processing_class=ingredients.tokenizer,
         callbacks=list(callbacks),
         mixing=mixing,
+        on_policy=build_on_policy(recipe, ingredients.tokenizer),
     )
     if mixing is not None:
         trainer.add_callback(Remix(trainer, mixing))

@@ -1,6 +1,6 @@
 """From rows of the packed data set to a batch of tensors.
 
-The only place that writes -100: on padding and on the first token of every segment.
+The only place that writes -100: on padding, on the first token of every segment, and on prompts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
 
 from collegium.contracts import IGNORE_INDEX
 
@@ -83,6 +84,58 @@ def _domain_id(row: Mapping[str, Any], known: Mapping[str, int]) -> int:
     if number is None:
         raise ValueError(f"a block is of domain {name!r}, the domains are {', '.join(known)}: name all of them")
     return number
+
+
+def with_continuations(
+    inputs: Mapping[str, Tensor],
+    chosen: Sequence[int],
+    continuations: Sequence[tuple[Tensor, Tensor]],
+    *,
+    pad_token_id: int,
+) -> dict[str, Tensor]:
+    """A batch in which some blocks are one prompt each and what it was continued with.
+
+    Labels are on the continuations alone. Every row keeps its place and what is said of whole blocks, such as
+    `sample_ids`; what was stored of the old text is gone. Rows are padded on the right to the longest.
+
+    Args:
+        inputs: A batch of this collator.
+        chosen: Rows that are replaced.
+        continuations: Prompt and continuation of each of them, on the CPU or not.
+        pad_token_id: Token id on padding.
+    """
+    places = dict(zip(chosen, continuations, strict=True))
+    rows = []
+    for index, old in enumerate(inputs["input_ids"]):
+        new = (part.to(old.device) for part in places.get(index, ()))
+        rows.append(_continued(*new) if index in places else {name: inputs[name][index] for name in _ROW})
+    longest = max(len(row["input_ids"]) for row in rows)
+    padding = {"input_ids": pad_token_id, "attention_mask": False, "labels": IGNORE_INDEX}
+    batch = {
+        name: torch.stack([pad(row[name], (0, longest - len(row[name])), value=value) for row in rows])
+        for name, value in padding.items()
+    }
+    batch["position_ids"] = torch.stack([_restarted(row["position_ids"], longest) for row in rows])
+    of_blocks = {name: v for name, v in inputs.items() if isinstance(v, Tensor) and v.ndim == 1}
+    return {**of_blocks, **batch}
+
+
+_ROW = ("input_ids", "attention_mask", "labels", "position_ids")
+
+
+def _continued(prompt: Tensor, continuation: Tensor) -> dict[str, Tensor]:
+    input_ids = torch.cat([prompt, continuation])
+    return {
+        "input_ids": input_ids,
+        "attention_mask": torch.ones_like(input_ids, dtype=torch.bool),
+        "labels": torch.cat([torch.full_like(prompt, IGNORE_INDEX), continuation]),
+        "position_ids": torch.arange(len(input_ids), device=input_ids.device),
+    }
+
+
+def _restarted(positions: Tensor, length: int) -> Tensor:
+    """Padding is a segment of its own."""
+    return torch.cat([positions, torch.arange(length - len(positions), device=positions.device)])
 
 
 def _positions(segment_lengths: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -5,12 +5,12 @@ a chunk at a time. Adapters over one base share its weights: five adapter teache
 0.54 GB of float32 once, not five times.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import ModulesToSaveWrapper
@@ -22,10 +22,14 @@ from collegium.contracts import (
     Capability,
     Head,
     InnerStates,
+    NextToken,
     Positions,
     ProjectedSignal,
     TeacherOutput,
 )
+from collegium.decoding import Decoder
+from collegium.functional.divergences import entropy
+from collegium.functional.elementwise import full_precision
 from collegium.functional.products import FastLinear
 from collegium.head import ProjectionHead
 from collegium.pretrained import causal_lm_of, trunk_of
@@ -95,7 +99,7 @@ class LocalTeacher:
         target_temperature: Divides the logits of the distribution that is mixed.
     """
 
-    provides = frozenset(Capability) - {Capability.ATTENTION, Capability.GENERATE}
+    provides = frozenset(Capability) - {Capability.ATTENTION}
 
     def __init__(
         self,
@@ -151,6 +155,39 @@ class LocalTeacher:
             target_temperature=target_temperature,
         )
         return TeacherOutput(signal, InnerStates(_on(output, hidden.device)) if wants_features else None)
+
+    def next_tokens(self, max_new_tokens: int) -> "LocalNextTokens":
+        """Begin a continuation. See `collegium.contracts.GeneratingTeacher`."""
+        decoder = Decoder(trunk_of(self._base.model), self._head, max_new_tokens)
+        return LocalNextTokens(decoder, self._base, self._adapter, self._temperatures)
+
+
+@dataclass(frozen=True)
+class LocalNextTokens:
+    """A local teacher's view of texts that grow; it selects its adapter before each call."""
+
+    decoder: Decoder
+    base: SharedBase
+    adapter: str | None
+    temperatures: tuple[float, float]
+
+    def prefill(self, input_ids: Int[Tensor, "R P"], attention_mask: Bool[Tensor, "R P"]) -> NextToken:
+        """Read the prompts."""
+        return self._read(self.decoder.prefill, input_ids, attention_mask)
+
+    def step(self, tokens: Int[Tensor, " R"]) -> NextToken:
+        """Read one more token of each sequence."""
+        return self._read(self.decoder.step, tokens)
+
+    @torch.no_grad()
+    def _read(self, read: Callable[..., Tensor], *inputs: Tensor) -> NextToken:
+        self.base.select(self.adapter)
+        device = next(self.base.causal_lm.get_input_embeddings().parameters()).device
+        with torch.autocast(inputs[0].device.type, enabled=False), FastLinear():
+            logits = full_precision(read(*(part.to(device) for part in inputs)).to(inputs[0].device))
+        weight_temperature, target_temperature = self.temperatures
+        entropies = entropy((logits / weight_temperature).log_softmax(-1))
+        return NextToken((logits / target_temperature).log_softmax(-1), entropies)
 
 
 def _on(output: Any, device: torch.device) -> dict[int, Tensor]:
