@@ -126,7 +126,7 @@ class OnPolicy:
             )
         if objective.dynamic is not None or isinstance(objective.balancer, UncertaintyWeighting):
             raise ValueError(
-                "on_policy weighs positions itself: leave out objective.dynamic and balance: uncertainty"
+                "on_policy weighs positions itself: leave out dynamic and balance: uncertainty"
             )
         for teacher in teachers:
             if Capability.GENERATE not in teacher.provides:
