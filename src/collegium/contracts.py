@@ -308,6 +308,15 @@ class InnerStates:
     values: Mapping[int, Float[Tensor, "B K S d"]] = field(default_factory=dict)
     scales: Mapping[int, float] = field(default_factory=dict)
 
+    def to(self, device: torch.device) -> "InnerStates":
+        """The same states with their tensors on `device`."""
+        moved: dict[str, Any] = {
+            item.name: {layer: tensor.to(device) for layer, tensor in getattr(self, item.name).items()}
+            for item in fields(self)
+            if item.name != "scales"
+        }
+        return replace(self, **moved)
+
 
 @dataclass(frozen=True)
 class TeacherOutput:

@@ -6,6 +6,7 @@ The whole loss is computed inside `forward`, through the DDP or FSDP wrapper: ca
 
 import copy
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from collegium.contracts import Batch, InnerStates, ItemCounts, LossOutput, Positions, TeacherOutput
+from collegium.contracts import Batch, ItemCounts, LossOutput, Positions, TeacherOutput
 from collegium.head import ProjectionHead
+from collegium.inner_states import recording
 from collegium.objective import Objective
 from collegium.pretrained import causal_lm_of, trunk_of
 
@@ -42,18 +44,16 @@ class DistillationModel(nn.Module):
         counts: ItemCounts,
     ) -> LossOutput:
         """Loss of one micro-batch, divided by the global counts."""
-        wants_states = len(self.objective.features) > 0
-        states = trunk_of(self.student)(
-            input_ids=batch.input_ids,
-            position_ids=batch.position_ids,
-            use_cache=False,
-            output_hidden_states=wants_states,
-        )
+        layers = self.objective.student_layers
+        with recording(self.student, layers) if layers else nullcontext() as read:
+            states = trunk_of(self.student)(
+                input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False
+            )
         head = ProjectionHead.from_model(self.causal_lm, self.vocab_size)
         loss: LossOutput = self.objective(
             positions.select(states.last_hidden_state),
             head,
-            InnerStates(dict(enumerate(states.hidden_states))) if wants_states else None,
+            None if read is None else read.states(),
             batch,
             positions,
             outputs,

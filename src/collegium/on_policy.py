@@ -125,9 +125,7 @@ class OnPolicy:
                 "kind than min_norm and router"
             )
         if objective.dynamic is not None or isinstance(objective.balancer, UncertaintyWeighting):
-            raise ValueError(
-                "on_policy weighs positions itself: leave out dynamic and balance: uncertainty"
-            )
+            raise ValueError("on_policy weighs positions itself: leave out dynamic and balance: uncertainty")
         for teacher in teachers:
             if Capability.GENERATE not in teacher.provides:
                 raise TeacherError(

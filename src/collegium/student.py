@@ -15,28 +15,15 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from collegium.contracts import Batch, predicted_positions
-from collegium.errors import DataError, RecipeError, one_line
+from collegium.errors import RecipeError, one_line
 from collegium.functional.chunked import chunks
 from collegium.functional.elementwise import full_precision
 from collegium.head import ProjectionHead
+from collegium.inner_states import decoder_layers
 from collegium.pretrained import last_hidden_states
 
 
 logger = logging.getLogger(__name__)
-
-
-def decoder_layers(model: PreTrainedModel) -> tuple[nn.Module, str, nn.ModuleList]:
-    """The stack of layers of a causal language model, with its parent and its name there.
-
-    Raises:
-        DataError: no list of as many modules as the configuration has layers is there.
-    """
-    num_layers = model.config.get_text_config().num_hidden_layers
-    for parent in model.modules():
-        for name, child in parent.named_children():
-            if isinstance(child, nn.ModuleList) and len(child) == num_layers:
-                return parent, name, child
-    raise DataError(f"{type(model).__name__} has no list of {num_layers} layers to drop some of")
 
 
 def keep_layers(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:

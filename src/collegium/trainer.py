@@ -45,7 +45,7 @@ from collegium.model import DistillationModel
 from collegium.objective import Objective, default_chunk_size
 from collegium.on_policy import OnPolicy
 from collegium.pretrained import check_model, last_hidden_states, load_model, load_tokenizer
-from collegium.teachers import as_teachers, reading_ahead
+from collegium.teachers import as_teachers, read_inner_layers, reading_ahead
 from collegium.tokenizer_match import vocab_size_of
 
 
@@ -104,6 +104,7 @@ class DistillationTrainer(Trainer):
             objective = Objective(kd_weight=0.5 if teachers else 0.0)
         self.teachers = as_teachers(teachers, tokenizer, names=objective.teacher_names, device=args.device)
         objective.teacher_names = tuple(teacher.name for teacher in self.teachers)
+        read_inner_layers(self.teachers, objective.teacher_layers)
         if objective.need and not self.teachers:
             raise ValueError("the objective asks teachers, but there are none: give teachers, or kd_weight=0")
         collator = data_collator or BlockCollator(pad_token_id=_pad_token_id(tokenizer))

@@ -19,9 +19,9 @@ from transformers import PreTrainedModel
 
 from collegium.contracts import Batch
 from collegium.functional.importance import block_influence, block_means, head_importance
+from collegium.inner_states import decoder_layers
 from collegium.pretrained import last_hidden_states
 from collegium.pruning.layout import head_dim_of, require_known
-from collegium.student import decoder_layers
 
 
 _INPUTS = ("q_proj", "o_proj", "gate_proj", "down_proj")

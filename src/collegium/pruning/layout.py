@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from collegium.errors import RecipeError
-from collegium.student import decoder_layers
+from collegium.inner_states import decoder_layers
 
 
 Axis = Literal["channels", "queries", "key_values", "neurons"]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from collegium.contracts import Teacher
+from collegium.contracts import InnerLayers, Teacher
 from collegium.pretrained import check_model, load_model, load_tokenizer, place, reference_fingerprint
 from collegium.teachers.cached import CachedTeacher, ReadAhead
 from collegium.teachers.local import LocalTeacher
@@ -16,7 +16,14 @@ from collegium.teachers.restricted import RestrictedTeacher
 from collegium.tokenizer_match import require_same_tokenizer, vocab_size_of
 
 
-__all__ = ["CachedTeacher", "LocalTeacher", "RestrictedTeacher", "as_teachers", "reading_ahead"]
+__all__ = [
+    "CachedTeacher",
+    "LocalTeacher",
+    "RestrictedTeacher",
+    "as_teachers",
+    "read_inner_layers",
+    "reading_ahead",
+]
 
 
 def as_teachers(
@@ -68,6 +75,13 @@ def _name_of(teacher: Teacher | PreTrainedModel | str) -> str:
         return teacher.name
     reference = teacher if isinstance(teacher, str) else str(teacher.config.name_or_path)
     return re.sub(r"[^A-Za-z0-9._-]+", "-", reference.rstrip("/").rsplit("/", 1)[-1]) or "teacher"
+
+
+def read_inner_layers(teachers: Sequence[Teacher], layers: Sequence[InnerLayers]) -> None:
+    """Let those that run here hold the inner states of these layers only; all, where nothing is said."""
+    for teacher, asked in zip(teachers, layers, strict=False):
+        if isinstance(teacher, LocalTeacher):
+            teacher.inner_layers = asked
 
 
 def _different(names: Sequence[str]) -> list[str]:

@@ -5,9 +5,10 @@ a chunk at a time. Adapters over one base share its weights: five adapter teache
 0.54 GB of float32 once, not five times.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -21,17 +22,19 @@ from collegium.contracts import (
     Batch,
     Capability,
     Head,
-    InnerStates,
+    InnerLayers,
     NextToken,
     Positions,
     ProjectedSignal,
     TeacherOutput,
 )
 from collegium.decoding import Decoder
+from collegium.errors import DataError
 from collegium.functional.divergences import entropy
 from collegium.functional.elementwise import full_precision
 from collegium.functional.products import FastLinear
 from collegium.head import ProjectionHead
+from collegium.inner_states import AttentionShape, attention_shape, recording
 from collegium.pretrained import causal_lm_of, trunk_of
 
 
@@ -97,9 +100,10 @@ class LocalTeacher:
         adapter: Name of the adapter in `base`; None for the base itself.
         weight_temperature: Divides the logits before the entropy that sets the weight is taken.
         target_temperature: Divides the logits of the distribution that is mixed.
-    """
 
-    provides = frozenset(Capability) - {Capability.ATTENTION}
+    Attributes:
+        inner_layers: Layers whose inner states are read where they are needed; all if None.
+    """
 
     def __init__(
         self,
@@ -117,11 +121,25 @@ class LocalTeacher:
         self._base = base if isinstance(base, SharedBase) else SharedBase(base)
         self._adapter = adapter
         self._temperatures = (weight_temperature, target_temperature)
+        self.inner_layers: InnerLayers | None = None
         self._base.model.requires_grad_(False)
         self._base.model.eval()
         head = ProjectionHead.from_model(self._base.causal_lm, vocab_size)
         holds_adapters = isinstance(head.projection, BaseTunerLayer | ModulesToSaveWrapper)
         self._head: Head = AdapterHead(head, self._base, adapter) if holds_adapters else head
+
+    @property
+    def provides(self) -> frozenset[Capability]:
+        """Everything; queries, keys and values only of an attention whose layout is known."""
+        return frozenset(Capability) - (frozenset() if self.attention_shape else {Capability.ATTENTION})
+
+    @property
+    def attention_shape(self) -> AttentionShape | None:
+        """Heads of its last layer; None if they are not known."""
+        try:
+            return attention_shape(self._base.causal_lm)
+        except DataError:
+            return None
 
     @property
     def hidden_size(self) -> int:
@@ -138,13 +156,13 @@ class LocalTeacher:
         """Run the trunk. See `collegium.contracts.Teacher`."""
         self._base.select(self._adapter)
         device = next(self._base.causal_lm.get_input_embeddings().parameters()).device
-        wants_features = Capability.HIDDEN_STATES in need
-        with torch.autocast(batch.input_ids.device.type, enabled=False), FastLinear():
+        layers = self._layers(need)
+        record = recording(self._base.model, layers) if layers else nullcontext()
+        with torch.autocast(batch.input_ids.device.type, enabled=False), FastLinear(), record as read:
             output = trunk_of(self._base.model)(
                 input_ids=batch.input_ids.to(device),
                 position_ids=batch.position_ids.to(device),
                 use_cache=False,
-                output_hidden_states=wants_features,
             )
         hidden = output.last_hidden_state.to(batch.input_ids.device)  # [B S E]
         weight_temperature, target_temperature = self._temperatures
@@ -154,12 +172,21 @@ class LocalTeacher:
             weight_temperature=weight_temperature,
             target_temperature=target_temperature,
         )
-        return TeacherOutput(signal, InnerStates(_on(output, hidden.device)) if wants_features else None)
+        return TeacherOutput(signal, None if read is None else read.states().to(hidden.device))
 
     def next_tokens(self, max_new_tokens: int) -> "LocalNextTokens":
         """Begin a continuation. See `collegium.contracts.GeneratingTeacher`."""
         decoder = Decoder(trunk_of(self._base.model), self._head, max_new_tokens)
         return LocalNextTokens(decoder, self._base, self._adapter, self._temperatures)
+
+    def _layers(self, need: frozenset[Capability]) -> InnerLayers:
+        """Layers to read."""
+        all_layers = frozenset(range(self.num_layers + 1))
+        layers = self.inner_layers or InnerLayers(all_layers, all_layers - {0})
+        return InnerLayers(
+            layers.hidden if Capability.HIDDEN_STATES in need else frozenset(),
+            layers.attention if Capability.ATTENTION in need else frozenset(),
+        )
 
 
 @dataclass(frozen=True)
@@ -188,8 +215,3 @@ class LocalNextTokens:
         weight_temperature, target_temperature = self.temperatures
         entropies = entropy((logits / weight_temperature).log_softmax(-1))
         return NextToken((logits / target_temperature).log_softmax(-1), entropies)
-
-
-def _on(output: Any, device: torch.device) -> dict[int, Tensor]:
-    states: Sequence[Tensor] = output.hidden_states
-    return {layer: state.to(device) for layer, state in enumerate(states)}
