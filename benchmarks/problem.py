@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from collegium.contracts import Positions, ProjectedSignal
+from collegium.contracts import Positions
 from collegium.head import ProjectionHead
+from collegium.signals import ProjectedSignal
 
 
 STUDENT_WIDTH = 384

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import linear
 
-from collegium.contracts import LinearHead
+from collegium.signals import LinearHead
 
 
 @dataclass

@@ -3,8 +3,9 @@
 import torch
 from torch import nn
 
-from collegium.contracts import Positions, ProjectedSignal
+from collegium.contracts import Positions
 from collegium.head import ProjectionHead
+from collegium.signals import ProjectedSignal
 
 
 N, D, E = 48, 12, 10

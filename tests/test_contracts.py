@@ -5,7 +5,8 @@ import random
 import pytest
 import torch
 
-from collegium.contracts import IGNORE_INDEX, Batch, DenseSignal, ProjectedSignal, predicted_positions
+from collegium.contracts import IGNORE_INDEX, Batch, predicted_positions
+from collegium.signals import DenseSignal, ProjectedSignal
 
 
 PAD = 0

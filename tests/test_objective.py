@@ -7,14 +7,7 @@ import torch
 from pico import pico_llama
 from runs import packed
 
-from collegium.contracts import (
-    Batch,
-    InnerStates,
-    ItemCounts,
-    ProjectedSignal,
-    TeacherOutput,
-    predicted_positions,
-)
+from collegium.contracts import Batch, InnerStates, ItemCounts, TeacherOutput, predicted_positions
 from collegium.data.collate import BlockCollator
 from collegium.feature_terms import HiddenStatesTerm
 from collegium.functional.chunked import KdTarget
@@ -25,6 +18,7 @@ from collegium.head import ProjectionHead
 from collegium.model import DistillationModel
 from collegium.objective import Objective, default_chunk_size
 from collegium.pretrained import last_hidden_states
+from collegium.signals import ProjectedSignal
 from collegium.teachers.local import LocalTeacher
 
 

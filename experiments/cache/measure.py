@@ -26,11 +26,12 @@ from collegium.cache.builder import CacheBuilder
 from collegium.cache.folder import Folder
 from collegium.cache.manifest import CacheSettings, Manifest
 from collegium.commands import train
-from collegium.contracts import Batch, Capability, Positions, ProjectedSignal, TopKSignal, predicted_positions
+from collegium.contracts import Batch, Capability, Positions, predicted_positions
 from collegium.head import ProjectionHead
 from collegium.pretrained import causal_lm_of, last_hidden_states, load_model
 from collegium.recipe import Recipe
 from collegium.recipe_file import load_recipe
+from collegium.signals import ProjectedSignal, TopKSignal
 from collegium.teachers.cached import CachedTeacher
 
 

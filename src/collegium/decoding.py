@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from collegium.contracts import Head
+from collegium.signals import Head
 
 
 @dataclass

@@ -6,7 +6,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from collegium.contracts import Head
 from collegium.functional.uncertainty import (
     Adoption,
     Selection,
@@ -14,6 +13,7 @@ from collegium.functional.uncertainty import (
     selected_positions,
     student_figures,
 )
+from collegium.signals import Head
 
 
 @dataclass(frozen=True)

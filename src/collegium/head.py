@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from collegium.contracts import LinearHead
 from collegium.functional.products import project
+from collegium.signals import LinearHead
 
 
 @dataclass(frozen=True)

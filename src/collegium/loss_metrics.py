@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from collegium.contracts import TeacherSignal
 from collegium.functional.chunked import DistillationSums
 from collegium.metrics import Mean
+from collegium.signals import TeacherSignal
 
 
 def loss_metrics(

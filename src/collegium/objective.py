@@ -19,7 +19,6 @@ from collegium.balancing import Balancer
 from collegium.contracts import (
     Batch,
     Capability,
-    Head,
     InnerLayers,
     InnerStates,
     ItemCounts,
@@ -30,15 +29,17 @@ from collegium.contracts import (
 from collegium.course import Course
 from collegium.dynamic import DynamicDistillation, Guidance
 from collegium.feature_terms import FeatureTerm
-from collegium.functional.chunked import KdTarget, TeacherWeighting
+from collegium.functional.chunked import KdTarget
 from collegium.functional.divergences import forward_kl
 from collegium.functional.fused import distillation_loss
 from collegium.functional.fusion import mixture_logprobs
+from collegium.functional.teacher_stats import TeacherWeighting
 from collegium.functional.weighting import GivenScores, Weighting
 from collegium.loss_metrics import loss_metrics
 from collegium.metrics import Mean
 from collegium.routing import Router
 from collegium.schedule import Schedule, largest, smallest, value_at
+from collegium.signals import Head
 
 
 BUFFER_BYTES = {"cpu": 24 * 2**20, "cuda": 128 * 2**20}

@@ -18,17 +18,8 @@ import torch
 from torch import Tensor
 
 from collegium.balancing import UncertaintyWeighting
-from collegium.contracts import (
-    Batch,
-    Capability,
-    GeneratingTeacher,
-    PositionWeights,
-    Teacher,
-    TeacherSignal,
-    predicted_positions,
-)
+from collegium.contracts import Batch, Capability, GeneratingTeacher, PositionWeights, Teacher, predicted_positions
 from collegium.errors import TeacherError
-from collegium.functional.chunked import teacher_stats
 from collegium.functional.fusion import geometric_logprobs
 from collegium.functional.joint_weighting import JointWeighting
 from collegium.functional.policy import (
@@ -44,6 +35,7 @@ from collegium.functional.policy import (
     surrogate_weights,
     whitened,
 )
+from collegium.functional.teacher_stats import teacher_stats
 from collegium.functional.weighting import Weighting
 from collegium.head import ProjectionHead
 from collegium.metrics import Mean
@@ -51,6 +43,7 @@ from collegium.model import DistillationModel
 from collegium.objective import Objective, default_chunk_size
 from collegium.pretrained import trunk_of
 from collegium.rollout import Author, Rollout, Sampling, roll_out
+from collegium.signals import TeacherSignal
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from collegium.contracts import Batch, GeneratingTeacher, Head, NextToken
+from collegium.contracts import Batch, GeneratingTeacher, NextToken
 from collegium.data.collate import with_continuations
 from collegium.decoding import Decoder
 from collegium.functional.elementwise import full_precision
 from collegium.functional.fusion import Fusion
 from collegium.functional.sampling import at, draw, mixed_logprobs, shaped_logprobs
 from collegium.functional.weighting import Weighting, entropy_weights, static_weights, uniform_weights
+from collegium.signals import Head
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from collegium.contracts import Batch, predicted_positions
 from collegium.errors import RecipeError, one_line
-from collegium.functional.chunked import chunks
 from collegium.functional.elementwise import full_precision
+from collegium.functional.teacher_stats import chunks
 from collegium.head import ProjectionHead
 from collegium.inner_states import decoder_layers
 from collegium.pretrained import last_hidden_states

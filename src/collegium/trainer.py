@@ -27,12 +27,7 @@ from transformers import (
 from transformers.trainer_utils import TrainOutput
 
 from collegium.checkpoint import CheckpointDirectory, TrainingState, load_model_state, load_random_state, verify
-from collegium.contracts import (
-    Batch,
-    ItemCounts,
-    Teacher,
-    predicted_positions,
-)
+from collegium.contracts import Batch, ItemCounts, Teacher, predicted_positions
 from collegium.data.blocks import PackedBlocks, pack_documents
 from collegium.data.collate import BlockCollator
 from collegium.data.order import StatelessOrder

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from collegium.contracts import DenseSignal, ProjectedSignal
 from collegium.functional.calibration import CalibrationSums, calibration_sums, fit_temperatures
+from collegium.signals import DenseSignal, ProjectedSignal
 
 
 N, D, V = 400, 6, 11

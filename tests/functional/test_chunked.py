@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import cross_entropy, linear
 
-from collegium.contracts import DenseSignal, Positions, ProjectedSignal
+from collegium.contracts import Positions
 from collegium.functional import chunked, fused
-from collegium.functional.chunked import KdTarget, chunks, teacher_stats
+from collegium.functional.chunked import KdTarget
 from collegium.functional.divergences import (
     forward_kl,
     generalized_jsd,
@@ -23,8 +23,10 @@ from collegium.functional.divergences import (
     total_variation,
 )
 from collegium.functional.fusion import geometric_logprobs, mixture_logprobs
+from collegium.functional.teacher_stats import chunks, teacher_stats
 from collegium.functional.weighting import GivenWeights, Weighting, entropy_weights
 from collegium.head import ProjectionHead
+from collegium.signals import DenseSignal, ProjectedSignal
 
 
 N, V, D, E = 7, 11, 5, 4

@@ -9,13 +9,15 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from collegium.contracts import Positions, ProjectedSignal
+from collegium.contracts import Positions
 from collegium.functional import chunked, compiled, fused
-from collegium.functional.chunked import KdTarget, teacher_stats
+from collegium.functional.chunked import KdTarget
 from collegium.functional.divergences import forward_kl, generalized_jsd, reverse_kl
 from collegium.functional.fusion import geometric_logprobs, mixture_logprobs
+from collegium.functional.teacher_stats import teacher_stats
 from collegium.functional.weighting import Weighting
 from collegium.head import ProjectionHead
+from collegium.signals import ProjectedSignal
 
 
 CHUNK_SIZE, WIDTH, VOCAB_SIZE = 32, 8, 2000

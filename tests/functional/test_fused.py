@@ -10,7 +10,6 @@ from loss_problem import D, E, N, problem
 from torch import nn
 from torch.nn.functional import linear
 
-from collegium.contracts import DenseSignal, ProjectedSignal, TopKSignal
 from collegium.functional import chunked, compiled, fused
 from collegium.functional.chunked import KdTarget
 from collegium.functional.divergences import forward_kl, generalized_jsd, reverse_kl, total_variation
@@ -20,6 +19,7 @@ from collegium.functional.listed import dense_logprobs
 from collegium.functional.products import project
 from collegium.functional.weighting import Weighting
 from collegium.head import ProjectionHead
+from collegium.signals import DenseSignal, ProjectedSignal, TopKSignal
 
 
 FORMS = {

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collegium.contracts import DenseSignal, Positions, TopKSignal
+from collegium.contracts import Positions
 from collegium.functional import chunked, fused
 from collegium.functional import listed as listed_module
 from collegium.functional.chunked import KdTarget
@@ -16,6 +16,7 @@ from collegium.functional.fusion import geometric_logprobs, mixture_logprobs
 from collegium.functional.listed import dense_logprobs
 from collegium.functional.weighting import GivenWeights, Weighting
 from collegium.head import ProjectionHead
+from collegium.signals import DenseSignal, TopKSignal
 
 
 N, D, V = 24, 6, 40

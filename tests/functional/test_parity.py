@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import kl_div, linear
 
-from collegium.contracts import Batch, ProjectedSignal, predicted_positions
+from collegium.contracts import Batch, predicted_positions
 from collegium.functional import chunked, fused
 from collegium.functional.chunked import KdTarget
 from collegium.functional.divergences import forward_kl, generalized_jsd, reverse_kl
 from collegium.functional.fusion import geometric_logprobs, mixture_logprobs
 from collegium.functional.weighting import Weighting
+from collegium.signals import ProjectedSignal
 
 
 B, S, D, V = 3, 9, 16, 50

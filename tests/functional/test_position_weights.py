@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 from loss_problem import N, problem
 from torch import nn
 
-from collegium.contracts import DenseSignal
 from collegium.functional import chunked, compiled, fused
 from collegium.functional.chunked import KdTarget
 from collegium.functional.divergences import entropy, forward_kl, reverse_kl
 from collegium.functional.fusion import geometric_logprobs, mixture_logprobs
 from collegium.functional.weighting import Weighting
 from collegium.head import ProjectionHead
+from collegium.signals import DenseSignal
 
 
 V = 37

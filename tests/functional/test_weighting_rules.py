@@ -9,16 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from collegium.contracts import Positions, ProjectedSignal, TopKSignal
+from collegium.contracts import Positions
 from collegium.functional import chunked, fused
-from collegium.functional.chunked import KdTarget, teacher_stats
+from collegium.functional.chunked import KdTarget
 from collegium.functional.divergences import forward_kl
 from collegium.functional.fusion import geometric_logprobs, mixture_logprobs
 from collegium.functional.joint_weighting import JointWeighting
 from collegium.functional.min_norm import MinNormWeighting
 from collegium.functional.products import project
+from collegium.functional.teacher_stats import teacher_stats
 from collegium.functional.weighting import GivenScores, Weighting
 from collegium.head import ProjectionHead
+from collegium.signals import ProjectedSignal, TopKSignal
 
 
 N, D, V = 40, 6, 23

@@ -19,10 +19,11 @@ from torch import Tensor
 from collegium.cache.codec import TokenLists, codes_of, gaps_of
 from collegium.cache.manifest import CacheSettings
 from collegium.cache.shard import Arrays
-from collegium.contracts import Batch, Positions, ProjectedSignal
+from collegium.contracts import Batch, Positions
 from collegium.errors import TeacherError
 from collegium.functional.compiled import run
 from collegium.functional.elementwise import full_precision, teacher_figures
+from collegium.signals import ProjectedSignal
 
 
 CHUNK_ELEMENTS = 6 * 2**20

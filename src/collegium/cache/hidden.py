@@ -11,19 +11,11 @@ from jaxtyping import Float
 from safetensors.torch import load, save
 from torch import Tensor
 
-from collegium.contracts import (
-    Batch,
-    Capability,
-    Head,
-    LinearHead,
-    Positions,
-    ProjectedSignal,
-    Teacher,
-    TransparentHead,
-)
+from collegium.contracts import Batch, Capability, Positions, Teacher
 from collegium.errors import TeacherError
 from collegium.functional.elementwise import cap
 from collegium.functional.products import project
+from collegium.signals import Head, LinearHead, ProjectedSignal, TransparentHead
 
 
 class StoredHead:

@@ -18,8 +18,8 @@ from collegium.cache.hidden import read_head
 from collegium.cache.manifest import HEAD_NAME, Manifest, read_manifest
 from collegium.cache.records import damaged, read_index, read_recorded
 from collegium.cache.shard import ShardFile, StoredRow
-from collegium.contracts import LinearHead
 from collegium.errors import DataError
+from collegium.signals import LinearHead
 
 
 OPEN_FILES = 8

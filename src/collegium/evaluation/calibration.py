@@ -12,15 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from collegium.contracts import (
-    Batch,
-    Capability,
-    DenseSignal,
-    ProjectedSignal,
-    Teacher,
-    TopKSignal,
-    predicted_positions,
-)
+from collegium.contracts import Batch, Capability, Teacher, predicted_positions
 from collegium.data.blocks import PackedBlocks
 from collegium.data.collate import BlockCollator
 from collegium.errors import TeacherError
@@ -30,6 +22,7 @@ from collegium.functional.calibration import (
     calibration_sums,
     fit_temperatures,
 )
+from collegium.signals import DenseSignal, ProjectedSignal, TopKSignal
 
 
 @dataclass(frozen=True)

@@ -17,24 +17,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from collegium.contracts import (
-    Batch,
-    Capability,
-    Head,
-    Positions,
-    Teacher,
-    TeacherSignal,
-    TeacherStats,
-    TopKSignal,
-    predicted_positions,
-)
+from collegium.contracts import Batch, Capability, Positions, Teacher, TeacherStats, predicted_positions
 from collegium.data.blocks import PackedBlocks
 from collegium.data.collate import BlockCollator
-from collegium.functional.chunked import chunks, target_logprobs, teacher_stats
 from collegium.functional.divergences import entropy, forward_kl
 from collegium.functional.elementwise import full_precision
 from collegium.functional.fusion import Fusion, mixture_logprobs
+from collegium.functional.teacher_stats import chunks, target_logprobs, teacher_stats
 from collegium.functional.weighting import uniform_weights
+from collegium.signals import Head, TeacherSignal, TopKSignal
 
 
 Trunk = Callable[[Batch], Tensor]

@@ -19,10 +19,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from collegium.contracts import DenseSignal, ProjectedSignal
-from collegium.functional.chunked import chunks
 from collegium.functional.divergences import LOG_ZERO
 from collegium.functional.elementwise import full_precision
+from collegium.functional.teacher_stats import chunks
+from collegium.signals import DenseSignal, ProjectedSignal
 
 
 MAX_LOG_TEMPERATURE = 1.6

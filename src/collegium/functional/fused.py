@@ -23,21 +23,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from collegium.contracts import (
-    Head,
-    LinearHead,
-    Positions,
-    TeacherSignal,
-    TeacherStats,
-    TransparentHead,
-)
+from collegium.contracts import Positions, TeacherStats
 from collegium.functional import chunked
-from collegium.functional.chunked import (
-    DistillationSums,
-    KdTarget,
-    TeacherWeighting,
-    of_rows,
-)
+from collegium.functional.chunked import DistillationSums, KdTarget, of_rows
 from collegium.functional.compiled import run
 from collegium.functional.divergences import PositionalDivergence
 from collegium.functional.elementwise import (
@@ -56,7 +44,9 @@ from collegium.functional.itinerary import Listed, order
 from collegium.functional.listed import BLOCK, ListedMixture
 from collegium.functional.products import add_grad_of_weight_, grad_of_hidden, project
 from collegium.functional.streamed import StreamedTarget
+from collegium.functional.teacher_stats import TeacherWeighting
 from collegium.functional.weighting import GivenWeights, Scorer
+from collegium.signals import Head, LinearHead, TeacherSignal, TransparentHead
 
 
 def distillation_loss(

@@ -10,12 +10,14 @@ from typing import cast
 from jaxtyping import Int
 from torch import Tensor
 
-from collegium.contracts import Positions, TeacherSignal, TeacherStats, TopKSignal
-from collegium.functional.chunked import KdTarget, TeacherWeighting, chunks, require_captured, weigh
+from collegium.contracts import Positions, TeacherStats
+from collegium.functional.chunked import KdTarget
 from collegium.functional.divergences import forward_kl
 from collegium.functional.fusion import mixture_logprobs
 from collegium.functional.listed import all_listed
+from collegium.functional.teacher_stats import TeacherWeighting, chunks, require_captured, weigh
 from collegium.functional.weighting import GivenScores, GivenWeights, Scorer, Weighting
+from collegium.signals import TeacherSignal, TopKSignal
 
 
 Listed = tuple[Sequence[TopKSignal], TeacherStats]

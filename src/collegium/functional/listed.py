@@ -22,10 +22,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from collegium.contracts import TeacherSignal, TopKSignal
 from collegium.functional.compiled import run
 from collegium.functional.divergences import LOG_ZERO
 from collegium.functional.elementwise import finish_lists, finish_predictions, mass_above
+from collegium.signals import TeacherSignal, TopKSignal
 
 
 ROUNDS = 6

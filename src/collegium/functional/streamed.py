@@ -11,8 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from collegium.contracts import DenseSignal, ProjectedSignal, TeacherSignal, TopKSignal, TransparentHead
-from collegium.functional.chunked import KdTarget, checked_stats, listed_stats, require_captured
+from collegium.functional.chunked import KdTarget
 from collegium.functional.compiled import Kernel, run
 from collegium.functional.divergences import (
     Divergence,
@@ -34,7 +33,9 @@ from collegium.functional.elementwise import (
 from collegium.functional.fusion import geometric_logprobs
 from collegium.functional.listed import dense_logprobs
 from collegium.functional.products import project
+from collegium.functional.teacher_stats import checked_stats, listed_stats, require_captured
 from collegium.functional.weighting import Figures, GivenWeights, Scorer, shares_of, weights_from_scores
+from collegium.signals import DenseSignal, ProjectedSignal, TeacherSignal, TopKSignal, TransparentHead
 
 
 MIXERS: dict[Space, Kernel] = {"probs": mix_probs, "logs": mix_logs, "product": mix_product}

@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from collegium.contracts import Head
-from collegium.functional.chunked import chunks
 from collegium.functional.compiled import run
 from collegium.functional.elementwise import full_precision
+from collegium.functional.teacher_stats import chunks
+from collegium.signals import Head
 
 
 Adoption = Literal["hard", "soft", "instance"]

@@ -20,17 +20,9 @@ from collegium.cache.hidden import StoredHead
 from collegium.cache.keys import keys_of
 from collegium.cache.reader import CacheReader
 from collegium.cache.shard import Arrays
-from collegium.contracts import (
-    Batch,
-    Capability,
-    InnerStates,
-    Positions,
-    ProjectedSignal,
-    TailPolicy,
-    TeacherOutput,
-    TopKSignal,
-)
+from collegium.contracts import Batch, Capability, InnerStates, Positions, TeacherOutput
 from collegium.errors import DataError
+from collegium.signals import ProjectedSignal, TailPolicy, TopKSignal
 
 
 FIGURES = ("entropy", "weight_entropy", "label_logprob", "weight_label_logprob")

@@ -18,16 +18,7 @@ from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from collegium.contracts import (
-    Batch,
-    Capability,
-    Head,
-    InnerLayers,
-    NextToken,
-    Positions,
-    ProjectedSignal,
-    TeacherOutput,
-)
+from collegium.contracts import Batch, Capability, InnerLayers, NextToken, Positions, TeacherOutput
 from collegium.decoding import Decoder
 from collegium.errors import DataError
 from collegium.functional.divergences import entropy
@@ -36,6 +27,7 @@ from collegium.functional.products import FastLinear
 from collegium.head import ProjectionHead
 from collegium.inner_states import AttentionShape, attention_shape, recording
 from collegium.pretrained import causal_lm_of, trunk_of
+from collegium.signals import Head, ProjectedSignal
 
 
 @dataclass

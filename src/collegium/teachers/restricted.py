@@ -13,18 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from collegium.contracts import (
-    Batch,
-    Capability,
-    DenseSignal,
-    Positions,
-    ProjectedSignal,
-    Teacher,
-    TeacherOutput,
-    TeacherSignal,
-    TopKSignal,
-)
+from collegium.contracts import Batch, Capability, Positions, Teacher, TeacherOutput
 from collegium.errors import DataError
+from collegium.signals import DenseSignal, ProjectedSignal, TeacherSignal, TopKSignal
 from collegium.teachers.cached import CachedTeacher
 
 
