@@ -4,9 +4,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from collegium.build.divergence import build_divergence
+from collegium.build.divergence import build_course, build_divergence
 from collegium.build.objective import build_target
-from collegium.errors import RecipeError
+from collegium.course import OwnTextCourse, TaidCourse
 from collegium.functional.blended_divergences import adaptive_kl, skew_forward_kl, skew_reverse_kl, todi
 from collegium.functional.divergences import (
     alpha_beta,
@@ -15,6 +15,7 @@ from collegium.functional.divergences import (
     reverse_kl,
     total_variation,
 )
+from collegium.functional.positional_divergences import Blend, Decoupled, SkewPair
 from collegium.objective_sections import ObjectiveSection
 
 
@@ -40,7 +41,6 @@ def test_a_name_is_a_section_with_defaults():
         ({"kind": "adaptive_kl", "mu": 0.8}, lambda s, t: adaptive_kl(s, t, 0.8)),
         ({"kind": "alpha_beta", "alpha": 0.4, "beta": 0.6}, lambda s, t: alpha_beta(s, t, 0.4, 0.6)),
         ("todi", todi),
-        ("distillm2", lambda s, t: skew_forward_kl(s, t, 0.1)),
     ],
 )
 def test_a_section_becomes_its_function(given, function):
@@ -75,7 +75,31 @@ def test_what_is_wrong_is_said(given, message):
         section(given)
 
 
-@pytest.mark.parametrize("given", [{"kind": "distillm2", "adaptive": True}])
-def test_what_the_loss_does_not_hand_over_is_said(given):
-    with pytest.raises(RecipeError, match=r"objective.divergence: distillm2 needs who wrote a block"):
-        build_divergence(section(given))
+@pytest.mark.parametrize(
+    ("given", "built", "course"),
+    [
+        ({"kind": "decoupled", "beta": 2.0}, Decoupled(1.0, 2.0), None),
+        ({"kind": "distillm2", "alpha": 0.2}, SkewPair(0.2), OwnTextCourse),
+        ("taid", Blend(), TaidCourse),
+        ("todi", todi, None),
+    ],
+)
+def test_those_that_depend_on_more_come_with_what_moves_them(given, built, course):
+    assert build_divergence(section(given)) == built
+    assert type(build_course(section(given))) is (type(None) if course is None else course)
+
+
+def test_own_text_has_the_sign_that_the_pair_reads():
+    written = torch.tensor([True, False])
+    assert OwnTextCourse().parameter(written, 0.5).tolist() == [1.0, -1.0]
+    assert OwnTextCourse(gradual=True).parameter(written, 0.5).tolist() == [1.5, -0.5]
+
+
+def test_taid_moves_with_the_steps_and_is_part_of_the_state():
+    course = TaidCourse(start=0.4, end=1.0)
+    for step, loss in enumerate([3.0, 2.5, 2.0], 1):
+        course.after_step(loss, step / 10)
+    other = TaidCourse()
+    other.load_state_dict(course.state_dict())
+    share = float(other.parameter(torch.zeros(1, dtype=torch.bool), 0.0))
+    assert share == float(course.t) and share == pytest.approx(0.4 + 0.6 * 0.3)

@@ -88,7 +88,9 @@ def batch_of(size=4, length=12, *, seed=0, vocab_size=64):
 
 def split(batch):
     rows = range(len(batch.input_ids))
-    names = [field.name for field in dataclasses.fields(Batch) if field.name != "stored"]
+    names = [
+        field.name for field in dataclasses.fields(Batch) if isinstance(getattr(batch, field.name), torch.Tensor)
+    ]
     return [Batch(**{name: getattr(batch, name)[i : i + 1] for name in names}) for i in rows]
 
 

@@ -178,7 +178,7 @@ def test_unknown_method_is_refused_with_the_known_ones(path):
 
 def test_minitron_trains_on_distributions_alone(path):
     objective = load_recipe(path, ["method=minitron", "objective={}"]).objective
-    assert (objective.kd_weight, objective.divergence, objective.kd_temperature) == (1.0, "forward_kl", 1.0)
+    assert (objective.kd_weight, objective.divergence.kind, objective.kd_temperature) == (1.0, "forward_kl", 1.0)
 
 
 def test_a_section_of_another_kind_is_not_mixed_with_the_methods():

@@ -10,6 +10,7 @@ from pico import TEXTS, byte_tokenizer, pico_llama
 from runs import arguments, packed, trainer_of, weights_of
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 
+from collegium.balancing import GradientFree
 from collegium.callbacks import MetricsFile
 from collegium.errors import DataError, NumericError, TeacherError
 from collegium.feature_terms import HiddenStatesTerm
@@ -17,18 +18,19 @@ from collegium.functional.chunked import KdTarget
 from collegium.functional.divergences import forward_kl
 from collegium.functional.fusion import mixture_logprobs
 from collegium.metrics import read_jsonl
-from collegium.objective import Objective, Weighting
+from collegium.objective import Objective, Weighting, term_names
 from collegium.trainer import DistillationTrainer
 
 
 def objective_with_features(*, balance: bool = False) -> Objective:
     torch.manual_seed(7)
-    feature = HiddenStatesTerm((32, 2), [(32, 2)] * 2, balance=balance)
+    feature = HiddenStatesTerm((32, 2), [(32, 2)] * 2)
     return Objective(
         ["llama-1", "llama-2"],
         weighting=Weighting("entropy", "sequence", 0.5),
         feature_weight=0.1,
         features=[feature],
+        balancer=GradientFree(term_names(1)) if balance else None,
         chunk_size=13,
     )
 

@@ -206,13 +206,11 @@ class Objective(nn.Module):
         terms = {"kd": self.kd_weight * sums.kd / predicted, "ce": self.ce_weight * sums.cross_entropy / predicted}
         if guidance is not None:
             metrics["student_uncertainty"] = Mean(guidance.uncertainty.sum(), predicted_here)
-        if scores is not None:
-            assert self.router is not None, "it made them"
+        if self.router is not None and scores is not None:
             missed = self.router.loss(scores, sums.stats.cross_entropy, sums.stats.valid)
             loss = loss + self.router.loss_weight * missed / predicted
             metrics["router_loss"] = Mean(missed.detach(), predicted_here)
-        if self.feature_terms:
-            assert student_states is not None, "feature terms read them"
+        if student_states is not None and self.feature_terms:
             of_features, logged = self._features(student_states, outputs, batch, positions, guidance)
             terms |= {name: value / counts.attended.clamp_min(1) for name, value in of_features.items()}
             loss = loss + _total([factors.get(name, 1.0) * terms[name] for name in of_features])

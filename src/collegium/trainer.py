@@ -90,11 +90,7 @@ class DistillationTrainer(Trainer):
         args = _own_arguments(args)
         tokenizer = processing_class or load_tokenizer(_name_of(model))
         vocab_size = vocab_size_of(tokenizer)
-        student = load_model(model, dtype=torch.float32) if isinstance(model, str) else model
-        if isinstance(student, PreTrainedModel):
-            check_model(student, vocab_size, name="student")
-        if peft_config is not None:
-            student = cast(PeftModel, get_peft_model(cast(PreTrainedModel, student), peft_config))
+        student = _student(model, vocab_size, peft_config)
         if objective is None:
             objective = Objective(kd_weight=0.5 if teachers else 0.0)
         self.teachers = as_teachers(teachers, tokenizer, names=objective.teacher_names, device=args.device)
@@ -352,6 +348,17 @@ def measure_student(model: DistillationModel, held_out: HeldOut) -> dict[str, Do
         )
     finally:
         model.train(was_training)
+
+
+def _student(
+    model: PreTrainedModel | PeftModel | str, vocab_size: int, peft_config: PeftConfig | None
+) -> PreTrainedModel | PeftModel:
+    student = load_model(model, dtype=torch.float32) if isinstance(model, str) else model
+    if isinstance(student, PreTrainedModel):
+        check_model(student, vocab_size, name="student")
+    if peft_config is not None:
+        student = cast(PeftModel, get_peft_model(cast(PreTrainedModel, student), peft_config))
+    return student
 
 
 def _own_arguments(args: TrainingArguments | None) -> TrainingArguments:
