@@ -40,7 +40,8 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     # Papers with one teacher and a divergence of their own; more teachers count alike unless a recipe weighs them.
     "dkd": {
         "objective": {
-            "kd_weight": 0.5,
+            "kd_weight": {"shape": "linear", "initial": 0.0, "final": 1.0, "begin": 0.0, "end": 0.08},
+            "ce_weight": 1.0,
             "weighting": "uniform",
             "divergence": {"kind": "decoupled", "alpha": 1.0, "beta": 1.0},
         }
@@ -57,7 +58,8 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
             "kd_weight": 1.0,
             "weighting": "uniform",
             "divergence": {"kind": "distillm2", "alpha": 0.1, "gradual": False},
-        }
+        },
+        "on_policy": {"fraction": 0.5, "max_new_tokens": 128, "temperature": 1.0, "loss": "divergence"},
     },
     "akl": {
         "objective": {
