@@ -95,6 +95,7 @@ def method_step(setting: Setting, method: str) -> Step:
         for m, model in enumerate(setting.teachers)
     ]
     objective = build_objective(recipe_of(method, [t.name for t in teachers]), setting.student, teachers)
+    objective.set_progress(0.5)  # past any warm-up, so that a step is what most of the run is
     model = DistillationModel(setting.student, objective, vocab_size=vocab_size)
     extras = list(objective.parameters())
     optimizer = torch.optim.AdamW(extras, lr=1e-5) if extras else None
