@@ -1,5 +1,6 @@
 """Training that is killed at any moment and started again ends with the weights of an undisturbed run."""
 
+import contextlib
 import json
 import os
 import random
@@ -33,7 +34,8 @@ class Zygote:
         pid = int(self._process.stdout.readline())
         if kill_after is not None:
             time.sleep(kill_after)
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it was done sooner than the first run
+                os.kill(pid, signal.SIGKILL)
         return int(self._process.stdout.readline())
 
     def close(self) -> None:
