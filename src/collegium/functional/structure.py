@@ -5,8 +5,8 @@ Liu et al., Multi-Granularity Structural Knowledge Distillation for Language Mod
 student and teacher may have other widths, and there is nothing to train besides the student.
 
 A relation lies within a segment, which is the paper's sample. Tokens and phrases are summed as the mean over
-the relations of a segment times its text positions; divided by the number of all text positions this is a mean over
-the text, however it is packed or cut into micro-batches. Relations between samples exist only among those that
+the relations of a segment times its text positions; divided by the number of all text positions this is a
+mean over the text, however it is packed or cut into micro-batches. Relations between samples exist only among those that
 are in a micro-batch together, so that part does depend on how a step is cut.
 
 Products of pairs are B * S^2 * (D + E) / 2 multiplications a layer, made a few rows at a time and again in
@@ -198,7 +198,8 @@ def _products(heads: Float[Tensor, "B H P d"], rows: slice, stop: int | None = N
 
 
 def _heads(states: Float[Tensor, "B P D"], num_heads: int) -> Float[Tensor, "B H P d"]:
-    return states.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+    parts: Tensor = states.unflatten(-1, (num_heads, -1))
+    return parts.transpose(1, 2)
 
 
 def _row_chunks(mask: Bool[Tensor, "B P"], num_heads: int, buffer: int) -> list[slice]:
@@ -318,8 +319,8 @@ def sample_loss(
     """Smooth L1 of the angles between the mean states of all segments of a micro-batch (`SampleLoss`).
 
     Returns:
-        Mean over heads and all G^3 triplets, degenerate ones as 0 as in the official code, times the text positions
-        of the micro-batch. It is 0 for fewer than three segments and another number for other micro-batches.
+        Mean over heads and all G^3 triplets, as in the official code, times the text positions of the micro-batch.
+        Triplets of fewer than three segments count as 0. The sum changes with what is in a micro-batch.
     """
     empty = ~items.mask.unsqueeze(-1)
     ours, theirs, emphasis = (
@@ -331,14 +332,15 @@ def sample_loss(
     errors = [
         checkpoint(_sample_errors, ours, theirs, rows, use_reentrant=False) for rows in chunks(ours.shape[1], size)
     ]
-    of_segment = torch.cat(errors) * emphasis.squeeze(-1).to(ours)
-    return of_segment.sum() / max(1, num_heads * ours.shape[1] ** 3) * items.mask.sum()
+    total = (torch.cat(errors) * emphasis.squeeze(-1).to(ours)).sum()
+    return total / max(1, num_heads * ours.shape[1] ** 3) * items.mask.sum()
 
 
 def _segment_means(states: Float[Tensor, "B S D"], items: Items) -> Float[Tensor, "G D"]:
     _, group = items.segments[items.mask].unique_consecutive(return_inverse=True)
     counts = group.bincount().unsqueeze(-1)
-    return states.new_zeros(len(counts), states.shape[-1]).index_add(0, group, states[items.mask]) / counts
+    sums = states.new_zeros(len(counts), states.shape[-1]).index_add(0, group, states[items.mask])
+    return sums / counts
 
 
 def _sample_errors(
