@@ -3,8 +3,8 @@
 Nothing is asked of the attention kernel: SDPA and Flash keep no attention weights, but what goes into them
 passes through the projections. Queries and keys are taken before rotary embedding, which needs positions,
 and after a norm of queries and keys where the model has one (Qwen3, Gemma3, OLMo2), since the scores are
-made of the normed ones. Only the layers that are asked for are held: all q, k, v of a 30-layer model of width
-576 are 2.2 times its hidden states.
+made of the normed ones. Only the layers that are asked for are held: queries, keys and values of a layer of
+SmolLM2-135M (9 heads of 64, 3 of keys and values) are 1.7 times its hidden states.
 
 Non-reentrant gradient checkpointing is supported: what a hook reads in the first pass has its gradient, and the
 hooks are gone when backward computes a layer again. A reentrant one runs without gradients and is refused.
