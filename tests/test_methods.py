@@ -97,7 +97,7 @@ REFERENCES = {
     "todi": (0.5, 0.5, todi),
     "taid": (1.0, 0.0, taid),
     "gkd": (1.0, 0.0, lambda p, q, y: 0.5 * kl(p, 0.5 * (p + q)) + 0.5 * kl(q, 0.5 * (p + q))),
-    "minillm": (0.5, 0.5, lambda p, q, y: kl(q, p)),
+    "minillm": (0.5, 0.5, lambda p, q, y: kl(p, q)),
 }
 """On text of the corpus, after any warm-up."""
 

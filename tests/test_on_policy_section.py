@@ -21,7 +21,7 @@ def test_methods_fill_the_section(path):
     assert (gkd.objective.divergence.kind, gkd.objective.kd_weight) == ("jsd", 1.0)
     assert (gkd.on_policy.fraction, gkd.on_policy.temperature, gkd.on_policy.loss) == (0.5, 0.9, "divergence")
     minillm = load_recipe(path, ["method=minillm", "objective={}", *short, "on_policy.judge=consensus"])
-    assert minillm.objective.divergence.kind == "reverse_kl"
+    assert minillm.objective.divergence.alpha == 0.0
     assert (minillm.on_policy.teacher_share, minillm.on_policy.loss) == (0.2, "policy_gradient")
     assert load_recipe(path).on_policy is None
 

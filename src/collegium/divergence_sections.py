@@ -90,8 +90,8 @@ class Distillm2Section(Section):
 
     kind: Literal["distillm2"]
     """Which of both applies is a matter of who wrote a block."""
-    alpha: float = Field(default=0.1, gt=0, lt=1)
-    """Share, in the mixture, of whose text it is."""
+    alpha: float = Field(default=0.1, ge=0, lt=1)
+    """Share, in the mixture, of whose text it is; 0 is the forward KL on given text, the reverse KL on own."""
     gradual: bool = False
     """Move weight from given text to the student's own over the first half; the paper's code leaves it off."""
 

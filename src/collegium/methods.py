@@ -103,7 +103,11 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
         "on_policy": {"fraction": 0.5, "max_new_tokens": 128, "temperature": 0.9, "loss": "divergence"},
     },
     "minillm": {
-        "objective": {"kd_weight": 0.5, "divergence": "reverse_kl", "weighting": "uniform"},
+        "objective": {
+            "kd_weight": 0.5,
+            "divergence": {"kind": "distillm2", "alpha": 0.0, "gradual": False},
+            "weighting": "uniform",
+        },
         "on_policy": {
             "fraction": 0.5,
             "prompt_length": 256,

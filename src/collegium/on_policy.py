@@ -108,7 +108,7 @@ class OnPolicy:
             TeacherError: a teacher cannot.
             ValueError: the objective asks no teacher, or smooths labels that the policy gradient weighs.
         """
-        if objective.kd_weight == 0:
+        if not objective.distils:
             raise ValueError("on_policy has teachers judge what the student writes: set kd_weight above 0")
         if self.policy is not None and objective.label_smoothing > 0:
             raise ValueError("label_smoothing would reward every token with the one that was written: set it to 0")

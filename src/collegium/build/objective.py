@@ -70,6 +70,7 @@ def build_objective(
 _MENDS = {
     Capability.TOP_K: "draws serve the forward KL to a mixture only; set objective.divergence and fusion so",
     Capability.HIDDEN_STATES: "set feature_weight to 0",
+    Capability.ATTENTION: "choose an objective.feature without attention, or set feature_weight to 0",
     Capability.SAMPLES: "set kd_weight to 0",
 }
 
