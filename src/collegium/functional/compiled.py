@@ -16,6 +16,9 @@ COMPILED_FROM = 2**20
 BLOCK_ELEMENTS = 2**19
 """Elements of a block without a compiler: 2 MB in float32."""
 
+RECOMPILE_LIMIT = 64
+"""Variants of a kernel that may be compiled in a process: one for each divergence and kind of target."""
+
 Kernel = Callable[..., tuple[Tensor, ...]]
 
 logger = logging.getLogger(__name__)
@@ -35,7 +38,8 @@ def run(kernel: Kernel, rows: tuple[Tensor, ...], *options: Any) -> tuple[Tensor
     what = (kernel, *(option for option in options if callable(option)))
     if len(rows[0]) > 1 and rows[0].numel() >= COMPILED_FROM and what not in _failures and _compiler_found():
         try:
-            return _compiled(kernel)(*rows, *options)
+            with torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT):
+                return _compiled(kernel)(*rows, *options)
         except Exception as error:
             if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 raise

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import smooth_l1_loss
 from torch.utils.checkpoint import checkpoint
 
-from collegium.functional.chunked import chunks
+from collegium.functional.teacher_stats import chunks
 from collegium.functional.elementwise import full_precision
 
 
