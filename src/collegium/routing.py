@@ -34,7 +34,7 @@ class Router(nn.Module):
 
     def forward(self, student_hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N M"]:
         """Scores whose softmax are the weights; the student gets no gradient from them."""
-        scores: Tensor = self.scores(self.norm(student_hidden.detach().float()))
+        scores: Tensor = self.scores(self.norm(student_hidden.detach().to(self.scores.weight.dtype)))
         return scores
 
     def loss(
