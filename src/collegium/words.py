@@ -22,7 +22,8 @@ def word_starts(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Bool[Ten
     """Whether each token begins with a space, a line break or punctuation, or is a special token.
 
     Punctuation begins a word of its own, to which a token without a space belongs: `(x` is one, ` x)` are two. A
-    part of a character of several bytes continues what came before. Ids that the tokenizer does not know begin none.
+    part of a character of several bytes continues what came before. Ids that the tokenizer does not
+    know begin none.
 
     Args:
         tokenizer: Of the student and the teachers.
@@ -32,12 +33,14 @@ def word_starts(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Bool[Ten
     special = set(tokenizer.all_special_ids)
     for token, index in tokenizer.get_vocab().items():
         if index < vocab_size:
-            starts[index] = index in special or token.startswith(SPACE) or _is_apart(tokenizer.decode([index]))
+            starts[index] = (
+                index in special or token.startswith(SPACE) or _is_apart(str(tokenizer.decode([index])))
+            )
     return starts
 
 
 def _is_apart(text: str) -> bool:
     """Whether text cannot continue a word; part of a character decodes to the replacement character."""
-    return (
-        bool(text) and text[0] != "\N{REPLACEMENT CHARACTER}" and unicodedata.category(text[0])[0] not in CONTINUES
-    )
+    if not text or text[0] == "\N{REPLACEMENT CHARACTER}":
+        return False
+    return unicodedata.category(text[0])[0] not in CONTINUES

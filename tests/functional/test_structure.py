@@ -1,6 +1,7 @@
 """MGSKD's losses against a few lines a document that follow the official code; borders, packing, memory."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -47,7 +48,7 @@ def documents(positions, mask):
     found = []
     for b in range(len(positions)):
         starts = [*(positions[b] == 0).nonzero().flatten().tolist(), positions.shape[1]]
-        found += [(b, slice(i, j)) for i, j in zip(starts, starts[1:], strict=False) if mask[b, i]]
+        found += [(b, slice(i, j)) for i, j in pairwise(starts) if mask[b, i]]
     return found
 
 
@@ -187,7 +188,7 @@ def test_documents_packed_are_documents_apart():
 
 @pytest.mark.parametrize("level", [0, 1])
 def test_nothing_crosses_the_border_of_a_document(level):
-    """The loss of a pair of documents in one block has no mixed derivative, and the parts add up when one moves."""
+    """What the first document teaches does not depend on the second, neither on its states nor on the teacher's."""
     positions, mask = grid([[6, 6]])
     student, teacher = draw(positions.shape)
     begins = torch.zeros_like(mask)

@@ -6,8 +6,8 @@ student and teacher may have other widths, and there is nothing to train besides
 
 A relation lies within a segment, which is the paper's sample. Tokens and phrases are summed as the mean over
 the relations of a segment times its text positions; divided by the number of all text positions this is a
-mean over the text, however it is packed or cut into micro-batches. Relations between samples exist only among those that
-are in a micro-batch together, so that part does depend on how a step is cut.
+mean over the text, however it is packed or cut into micro-batches. Relations between samples exist only among
+those that are in a micro-batch together, so that part does depend on how a step is cut.
 
 Products of pairs are B * S^2 * (D + E) / 2 multiplications a layer, made a few rows at a time and again in
 backward: `BUFFER` numbers are alive at once instead of 64 * B * S^2, which for one block of 1,024 are 268 MB.
@@ -332,21 +332,19 @@ def sample_loss(
     errors = [
         checkpoint(_sample_errors, ours, theirs, rows, use_reentrant=False) for rows in chunks(ours.shape[1], size)
     ]
-    total = (torch.cat(errors) * emphasis.squeeze(-1).to(ours)).sum()
+    total: Tensor = (torch.cat(errors) * emphasis.squeeze(-1).to(ours)).sum()
     return total / max(1, num_heads * ours.shape[1] ** 3) * items.mask.sum()
 
 
 def _segment_means(states: Float[Tensor, "B S D"], items: Items) -> Float[Tensor, "G D"]:
     _, group = items.segments[items.mask].unique_consecutive(return_inverse=True)
     counts = group.bincount().unsqueeze(-1)
-    sums = states.new_zeros(len(counts), states.shape[-1]).index_add(0, group, states[items.mask])
+    sums: Tensor = states.new_zeros(len(counts), states.shape[-1]).index_add(0, group, states[items.mask])
     return sums / counts
 
 
 def _sample_errors(
     ours: Float[Tensor, "H G d"], theirs: Float[Tensor, "H G e"], rows: slice
 ) -> Float[Tensor, " r"]:
-    student, teacher = (
-        _directions(means[:, rows, None] - means[:, None]) for means in (ours, theirs)
-    )  # [H r G d]
+    student, teacher = (_directions(means[:, rows, None] - means[:, None]) for means in (ours, theirs))
     return smooth_l1_loss(student @ student.mT, teacher @ teacher.mT, reduction="none").sum((0, 2, 3))
