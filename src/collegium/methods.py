@@ -95,6 +95,8 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
             "divergence": {"kind": "taid", "start": 0.4, "end": 1.0, "alpha": 5e-4, "beta": 0.99},
         }
     },
+    # The most faithful of its strategies that takes any number of teachers; `adoption` wants two.
+    "dynamic_kd": {"objective": {"kd_weight": 0.5, "dynamic": {"selection": "entropy", "selected_share": 0.5}}},
     # The student is `kind: pruned`, whose sizes only the recipe can know.
     "minitron": {"objective": {"kd_weight": 1.0, "divergence": "forward_kl", "kd_temperature": 1.0}},
     "incremental": {"objective": {"kd_weight": 1.0, "weighting": "uniform"}},

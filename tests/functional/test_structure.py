@@ -188,7 +188,7 @@ def test_documents_packed_are_documents_apart():
 
 @pytest.mark.parametrize("level", [0, 1])
 def test_nothing_crosses_the_border_of_a_document(level):
-    """What the first document teaches does not depend on the second, neither on its states nor on the teacher's."""
+    """What the first document teaches does not depend on the second's states, nor on the teacher's there."""
     positions, mask = grid([[6, 6]])
     student, teacher = draw(positions.shape)
     begins = torch.zeros_like(mask)

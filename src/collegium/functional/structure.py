@@ -332,15 +332,17 @@ def sample_loss(
     errors = [
         checkpoint(_sample_errors, ours, theirs, rows, use_reentrant=False) for rows in chunks(ours.shape[1], size)
     ]
-    total: Tensor = (torch.cat(errors) * emphasis.squeeze(-1).to(ours)).sum()
-    return total / max(1, num_heads * ours.shape[1] ** 3) * items.mask.sum()
+    total = (torch.cat(errors) * emphasis.squeeze(-1).to(ours)).sum()
+    mean: Tensor = total / max(1, num_heads * ours.shape[1] ** 3)
+    return mean * items.mask.sum()
 
 
 def _segment_means(states: Float[Tensor, "B S D"], items: Items) -> Float[Tensor, "G D"]:
     _, group = items.segments[items.mask].unique_consecutive(return_inverse=True)
     counts = group.bincount().unsqueeze(-1)
-    sums: Tensor = states.new_zeros(len(counts), states.shape[-1]).index_add(0, group, states[items.mask])
-    return sums / counts
+    sums = states.new_zeros(len(counts), states.shape[-1]).index_add(0, group, states[items.mask])
+    means: Tensor = sums / counts
+    return means
 
 
 def _sample_errors(
