@@ -10,6 +10,7 @@ minutes on one core.
 
 import copy
 import itertools
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib.resources import files
@@ -32,6 +33,7 @@ from collegium.recipe_file import load_recipe
 from collegium.student import keep_layers, mean_nll
 
 
+RESULTS = Path(__file__).parent / "results.json"
 CALIBRATION_BLOCKS, HELD_OUT_BLOCKS, BATCH_SIZE = 24, 8, 4
 WIDTHS: tuple[dict[str, int], ...] = (
     {"intermediate_size": 850},
@@ -90,7 +92,7 @@ def against_chance(model: PreTrainedModel, importance: Importance) -> Iterator[t
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, print, and write `results.json` beside this file."""
     recipe = load_recipe(Path(str(files("collegium"))) / "demo" / "recipe.yaml")
     ingredients = build_ingredients(recipe)
     model = load_model(recipe.student.model, dtype=torch.float32)
@@ -104,9 +106,14 @@ def main() -> None:
     ]
     assert recipe.student.kind == "layer_drop" and recipe.student.keep_layers, "the demo names its layers"
     compared = students(model, importance, recipe.student.keep_layers)
+    results = []
     for name, student in itertools.chain(compared, against_chance(model, importance)):
         millions = sum(parameter.numel() for parameter in student.parameters()) / 1e6
-        print(f"{name:60}{millions:8.1f}M{mean_nll(student, held_out):8.3f} nats", flush=True)
+        nll = mean_nll(student, held_out)
+        print(f"{name:60}{millions:8.1f}M{nll:8.3f} nats", flush=True)
+        results.append({"cut": name, "parameters": round(millions, 1), "nll": round(nll, 3)})
+    content = {"text": ingredients.text.fingerprint, "calibration_blocks": CALIBRATION_BLOCKS, "students": results}
+    RESULTS.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
