@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.nn.functional import smooth_l1_loss
 from torch.utils.checkpoint import checkpoint
 
-from collegium.functional.teacher_stats import chunks
 from collegium.functional.elementwise import full_precision
+from collegium.functional.teacher_stats import chunks
 
 
 BUFFER = 2**22
