@@ -18,6 +18,7 @@ from collegium.functional.structure import (
     token_items,
 )
 from collegium.objective import Objective
+from collegium.schedule import Schedule
 from collegium.structure_term import StructureTerm
 from collegium.words import word_starts
 
@@ -113,3 +114,27 @@ def test_micro_batches_add_up_without_samples_only(lower_pairs):
         assert_same(whole, total, tolerance=1e-11)
     else:
         assert not torch.allclose(whole[0], total[0], rtol=1e-6)
+
+
+def test_structure_comes_first_and_logits_after_it():
+    """The schedules that the method's recipe gives: one stage has nothing of the other."""
+
+    def objective():
+        return Objective(
+            ["t1"],
+            kd_weight=Schedule("step", 0.0, 1.0, begin=0.75),
+            ce_weight=0.0,
+            feature_weight=Schedule("step", 1.0, 0.0, begin=0.75),
+            features=[term_of()],
+            chunk_size=11,
+        )
+
+    teachers, batch = teachers_of(1), batch_of()
+    alone = {
+        0.5: Objective(["t1"], kd_weight=0.0, ce_weight=0.0, feature_weight=1.0, features=[term_of()]),
+        0.75: Objective(["t1"], kd_weight=1.0, chunk_size=11),
+    }
+    for progress, expected in alone.items():
+        model = student_with(objective())
+        model.objective.set_progress(progress)
+        assert_same(run(model, batch, teachers), run(student_with(expected), batch, teachers), tolerance=1e-12)

@@ -95,6 +95,24 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
             "divergence": {"kind": "taid", "start": 0.4, "end": 1.0, "alpha": 5e-4, "beta": 0.99},
         }
     },
+    # Structures of inner states first, then a stage of logits alone.
+    "mgskd": {
+        "objective": {
+            "feature_weight": {"shape": "step", "initial": 1.0, "final": 0.0, "begin": 0.75},
+            "kd_weight": {"shape": "step", "initial": 0.0, "final": 1.0, "begin": 0.75},
+            "ce_weight": 0.0,
+            "weighting": "uniform",
+            "feature": {
+                "kind": "structure",
+                "layer_map": "uniform",
+                "relation_heads": 64,
+                "salient_tokens": 20,
+                "neighbours": 20,
+                "lower_pairs": 2,
+                "level_weights": (1.0, 1.0, 4.0),
+            },
+        }
+    },
     # The most faithful of its strategies that takes any number of teachers; `adoption` wants two.
     "dynamic_kd": {"objective": {"kd_weight": 0.5, "dynamic": {"selection": "entropy", "selected_share": 0.5}}},
     # The student is `kind: pruned`, whose sizes only the recipe can know.

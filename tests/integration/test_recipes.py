@@ -81,6 +81,8 @@ def test_recipe_runs(path, tmp_path, model_folder, monkeypatch, capsys):
         changes["training.num_epochs"] = None
     if recipe.on_policy is not None:
         changes |= {"on_policy.prompt_length": 8, "on_policy.max_new_tokens": 8}
+    if getattr(recipe.objective.feature, "kind", None) == "structure":
+        changes["objective.feature.relation_heads"] = 4
     if recipe.student.kind == "layer_drop":
         kept = {"num_layers": 3} if recipe.student.keep_layers is None else {"keep_layers": [0, 3]}
         changes |= {f"student.{name}": value for name, value in kept.items()}
