@@ -249,19 +249,51 @@ class Recipe(Section):
                 "no teachers, but objective.kd_weight or feature_weight is above 0: "
                 "add teachers, or set both to 0 for cross-entropy alone"
             )
-        tables = {
-            "weighting.values": objective.weighting.values,
-            "feature.importance": objective.feature.importance,
-        }
+        tables: dict[str, Mapping[str, Any] | None] = {"objective.weighting.values": objective.weighting.values}
+        for key, feature in objective.named_features.items():
+            tables[f"{key}.importance"] = feature.importance
+            if feature.kind == "relations" and isinstance(feature.layer, dict):
+                tables[f"{key}.layer"] = feature.layer
         for key, table in tables.items():
             if table is not None and set(table) != names:
                 raise ValueError(
-                    f"objective.{key} names {sorted(table)}, the teachers are {sorted(names)}: give one for each"
+                    f"{key} names {sorted(table)}, the teachers are {sorted(names)}: give one for each"
                 )
         if objective.dynamic is not None and objective.dynamic.adoption is not None and len(self.teachers) != 2:
             raise ValueError(
                 f"objective.dynamic.adoption weighs two teachers, the smaller first, but there are {len(names)}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _caches_hold_features(self) -> Self:
+        if not self.objective.matches_features:
+            return self
+        for teacher in self.teachers:
+            if teacher.kind == "local" and not teacher.cached:
+                continue
+            for key, feature in self.objective.named_features.items():
+                lacking = None
+                if feature.needs_attention:
+                    lacking = "queries, keys and values, which no cache holds", "kind: hidden_states"
+                elif teacher.kind == "local" and self.cache.mode != "hidden_states":
+                    lacking = (
+                        f"hidden states, which cache.mode {self.cache.mode} does not hold",
+                        "cache.mode: hidden_states",
+                    )
+                elif feature.layer_map == "uniform":
+                    lacking = "all layers, of which a cache holds the last", "layer_map: last"
+                elif feature.kind == "hidden_states" and not feature.final_norm:
+                    lacking = (
+                        "hidden states before the final norm, a cache holds those after it",
+                        "final_norm: true",
+                    )
+                if lacking is not None:
+                    raise ValueError(
+                        f"teacher {teacher.name!r} is cached, but {key} (kind: {feature.kind}) reads {lacking[0]}: "
+                        f"set {lacking[1]}, run the teacher (kind: local, cached: false), or set "
+                        "objective.feature_weight to 0"
+                    )
         return self
 
     @model_validator(mode="after")

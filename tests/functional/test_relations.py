@@ -161,7 +161,9 @@ def test_number_of_relation_heads():
     assert relation_heads("auto", [192, 320, 576]) == 64
     assert relation_heads("auto", [30, 42]) == 6
     assert relation_heads(48, [768, 384]) == 48
-    with pytest.raises(ValueError, match="is 36, which must divide the widths 576, 960; 1, 2, 3, 4, 6, .* 64 would"):
+    with pytest.raises(
+        ValueError, match="is 36, which must divide the widths 576, 960; 1, 2, 3, 4, 6, .* 64 would"
+    ):
         relation_heads(36, [576, 960])
 
 
@@ -198,4 +200,4 @@ def test_memory_grows_with_the_length_not_its_square(kind):
         return counter.peak / (4 * 16 * length * 4)  # buffers of [B A n S]
 
     assert peak(512) == pytest.approx(peak(256), rel=0.1)
-    assert peak(512) < 14
+    assert peak(512) < 8

@@ -90,3 +90,17 @@ def layer_pairs(layer_map: LayerMap, student_layers: int, teacher_layers: int) -
                 f"student has layers 0 to {student_layers} and the teacher 0 to {teacher_layers}"
             )
     return tuple(layer_map)
+
+
+def block_pairs(layer_map: LayerMap, student_layers: int, teacher_layers: int) -> tuple[tuple[int, int], ...]:
+    """Pairs of layers that have attention: as `layer_pairs`, from layer 1.
+
+    Raises:
+        ValueError: a pair names a layer that is not there, or the embedding output.
+    """
+    pairs = layer_pairs(layer_map, student_layers, teacher_layers)
+    if layer_map == "uniform":
+        return tuple((student, max(1, teacher)) for student, teacher in pairs if student > 0)
+    if embedding := [pair for pair in pairs if 0 in pair]:
+        raise ValueError(f"layer_map pairs {embedding[0]}, but layer 0 is the embedding output; layers begin at 1")
+    return pairs

@@ -3,7 +3,7 @@
 Sources: TinyBERT (arXiv:1909.10351, equation 7), MobileBERT (arXiv:2004.02984), MiniLM (arXiv:2002.10957),
 MiniLMv2 (arXiv:2012.15828). All compare [S S] matrices, one a head, made of queries and keys (or of queries,
 keys or values with themselves). Attention is causal and stays inside a segment, so only keys up to a stretch's
-end are read, and each stretch is computed again in backward: some 14 buffers of B * A * chunk_size * S numbers are
+end are read, and each stretch is computed again in backward: at most 8 buffers of B * A * chunk_size * S numbers are
 alive at once, never one of B * A * S * S. With A = 9 heads, S = 1,024 and 64 rows a buffer of float32 is 2.4 MB
 a block, the whole matrix 38 MB.
 
