@@ -1,6 +1,6 @@
 """The section of a recipe for a number that changes over the course of training. No torch here."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
