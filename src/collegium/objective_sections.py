@@ -6,7 +6,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from collegium.divergence_sections import DivergenceSection, ForwardKlSection
-from collegium.schedule import Schedule, largest
+from collegium.feature_sections import FeatureSection, HiddenStatesSection
+from collegium.schedule import largest
+from collegium.schedule_section import Weight, schedule_of
 from collegium.section import Many, Section
 
 
@@ -89,48 +91,6 @@ class WeightingSection(Section):
         return self
 
 
-class ScheduleSection(Section):
-    """A number that changes over the course of training."""
-
-    shape: Literal["constant", "linear", "cosine", "step"] = "linear"
-    """`step` jumps at `begin`; `constant` stays at `initial`."""
-    initial: float = Field(ge=0)
-    """Value up to `begin`."""
-    final: float = Field(ge=0)
-    """Value from `end` on."""
-    begin: float = Field(default=0.0, ge=0, le=1)
-    """Share of the training at which it begins to change."""
-    end: float = Field(default=1.0, ge=0, le=1)
-    """Share of the training at which it has changed."""
-
-    @model_validator(mode="after")
-    def _begins_before_it_ends(self) -> Self:
-        if self.shape in ("linear", "cosine") and self.end <= self.begin:
-            raise ValueError(f"a schedule ends after it begins, but begin is {self.begin} and end {self.end}")
-        return self
-
-    @property
-    def schedule(self) -> Schedule:
-        """As the objective takes it."""
-        return Schedule(self.shape, self.initial, self.final, self.begin, self.end)
-
-
-def _kind_of_weight(given: Any) -> str:
-    return "schedule" if isinstance(given, dict | ScheduleSection) else "number"
-
-
-Weight = Annotated[
-    Annotated[float, Field(ge=0), Tag("number")] | Annotated[ScheduleSection, Tag("schedule")],
-    Discriminator(_kind_of_weight),
-]
-"""A number, or a section that says how it changes."""
-
-
-def schedule_of(weight: float | ScheduleSection) -> float | Schedule:
-    """As the objective takes it."""
-    return weight.schedule if isinstance(weight, ScheduleSection) else weight
-
-
 class DynamicSection(Section):
     """Dynamic KD: the student's own uncertainty decides what it is taught (arXiv:2109.11295)."""
 
@@ -150,15 +110,14 @@ class DynamicSection(Section):
         return self
 
 
-class FeatureSection(Section):
-    """A loss that matches the student's inner states with each teacher's."""
+def _one_or_list(given: Any) -> str:
+    return "list" if isinstance(given, list | tuple) else "one"
 
-    layer_map: Literal["uniform", "last"] | Many[Annotated[tuple[int, int], Field(strict=False)]] = "uniform"
-    """Pairs (student layer, teacher layer), 0 being the embedding output; or `uniform`, or `last`."""
-    importance: dict[str, float] | None = None
-    """beta of each teacher by name; equal if not given. They are normalised to sum to 1."""
-    layer_norm: bool = True
-    """Normalise both sides first, so that a few huge dimensions do not decide."""
+
+Features = Annotated[
+    Annotated[FeatureSection, Tag("one")] | Annotated[Many[FeatureSection], Field(min_length=1), Tag("list")],
+    Discriminator(_one_or_list),
+]
 
 
 class ObjectiveSection(Section):
@@ -182,8 +141,8 @@ class ObjectiveSection(Section):
     """Share of a label's probability that the cross-entropy spreads over the vocabulary."""
     feature_weight: Weight = 0.0
     """Weight of the feature loss; 0 leaves it out."""
-    feature: FeatureSection = FeatureSection()
-    """Only read when feature_weight is above 0."""
+    feature: Features = HiddenStatesSection()
+    """One term on inner states, or a list of them, each with `kind`; only read when feature_weight is above 0."""
     conflict_limit: float | None = Field(default=None, ge=0)
     """Nats of conflict among teachers above which a position is left to the text alone."""
     balance: Literal["fixed", "gradient_free", "uncertainty"] = "fixed"
@@ -204,6 +163,11 @@ class ObjectiveSection(Section):
                 raise ValueError("dynamic decides on the distillation loss: set kd_weight above 0")
             if self.dynamic.objective and largest(feature_weight) == 0:
                 raise ValueError("dynamic.objective moves weight to the feature loss: set feature_weight above 0")
+            if self.dynamic.objective and (others := {f.kind for f in self.features} - {"hidden_states"}):
+                raise ValueError(
+                    f"dynamic.objective weighs positions, which `kind: {sorted(others)[0]}` cannot: let "
+                    "objective.feature be hidden_states alone, or set dynamic.objective to false"
+                )
             if self.dynamic.adoption is not None and self.weighting != WeightingSection():
                 raise ValueError("dynamic.adoption weighs the teachers: leave out weighting")
             if self.balance == "uncertainty":
@@ -219,3 +183,15 @@ class ObjectiveSection(Section):
     def matches_features(self) -> bool:
         """Whether teachers' inner states are read at any time."""
         return largest(schedule_of(self.feature_weight)) > 0
+
+    @property
+    def features(self) -> tuple[FeatureSection, ...]:
+        """The terms on inner states; read only where it `matches_features`."""
+        return self.feature if isinstance(self.feature, tuple) else (self.feature,)
+
+    @property
+    def named_features(self) -> dict[str, FeatureSection]:
+        """The same by their keys in a recipe."""
+        if not isinstance(self.feature, tuple):
+            return {"objective.feature": self.feature}
+        return {f"objective.feature.{i}": section for i, section in enumerate(self.feature)}

@@ -7,11 +7,13 @@ sections into plain arguments, `collegium.recipe_file` reads and writes them.
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from collegium.feature_sections import lacking_in_cache
 from collegium.methods import with_method
 from collegium.model_sections import (
     CacheSection,
@@ -249,19 +251,37 @@ class Recipe(Section):
                 "no teachers, but objective.kd_weight or feature_weight is above 0: "
                 "add teachers, or set both to 0 for cross-entropy alone"
             )
-        tables = {
-            "weighting.values": objective.weighting.values,
-            "feature.importance": objective.feature.importance,
-        }
+        tables: dict[str, Mapping[str, Any] | None] = {"objective.weighting.values": objective.weighting.values}
+        for key, feature in objective.named_features.items():
+            tables[f"{key}.importance"] = feature.importance
+            if feature.kind == "relations" and isinstance(feature.layer, dict):
+                tables[f"{key}.layer"] = feature.layer
         for key, table in tables.items():
             if table is not None and set(table) != names:
                 raise ValueError(
-                    f"objective.{key} names {sorted(table)}, the teachers are {sorted(names)}: give one for each"
+                    f"{key} names {sorted(table)}, the teachers are {sorted(names)}: give one for each"
                 )
         if objective.dynamic is not None and objective.dynamic.adoption is not None and len(self.teachers) != 2:
             raise ValueError(
                 f"objective.dynamic.adoption weighs two teachers, the smaller first, but there are {len(names)}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _caches_hold_features(self) -> Self:
+        if not self.objective.matches_features:
+            return self
+        for teacher in self.teachers:
+            if teacher.kind == "local" and not teacher.cached:
+                continue
+            for key, feature in self.objective.named_features.items():
+                lacking = lacking_in_cache(feature, self.cache.mode if teacher.kind == "local" else None)
+                if lacking is not None:
+                    what, mend = lacking
+                    raise ValueError(
+                        f"teacher {teacher.name!r} is cached, but {key} (kind: {feature.kind}) reads {what}: "
+                        f"set {mend}, run the teacher (cached: false), or set objective.feature_weight to 0"
+                    )
         return self
 
     @model_validator(mode="after")

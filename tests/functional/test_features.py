@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from collegium.functional.features import layer_pairs, squared_error
+from collegium.functional.features import feature_map_transfer, layer_pairs, squared_error
 
 
 def draw_states(seed=0):
@@ -90,3 +90,25 @@ def test_layer_pairs(layer_map, student, teacher, expected):
 def test_a_layer_that_is_not_there(pair):
     with pytest.raises(ValueError, match="layers 0 to 3 and the teacher 0 to 12"):
         layer_pairs(((0, 0), pair), 3, 12)
+
+
+def test_feature_map_transfer_equals_a_loop():
+    student, teacher, mask = (t.double() if t.is_floating_point() else t for t in draw_states())
+    expected = 0.0
+    for b, s in mask.nonzero().tolist():
+        x, y = student[b, s], teacher[b, s]
+        normed = [(v - v.mean()) / (((v - v.mean()) ** 2).mean() + 1e-5).sqrt() for v in (x, y)]
+        variances = [((v - v.mean()) ** 2).mean() for v in (x, y)]
+        expected += 100 * ((normed[0] - normed[1]) ** 2).mean()
+        expected += 5000 * (x.mean() - y.mean()) ** 2 + 5 * abs(variances[0] - variances[1])
+    found = feature_map_transfer(student, teacher, mask)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    alone = feature_map_transfer(student, teacher, mask, map_factor=1.0, mean_factor=0.0, variance_factor=0.0)
+    torch.testing.assert_close(alone, squared_error(student, teacher, mask, normalize=True))
+
+
+def test_gradient_of_feature_map_transfer():
+    student, teacher, mask = (t.double() if t.is_floating_point() else t for t in draw_states())
+    teacher[0, 0, 0] = math.nan
+    student.requires_grad_()
+    assert torch.autograd.gradcheck(lambda states: feature_map_transfer(states, teacher, mask), student)

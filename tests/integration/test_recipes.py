@@ -102,6 +102,8 @@ def test_recipe_runs(path, tmp_path, model_folder, monkeypatch, capsys):
         changes["student.model"] = str(model)
     if recipe.student.kind == "config":
         changes["student.overrides"] = {"num_hidden_layers": 2}
+    if recipe.method == "mgskd":
+        changes["objective.feature.relation_heads"] = 4
     for i, teacher in enumerate(recipe.teachers):
         if teacher.kind == "cached":
             changes[f"teachers.{i}.path"] = f"caches/{teacher.name}"

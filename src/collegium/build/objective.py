@@ -5,42 +5,46 @@ from dataclasses import replace
 from typing import Any
 
 from peft import PeftModel
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from collegium.balancing import Balancer, GradientFree, UncertaintyWeighting
 from collegium.build.divergence import build_course, build_divergence
+from collegium.build.features import build_features
 from collegium.contracts import Capability, Teacher
 from collegium.dynamic import DynamicDistillation
-from collegium.errors import DataError, RecipeError, TeacherError
+from collegium.errors import RecipeError, TeacherError
 from collegium.evaluation.language_modeling import Rule
-from collegium.feature_terms import FeatureTerm, HiddenStatesTerm
 from collegium.functional.chunked import KdTarget
 from collegium.functional.fusion import Fusion, geometric_logprobs, mixture_logprobs
 from collegium.functional.joint_weighting import JointWeighting
 from collegium.functional.min_norm import MinNormWeighting
 from collegium.functional.weighting import Weighting
 from collegium.objective import Objective, term_names
-from collegium.objective_sections import DynamicSection, ObjectiveSection, WeightingSection, schedule_of
+from collegium.objective_sections import DynamicSection, ObjectiveSection, WeightingSection
 from collegium.pretrained import causal_lm_of
 from collegium.recipe import Recipe
 from collegium.routing import Router
-from collegium.teachers.cached import CachedTeacher
-from collegium.teachers.local import LocalTeacher
+from collegium.schedule_section import schedule_of
 
 
 FUSIONS: Mapping[str, Fusion] = {"mixture": mixture_logprobs, "geometric": geometric_logprobs}
 
 
 def build_objective(
-    recipe: Recipe, student: PreTrainedModel | PeftModel, teachers: Sequence[Teacher]
+    recipe: Recipe,
+    student: PreTrainedModel | PeftModel,
+    teachers: Sequence[Teacher],
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Objective:
     """The loss, after comparing what it needs with what the teachers provide.
+
+    A feature term on phrases needs the tokenizer, no other part does.
 
     Raises:
         TeacherError: a teacher does not provide what a term needs.
     """
     section = recipe.objective
-    features = [build_feature_term(section, student, teachers)] if section.matches_features else []
+    features = build_features(section, student, teachers, tokenizer)
     objective = Objective(
         [teacher.name for teacher in teachers],
         kd_weight=schedule_of(section.kd_weight),
@@ -154,33 +158,3 @@ def build_rule(recipe: Recipe) -> Rule:
             "judge the teachers with objective.weighting=uniform"
         )
     return Rule(weighting, build_target(recipe.objective).fusion)
-
-
-def build_feature_term(
-    section: ObjectiveSection, student: PreTrainedModel | PeftModel, teachers: Sequence[Teacher]
-) -> FeatureTerm:
-    """The feature term with projections that fit these models."""
-    text = causal_lm_of(student).config.get_text_config()
-    importance = section.feature.importance
-    local = [teacher for teacher in teachers if isinstance(teacher, LocalTeacher | CachedTeacher)]
-    if len(local) != len(teachers):
-        raise TeacherError("feature_weight needs the hidden states of local teachers; set it to 0")
-    try:
-        term = HiddenStatesTerm(
-            (text.hidden_size, text.num_hidden_layers),
-            [(teacher.hidden_size, teacher.num_layers) for teacher in local],
-            layer_map=section.feature.layer_map,
-            importance=None if importance is None else [importance[t.name] for t in teachers],
-            layer_norm=section.feature.layer_norm,
-        )
-    except ValueError as error:
-        raise DataError(f"objective.feature: {error}") from error
-    for teacher, pairs in zip(local, term.pairs, strict=True):
-        asked = {layer for _, layer in pairs}
-        if isinstance(teacher, CachedTeacher) and not asked <= set(teacher.known_layers):
-            raise TeacherError(
-                f"teacher {teacher.name!r}: objective.feature matches its layers {sorted(asked)}, its cache knows "
-                f"{list(teacher.known_layers) or 'none'}: set objective.feature.layer_map to last and make the "
-                "cache with cache.mode: hidden_states, or run the teacher (cached: false)"
-            )
-    return term

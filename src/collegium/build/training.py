@@ -155,7 +155,7 @@ def build_trainer(
     trainer = DistillationTrainer(
         student,
         teachers=teachers,
-        objective=build_objective(recipe, student, teachers),
+        objective=build_objective(recipe, student, teachers, ingredients.tokenizer),
         args=args,
         data_collator=ingredients.collator,
         train_dataset=ingredients.text.train,
