@@ -24,6 +24,10 @@ class FeatureTermSection(Section):
         """Whether it reads queries, keys and values, else hidden states."""
         return True
 
+    def lacks(self, mode: str | None) -> tuple[str, str] | None:
+        """What it reads and a cache of this mode, if known, does not hold, and which setting mends it."""
+        return "queries, keys and values, which no cache holds", "kind: hidden_states"
+
 
 class HiddenStatesSection(FeatureTermSection):
     """Squared error between the student's projected hidden states and each teacher's."""
@@ -45,6 +49,20 @@ class HiddenStatesSection(FeatureTermSection):
     def needs_attention(self) -> bool:
         """No."""
         return False
+
+    def lacks(self, mode: str | None) -> tuple[str, str] | None:
+        """See `FeatureTermSection`."""
+        return _lacking_states(mode, self.layer_map, self.final_norm)
+
+
+def _lacking_states(mode: str | None, layer_map: object, final_norm: bool = True) -> tuple[str, str] | None:
+    if mode not in (None, "hidden_states"):
+        return f"hidden states, which cache.mode {mode} does not hold", "cache.mode: hidden_states"
+    if layer_map == "uniform":
+        return "all layers, of which a cache holds the last", "layer_map: last"
+    if not final_norm:
+        return "states before the final norm, of which a cache holds those after it", "final_norm: true"
+    return None
 
 
 class AttentionSection(FeatureTermSection):
@@ -93,6 +111,10 @@ class FeatureMapsSection(FeatureTermSection):
         """No."""
         return False
 
+    def lacks(self, mode: str | None) -> tuple[str, str] | None:
+        """See `FeatureTermSection`."""
+        return _lacking_states(mode, self.layer_map)
+
 
 LayerNumber = Annotated[float, Field(gt=0)]
 
@@ -105,7 +127,7 @@ class RelationsSection(FeatureTermSection):
     of: Annotated[Many[Literal["queries", "keys", "values"]], Field(min_length=1)] = ("queries", "keys", "values")
     """What is related to itself; the kinds are summed."""
     num_relation_heads: Annotated[int, Field(ge=1)] | Literal["auto", "attention"] = "auto"
-    """Must divide the widths of both sides; `auto`: the most up to 64 that does; `attention`: heads as they are."""
+    """Must divide both widths; `auto`: the most up to 64 that does; `attention`: heads as they are (MiniLM)."""
     layer: Literal["last"] | LayerNumber | dict[str, LayerNumber] = "last"
     """The teacher's: a number from 1, or below 1 a share of its layers; or one for each teacher by name."""
 
@@ -125,10 +147,9 @@ class RelationsSection(FeatureTermSection):
 
 
 def _kind_of_feature(given: Any) -> str:
-    kind = (
-        given.get("kind", "hidden_states") if isinstance(given, dict) else getattr(given, "kind", "hidden_states")
-    )
-    return str(kind)
+    if isinstance(given, dict):
+        return str(given.get("kind", "hidden_states"))
+    return str(getattr(given, "kind", "hidden_states"))
 
 
 FeatureSection = Annotated[

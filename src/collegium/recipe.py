@@ -7,6 +7,7 @@ sections into plain arguments, `collegium.recipe_file` reads and writes them.
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -272,27 +273,12 @@ class Recipe(Section):
         for teacher in self.teachers:
             if teacher.kind == "local" and not teacher.cached:
                 continue
+            mode = self.cache.mode if teacher.kind == "local" else None
             for key, feature in self.objective.named_features.items():
-                lacking = None
-                if feature.needs_attention:
-                    lacking = "queries, keys and values, which no cache holds", "kind: hidden_states"
-                elif teacher.kind == "local" and self.cache.mode != "hidden_states":
-                    lacking = (
-                        f"hidden states, which cache.mode {self.cache.mode} does not hold",
-                        "cache.mode: hidden_states",
-                    )
-                elif feature.layer_map == "uniform":
-                    lacking = "all layers, of which a cache holds the last", "layer_map: last"
-                elif feature.kind == "hidden_states" and not feature.final_norm:
-                    lacking = (
-                        "hidden states before the final norm, a cache holds those after it",
-                        "final_norm: true",
-                    )
-                if lacking is not None:
+                if lacking := feature.lacks(mode):
                     raise ValueError(
                         f"teacher {teacher.name!r} is cached, but {key} (kind: {feature.kind}) reads {lacking[0]}: "
-                        f"set {lacking[1]}, run the teacher (kind: local, cached: false), or set "
-                        "objective.feature_weight to 0"
+                        f"set {lacking[1]}, run the teacher (kind: local, cached: false), or set feature_weight to 0"
                     )
         return self
 
