@@ -277,8 +277,9 @@ class Recipe(Section):
             for key, feature in self.objective.named_features.items():
                 if lacking := feature.lacks(mode):
                     raise ValueError(
-                        f"teacher {teacher.name!r} is cached, but {key} (kind: {feature.kind}) reads {lacking[0]}: "
-                        f"set {lacking[1]}, run the teacher (kind: local, cached: false), or set feature_weight to 0"
+                        f"teacher {teacher.name!r} is cached, but {key} (kind: {feature.kind}) reads "
+                        f"{lacking[0]}: set {lacking[1]}, run the teacher (kind: local, cached: false), or set "
+                        "objective.feature_weight to 0"
                     )
         return self
 
