@@ -38,7 +38,7 @@ def test_one_section_or_a_list(path):
         ("{layr_norm: false}", "objective.feature.layr_norm: unknown key; did you mean `layer_norm`?"),
         (
             "[{kind: relations, num_heads: 2}]",
-            "objective.feature.0.num_heads: unknown key; known here: importance",
+            "objective.feature.0.num_heads: unknown key; did you mean `num_relation_heads`",
         ),
         (
             "[{}, {kind: feature_maps, map_faktor: 2}]",
@@ -64,7 +64,7 @@ def test_what_is_refused(path, override, message):
     [
         (
             ["objective.feature={kind: relations}"],
-            "(kind: relations) reads queries, keys and values, which no cache",
+            "reads queries, keys and values, which no cache",
         ),
         (["objective.feature.layer_map=last"], "reads hidden states, which cache.mode top_k does not hold: set"),
         (["cache.mode=hidden_states"], "reads all layers, of which a cache holds the last: set layer_map: last"),

@@ -165,9 +165,7 @@ def test_what_cannot_be_built_is_refused_by_name():
     strange = AutoModelForCausalLM.from_config(config)
     teacher = LocalTeacher("odd", strange, vocab_size=64, fingerprint="")
     section = AttentionMapsSection(kind="attention_maps")
-    with pytest.raises(
-        TeacherError, match="teacher 'odd': objective.feature.0 reads queries, keys and values, but"
-    ):
+    with pytest.raises(TeacherError, match="'odd': objective.feature.0 reads queries, keys and values, but"):
         build_feature_term(section, "objective.feature.0", pico_llama(0), [teacher])
     with pytest.raises(DataError, match="objective.feature: CodeGenForCausalLM .* layer 1 has no queries"):
         build_feature_term(section, "objective.feature", strange, teachers_of(1))
