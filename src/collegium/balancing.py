@@ -41,7 +41,7 @@ class Balancer(nn.Module):
         return 0.0
 
     def after_step(self, means: Mapping[str, float]) -> None:
-        """Take in the terms' values of a finished step, over all ranks, each with the user's weight."""
+        """Take in the values of a finished step, over all ranks, of the terms that had any weight in it."""
 
 
 class GradientFree(Balancer):
@@ -49,7 +49,7 @@ class GradientFree(Balancer):
 
     ModelOpt's balancer (`LogitsAndIntermediatesLossBalancer`; Minitron, arXiv:2407.14679, section 3.3, alpha =
     L_logits / L_intermediate without gradient): features are scaled to the divergence, then both together to
-    the cross-entropy. The user's weights are meant as shares and multiply what is balanced.
+    the cross-entropy. The user's weights multiply what is balanced.
     """
 
     watches = True

@@ -24,6 +24,10 @@ class FeatureTermSection(Section):
         """Whether it reads queries, keys and values, else hidden states."""
         return True
 
+    def lacks(self, mode: str | None) -> tuple[str, str] | None:
+        """What it reads and a cache of this mode, if known, does not hold, and which setting mends it."""
+        return "queries, keys and values, which no cache holds", "kind: hidden_states"
+
 
 class HiddenStatesSection(FeatureTermSection):
     """Squared error between the student's projected hidden states and each teacher's."""
@@ -45,6 +49,20 @@ class HiddenStatesSection(FeatureTermSection):
     def needs_attention(self) -> bool:
         """No."""
         return False
+
+    def lacks(self, mode: str | None) -> tuple[str, str] | None:
+        """See `FeatureTermSection`."""
+        return _lacking_states(mode, self.layer_map, self.final_norm)
+
+
+def _lacking_states(mode: str | None, layer_map: object, final_norm: bool = True) -> tuple[str, str] | None:
+    if mode not in (None, "hidden_states"):
+        return f"hidden states, which cache.mode {mode} does not hold", "cache.mode: hidden_states"
+    if layer_map == "uniform":
+        return "all layers, of which a cache holds the last", "layer_map: last"
+    if not final_norm:
+        return "states before the final norm, of which a cache holds those after it", "final_norm: true"
+    return None
 
 
 class AttentionSection(FeatureTermSection):
@@ -93,6 +111,10 @@ class FeatureMapsSection(FeatureTermSection):
         """No."""
         return False
 
+    def lacks(self, mode: str | None) -> tuple[str, str] | None:
+        """See `FeatureTermSection`."""
+        return _lacking_states(mode, self.layer_map)
+
 
 class StructureSection(FeatureTermSection):
     """Relations of tokens, phrases and documents among themselves (MGSKD)."""
@@ -105,7 +127,7 @@ class StructureSection(FeatureTermSection):
     """Parts that states are cut into; must divide the widths of student and teachers."""
     salient_tokens: int = Field(default=20, ge=1)
     """Tokens, or phrases, of a document at which angles are taken."""
-    neighbours: int = Field(default=20, ge=1)
+    neighbours: int = Field(default=20, ge=2)
     """Tokens, or phrases, that span angles there."""
     lower_pairs: int = Field(default=2, ge=0)
     """Layer pairs, from the lowest, for tokens and phrases; the others are for documents."""
@@ -116,6 +138,10 @@ class StructureSection(FeatureTermSection):
     def needs_attention(self) -> bool:
         """No."""
         return False
+
+    def lacks(self, mode: str | None) -> tuple[str, str] | None:
+        """See `FeatureTermSection`."""
+        return _lacking_states(mode, self.layer_map)
 
 
 LayerNumber = Annotated[float, Field(gt=0)]
@@ -129,7 +155,7 @@ class RelationsSection(FeatureTermSection):
     of: Annotated[Many[Literal["queries", "keys", "values"]], Field(min_length=1)] = ("queries", "keys", "values")
     """What is related to itself; the kinds are summed."""
     num_relation_heads: Annotated[int, Field(ge=1)] | Literal["auto", "attention"] = "auto"
-    """Must divide both widths; `auto`: the most up to 64 that does; `attention`: heads as they are."""
+    """Must divide both widths; `auto`: the most up to 64 that does; `attention`: heads as they are (MiniLM)."""
     layer: Literal["last"] | LayerNumber | dict[str, LayerNumber] = "last"
     """The teacher's: a number from 1, or below 1 a share of its layers; or one for each teacher by name."""
 
@@ -149,10 +175,9 @@ class RelationsSection(FeatureTermSection):
 
 
 def _kind_of_feature(given: Any) -> str:
-    kind = (
-        given.get("kind", "hidden_states") if isinstance(given, dict) else getattr(given, "kind", "hidden_states")
-    )
-    return str(kind)
+    if isinstance(given, dict):
+        return str(given.get("kind", "hidden_states"))
+    return str(getattr(given, "kind", "hidden_states"))
 
 
 FeatureSection = Annotated[
@@ -165,21 +190,3 @@ FeatureSection = Annotated[
     Discriminator(_kind_of_feature),
 ]
 """One of the kinds; `hidden_states` where none is given."""
-
-
-def lacking_in_cache(section: FeatureSection, mode: str | None) -> tuple[str, str] | None:
-    """What a term reads that a cache does not hold, and what would mend it; None if nothing.
-
-    Args:
-        section: The term.
-        mode: `cache.mode`; None where the cache was made elsewhere and may be of any.
-    """
-    if section.needs_attention or isinstance(section, RelationsSection):
-        return "queries, keys and values, which no cache holds", "kind: hidden_states"
-    if mode not in (None, "hidden_states"):
-        return f"hidden states, which cache.mode {mode} does not hold", "cache.mode: hidden_states"
-    if section.layer_map == "uniform":
-        return "all layers, of which a cache holds the last", "layer_map: last"
-    if isinstance(section, HiddenStatesSection) and not section.final_norm:
-        return "hidden states before the final norm, a cache holds those after it", "final_norm: true"
-    return None

@@ -118,6 +118,50 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     # The student is `kind: pruned`, whose sizes only the recipe can know.
     "minitron": {"objective": {"kd_weight": 1.0, "divergence": "forward_kl", "kd_temperature": 1.0}},
     "incremental": {"objective": {"kd_weight": 1.0, "weighting": "uniform"}},
+    # Features first, then distributions; the papers' steps as shares of a run.
+    "tinybert": {
+        "objective": {
+            "kd_weight": {"shape": "step", "initial": 0.0, "final": 1.0, "begin": 0.75},
+            "ce_weight": 0.0,
+            "weighting": "uniform",
+            "feature_weight": {"shape": "step", "initial": 1.0, "final": 0.0, "begin": 0.75},
+            "feature": [
+                {"kind": "hidden_states", "shared_projection": True, "layer_reduction": "sum"},
+                {"kind": "attention_scores", "layer_reduction": "sum"},
+            ],
+        }
+    },
+    "mobilebert": {
+        "objective": {
+            "kd_weight": {"shape": "step", "initial": 0.0, "final": 0.5, "begin": 0.6},
+            "ce_weight": {"shape": "step", "initial": 0.0, "final": 0.5, "begin": 0.6},
+            "weighting": "uniform",
+            "feature_weight": {"shape": "step", "initial": 1.0, "final": 0.0, "begin": 0.6},
+            "feature": [
+                {"kind": "feature_maps", "stage_share": 0.6},
+                {"kind": "attention_maps", "stage_share": 0.6},
+            ],
+        }
+    },
+    "minilm": {
+        "objective": {
+            "kd_weight": 0.0,
+            "ce_weight": 1.0,
+            "feature_weight": 1.0,
+            "feature": [
+                {"kind": "attention_maps", "layer_map": "last"},
+                {"kind": "relations", "of": ["values"], "num_relation_heads": "attention"},
+            ],
+        }
+    },
+    "minilmv2": {
+        "objective": {
+            "kd_weight": 0.0,
+            "ce_weight": 1.0,
+            "feature_weight": 1.0,
+            "feature": [{"kind": "relations", "num_relation_heads": "auto", "layer": "last"}],
+        }
+    },
     "gkd": {
         "objective": {"kd_weight": 1.0, "divergence": {"kind": "jsd", "beta": 0.5}, "weighting": "uniform"},
         "on_policy": {"fraction": 0.5, "max_new_tokens": 128, "temperature": 0.9, "loss": "divergence"},

@@ -288,12 +288,11 @@ class Objective(nn.Module):
     def after_step(self, means: Mapping[str, float]) -> None:
         """Take in a finished step's metrics over all ranks; called between steps where `watches`."""
         if self.balancer is not None:
-            values = {
-                "kd": self.kd_weight * means.get("kd_loss", 0.0),
-                "ce": self.ce_weight * means["cross_entropy"],
-            }
-            values |= {name: self._weight_of(name) * means.get(name, 0.0) for name, _ in self._named_features()}
-            self.balancer.after_step(values)
+            weights = {"kd": self.kd_weight, "ce": self.ce_weight}
+            weights |= {name: self._weight_of(name) for name, _ in self._named_features()}
+            metrics = {"kd": "kd_loss", "ce": "cross_entropy"}
+            present = [name for name, weight in weights.items() if weight > 0]
+            self.balancer.after_step({name: means.get(metrics.get(name, name), 0.0) for name in present})
         if self.course is not None and self.course.watches:
             self.course.after_step(means.get("kd_loss", 0.0), self.progress)
 

@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from collegium.feature_sections import lacking_in_cache
 from collegium.methods import with_method
 from collegium.model_sections import (
     CacheSection,
@@ -274,13 +273,13 @@ class Recipe(Section):
         for teacher in self.teachers:
             if teacher.kind == "local" and not teacher.cached:
                 continue
+            mode = self.cache.mode if teacher.kind == "local" else None
             for key, feature in self.objective.named_features.items():
-                lacking = lacking_in_cache(feature, self.cache.mode if teacher.kind == "local" else None)
-                if lacking is not None:
-                    what, mend = lacking
+                if lacking := feature.lacks(mode):
                     raise ValueError(
-                        f"teacher {teacher.name!r} is cached, but {key} (kind: {feature.kind}) reads {what}: "
-                        f"set {mend}, run the teacher (cached: false), or set objective.feature_weight to 0"
+                        f"teacher {teacher.name!r} is cached, but {key} (kind: {feature.kind}) reads "
+                        f"{lacking[0]}: set {lacking[1]}, run the teacher (kind: local, cached: false), or set "
+                        "objective.feature_weight to 0"
                     )
         return self
 

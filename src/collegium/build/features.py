@@ -84,9 +84,7 @@ def _term(
     size = (text.hidden_size, text.num_hidden_layers)
     sizes = [(teacher.hidden_size, teacher.num_layers) for teacher in teachers]
     weight = schedule_of(section.weight)
-    importance = None
-    if section.importance is not None:
-        importance = [section.importance[teacher.name] for teacher in teachers]
+    importance = _importance(section, teachers)
     match section:
         case HiddenStatesSection():
             return HiddenStatesTerm(
@@ -125,13 +123,25 @@ def _term(
                 importance=importance,
                 weight=weight,
             )
+        case _:
+            return _attention_term(section, student, teachers)
+
+
+def _attention_term(
+    section: AttentionScoresSection | AttentionMapsSection | RelationsSection,
+    student: Student,
+    teachers: Sequence[KnownTeacher],
+) -> FeatureTerm:
+    depth = causal_lm_of(student).config.get_text_config().num_hidden_layers
+    weight, importance = schedule_of(section.weight), _importance(section, teachers)
+    match section:
         case AttentionScoresSection() | AttentionMapsSection():
             attention_shape(student)  # refuses an attention that is not known
             scores = isinstance(section, AttentionScoresSection)
             return AttentionTerm(
                 "scores" if scores else "divergence",
-                size[1],
-                [layers for _, layers in sizes],
+                depth,
+                [teacher.num_layers for teacher in teachers],
                 layer_map=section.layer_map,
                 layer_reduction=section.layer_reduction,
                 stage_share=None if isinstance(section, AttentionScoresSection) else section.stage_share,
@@ -140,13 +150,19 @@ def _term(
             )
         case RelationsSection():
             return RelationTerm(
-                (attention_shape(student), size[1]),
+                (attention_shape(student), depth),
                 [(_shape(teacher), section.layer_of(teacher.name, teacher.num_layers)) for teacher in teachers],
                 of=section.of,
                 num_relation_heads=section.num_relation_heads,
                 importance=importance,
                 weight=weight,
             )
+
+
+def _importance(section: FeatureSection, teachers: Sequence[KnownTeacher]) -> list[float] | None:
+    if section.importance is None:
+        return None
+    return [section.importance[teacher.name] for teacher in teachers]
 
 
 def _shape(teacher: KnownTeacher) -> AttentionShape:

@@ -4,8 +4,8 @@ Sources: TinyBERT (arXiv:1909.10351, equation 7), MobileBERT (arXiv:2004.02984),
 MiniLMv2 (arXiv:2012.15828). All compare [S S] matrices, one a head, made of queries and keys (or of queries,
 keys or values with themselves). Attention is causal and stays inside a segment, so only keys up to a stretch's
 end are read, and each stretch is computed again in backward: at most 8 buffers of B * A * chunk_size * S numbers
-are alive at once, never one of B * A * S * S. With A = 9, S = 1,024 and 64 rows a buffer of float32 is 2.4 MB
-a block, the whole matrix 38 MB.
+are alive at once, never one of B * A * S * S. With A = 9 heads, S = 1,024 and 64 rows a buffer of float32 is
+2.4 MB a block, the whole matrix 38 MB.
 
 Every function returns a sum over text positions; padding is no row, and as a segment of its own never a key.
 Rows where the teacher is not finite are left out. Numbers of heads may differ: then means over heads are compared.
@@ -116,9 +116,9 @@ def relation_divergence(
     num_relation_heads: int | None,
     chunk_size: int = CHUNK_SIZE,
 ) -> Float[Tensor, ""]:
-    """Sum over text positions of mean over relation heads of KL(R_T || R_S), R = softmax(X X^T / sqrt(d_r)).
+    """Sum over text positions of the mean over relation heads of KL(R_T || R_S), R = softmax(X X^T / sqrt(d_r)).
 
-    MiniLMv2 for X the queries, keys or values; widths of student and teacher may differ.
+    MiniLMv2, causal, for X the queries, keys or values; widths of student and teacher may differ.
 
     Args:
         student: Queries, keys or values.
@@ -136,8 +136,8 @@ def relation_divergence(
 
 def split_heads(heads: Float[Tensor, "B A S d"], num: int) -> Float[Tensor, "B R S r"]:
     """Concatenate heads and split them into another number."""
-    split: Tensor = heads.transpose(1, 2).flatten(2).unflatten(-1, (num, -1)).transpose(1, 2)
-    return split
+    size, _, length, _ = heads.shape
+    return heads.transpose(1, 2).reshape(size, length, num, -1).transpose(1, 2)
 
 
 def relation_heads(num: int | Literal["auto"], widths: Sequence[int]) -> int:
@@ -153,12 +153,15 @@ def relation_heads(num: int | Literal["auto"], widths: Sequence[int]) -> int:
     if num == "auto":
         return fitting[-1]
     if num < 1 or common % num:
-        given = ", ".join(map(str, sorted(set(widths))))
         raise ValueError(
-            f"num_relation_heads is {num}, which must divide the widths {given}; "
-            f"{', '.join(map(str, fitting))} would, or auto"
+            f"num_relation_heads is {num}, which must divide the widths {_listed(sorted(set(widths)))}; "
+            f"{_listed(fitting)} would, or auto"
         )
     return num
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
 
 
 def _sum_over_rows(
