@@ -118,6 +118,7 @@ Features = Annotated[
     Annotated[FeatureSection, Tag("one")] | Annotated[Many[FeatureSection], Field(min_length=1), Tag("list")],
     Discriminator(_one_or_list),
 ]
+"""A section, or a list of at least one."""
 
 
 class ObjectiveSection(Section):

@@ -167,8 +167,8 @@ def test_draws_serve_a_loss_that_is_linear_in_its_target(recipe, run):
 def test_features_need_what_the_cache_does_not_hold(recipe, run):
     assert run("cache", recipe, *CACHED)[0] == 0
     code, _, err = run("train", recipe, *CACHED, "objective.feature_weight=0.1")
-    assert code == 69
-    assert "its cache knows none" in err
+    assert code == 2
+    assert "reads hidden states, which cache.mode top_k does not hold" in err
     states = [*CACHED, "cache.mode=hidden_states"]
     assert run("cache", recipe, *states)[0] == 0
     last = ["objective.feature_weight=0.1", "objective.feature.layer_map=last"]
