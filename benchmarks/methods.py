@@ -15,6 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
 from benchmarks.measure import (
     Samples,
@@ -81,6 +84,12 @@ def recipe_of(method: str, names: Sequence[str]) -> Recipe:
     )
 
 
+def word_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
+    """Every second token begins a word, for methods that read words."""
+    tokens = {f"{'Ġ' if i % 2 else ''}token{i}": i for i in range(vocab_size)}
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(tokens)))
+
+
 def method_step(setting: Setting, method: str) -> Step:
     """The step of a method, called as the trainer calls it.
 
@@ -94,7 +103,8 @@ def method_step(setting: Setting, method: str) -> Step:
         LocalTeacher(f"teacher-{m}", model, vocab_size=vocab_size, fingerprint=str(m))
         for m, model in enumerate(setting.teachers)
     ]
-    objective = build_objective(recipe_of(method, [t.name for t in teachers]), setting.student, teachers)
+    recipe = recipe_of(method, [t.name for t in teachers])
+    objective = build_objective(recipe, setting.student, teachers, word_tokenizer(vocab_size))
     objective.set_progress(0.5)  # past any warm-up, so that a step is what most of the run is
     model = DistillationModel(setting.student, objective, vocab_size=vocab_size)
     extras = list(objective.parameters())
