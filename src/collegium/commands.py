@@ -164,8 +164,8 @@ def claim_run_dir(recipe: Recipe, run_dir: Path) -> None:
             other = load_recipe(path)
         except RecipeError as error:
             raise RecipeError(
-                f"{run_dir}: holds a run whose recipe this version does not read, perhaps of another version; give "
-                f"another output_dir or name, or delete the folder\n{error}"
+                f"{run_dir}: holds a run whose recipe this version does not read; "
+                f"give another output_dir or name, or delete the folder\n{error}"
             ) from error
         is_another = other.fingerprint != recipe.fingerprint
         if is_another and ((run_dir / "student").exists() or any(run_dir.glob("checkpoints/checkpoint-*"))):

@@ -99,6 +99,14 @@ def test_train_evaluate_preflight(recipe, tmp_path, monkeypatch, capsys):
     assert code == 2
     assert "holds a run of another recipe (there and here: training.max_steps: 4, 5)" in err
 
+    # Nor does this version read what another wrote.
+    written = run_dir / "recipe.yaml"
+    kept = written.read_text(encoding="utf-8")
+    written.write_text(f"{kept}old_key: 1\n", encoding="utf-8")
+    code, _, err = run(["train", str(recipe)], monkeypatch, capsys)
+    assert code == 2 and "holds a run whose recipe this version does not read" in err
+    written.write_text(kept, encoding="utf-8")
+
     # What does not decide the result may change, and is written down.
     code, _, err = run(["train", str(recipe), "training.keep_checkpoints=7", "--json"], monkeypatch, capsys)
     assert code == 0, err
