@@ -41,6 +41,10 @@ def test_methods_fill_the_section(path):
         ([SHORT, "on_policy.teacher_share=1"], "on_policy.teacher_share"),
         ([SHORT, "on_policy.fraction=0"], "on_policy.fraction"),
         ([SHORT, "on_policy.lambda=0.5"], "on_policy.lambda: unknown key"),
+        ([SHORT, "objective.weighting=router"], "which objective.weighting cannot"),
+        ([SHORT, "objective.dynamic={selection: entropy}"], "which objective.dynamic cannot"),
+        ([SHORT, "objective.balance=uncertainty"], "which objective.balance cannot"),
+        ([SHORT, "objective.conflict_limit=0.5"], "which objective.conflict_limit cannot"),
     ],
 )
 def test_what_cannot_work_is_refused_by_name(path, overrides, hint):

@@ -97,6 +97,10 @@ class Batch:
             weights=inputs.get("weights"),
         )
 
+    def blocks_at(self, index: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
+        """Block of each place in the flattened B*S grid."""
+        return index // self.input_ids.shape[1]
+
 
 @dataclass(frozen=True)
 class Positions:
@@ -296,5 +300,5 @@ def predicted_positions(batch: Batch) -> Positions:
         labels=batch.labels.flatten()[index + 1],
         segments=segments[index],
         offsets=batch.position_ids.flatten()[index],
-        domains=None if batch.domain_ids is None else batch.domain_ids[index // batch.labels.shape[1]],
+        domains=None if batch.domain_ids is None else batch.domain_ids[batch.blocks_at(index)],
     )

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from collegium.functional.schedules import TaidState, on_policy_weight, taid_update
+from collegium.functional.courses import TaidState, on_policy_weight, taid_update
 
 
 class Course(nn.Module):

@@ -8,7 +8,7 @@ student (projections of feature terms); they never reach the exported student.
 
 import functools
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -210,7 +210,7 @@ class Objective(nn.Module):
             missed = self.router.loss(scores, sums.stats.cross_entropy, sums.stats.valid)
             loss = loss + self.router.loss_weight * missed / predicted
             metrics["router_loss"] = Mean(missed.detach(), predicted_here)
-        if student_states is not None and self.feature_terms:
+        if self.feature_terms:
             of_features, logged = self._features(student_states, outputs, batch, positions, guidance)
             terms |= {name: value / counts.attended.clamp_min(1) for name, value in of_features.items()}
             loss = loss + _total([factors.get(name, 1.0) * terms[name] for name in of_features])
@@ -246,33 +246,35 @@ class Objective(nn.Module):
             return self.target
         written = torch.zeros_like(positions.index, dtype=torch.bool)
         if batch.on_policy is not None:
-            written = batch.on_policy[positions.index // batch.input_ids.shape[1]]
+            written = batch.on_policy[batch.blocks_at(positions.index)]
         return replace(self.target, parameter=self.course.parameter(written, self.progress))
 
     def _features(
         self,
-        student_states: InnerStates,
+        student_states: InnerStates | None,
         outputs: Sequence[TeacherOutput],
         batch: Batch,
         positions: Positions,
         guidance: Guidance | None,
     ) -> tuple[dict[str, Tensor], dict[str, Mean]]:
         """Each term's weighted sum over text positions, and what is logged of them."""
+        assert student_states is not None, "feature terms read them"
         states = [output.features for output in outputs if output.features is not None]
         emphasis = None
         if guidance is not None and guidance.features is not None:
             emphasis = torch.zeros(batch.input_ids.numel(), device=batch.input_ids.device)
             emphasis = emphasis.index_copy(0, positions.index, guidance.features.float()).view_as(batch.input_ids)
         terms, metrics, attended = {}, {}, batch.attention_mask.sum()
+        nothing = torch.zeros((), device=attended.device)  # a term need not have parameters
         for name, term in self._named_features():
             weight = self._weight_of(name)
             if weight > 0:
                 value = term(student_states, states, batch, emphasis)
                 metrics[name] = Mean(value.detach(), attended)
             else:  # for now; but its parameters must have a gradient on every rank
-                value = _total([0.0 * parameter.sum() for parameter in term.parameters()])
+                value = sum((0.0 * parameter.sum() for parameter in term.parameters()), start=nothing)
             terms[name] = weight * value
-        metrics["feature_loss"] = Mean(_total(list(terms.values())).detach(), attended)
+        metrics["feature_loss"] = Mean(_total(terms.values()).detach(), attended)
         return terms, metrics
 
     def _weight_of(self, feature: str) -> float:
@@ -336,8 +338,8 @@ def _count(positions: Positions) -> Tensor:
     return torch.tensor(len(positions), device=positions.index.device)
 
 
-def _total(terms: Sequence[Tensor]) -> Tensor:
-    return torch.stack(list(terms)).sum() if terms else torch.zeros(())
+def _total(terms: Iterable[Tensor]) -> Tensor:
+    return torch.stack(list(terms)).sum()
 
 
 MIN_CHUNK_SIZE = 128

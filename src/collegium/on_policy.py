@@ -119,6 +119,8 @@ class OnPolicy:
             )
         if objective.dynamic is not None or isinstance(objective.balancer, UncertaintyWeighting):
             raise ValueError("on_policy weighs positions itself: leave out dynamic and balance: uncertainty")
+        if objective.target.conflict_limit is not None:
+            raise ValueError("conflict_limit would teach the student its own text: leave it out with on_policy")
         for teacher in teachers:
             if Capability.GENERATE not in teacher.provides:
                 raise TeacherError(
@@ -220,7 +222,7 @@ class _Judge:
         batch = Batch.from_inputs(rollout.inputs)
         positions, written = predicted_positions(batch), rollout.continuations
         assert batch.on_policy is not None
-        mask = batch.on_policy[positions.index // batch.input_ids.shape[1]]  # [N]
+        mask = batch.on_policy[batch.blocks_at(positions.index)]  # [N]
         metrics.add("on_policy_blocks", batch.on_policy.double())
         if written is None:
             return _Scored(rollout.inputs, mask, None, None)

@@ -331,13 +331,24 @@ class Recipe(Section):
                 f"on_policy: teacher {stored[0]!r} is read from a cache, which knows nothing of what the student "
                 "will write: run the teacher (`kind: local`, `cached: false`), or leave on_policy out"
             )
-        if objective.kd_weight == 0:
+        if not objective.distils:
             raise ValueError("on_policy has teachers judge the student's text: set objective.kd_weight above 0")
         if section.loss == "policy_gradient" and objective.label_smoothing > 0:
             raise ValueError(
                 "objective.label_smoothing would spread the policy gradient over the vocabulary: set it to 0, "
                 "or on_policy.loss to divergence"
             )
+        for key, clashes in {
+            "weighting": objective.weighting.kind in ("min_norm", "router"),
+            "dynamic": objective.dynamic is not None,
+            "balance": objective.balance == "uncertainty",
+            "conflict_limit": objective.conflict_limit is not None,
+        }.items():
+            if clashes:
+                raise ValueError(
+                    f"on_policy weighs teachers and positions of text that is not written yet by itself, which "
+                    f"objective.{key} cannot: leave it out, or on_policy"
+                )
         length = section.prompt_length + section.max_new_tokens
         if length > self.data.block_size:
             raise ValueError(

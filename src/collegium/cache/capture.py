@@ -183,7 +183,7 @@ def arrays_of_hidden(hidden: Float[Tensor, "S E"], *, name: str) -> Arrays:
 
 def rows_of_batch(batch: Batch, positions: Positions) -> Sequence[slice]:
     """Positions of each block of a batch."""
-    block = positions.index // batch.input_ids.shape[1]
+    block = batch.blocks_at(positions.index)
     counts = torch.bincount(block, minlength=len(batch.input_ids)).tolist()
     ends = np.cumsum(counts)
     return [slice(int(end - count), int(end)) for end, count in zip(ends, counts, strict=True)]

@@ -212,7 +212,7 @@ class _Chunk:
         divergence = torch.where(covered, self._divergence(softened, fused), 0.0) * self.target.scale
         kd_weight, ce_weight = self.kd_weight, self.ce_weight
         if self.target.conflict_limit is not None:
-            given_up = kd_weight * ~(self.target.settled(conflict) | ~covered)
+            given_up = kd_weight * (covered & ~self.target.settled(conflict))
             kd_weight, ce_weight = kd_weight - given_up, ce_weight + given_up
         loss = (kd_weight * divergence).sum() + (ce_weight * smoothed).sum()
         figures = (_sum_where(covered, target_entropy), _sum_where(covered, conflict))

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from collegium.functional.schedules import (
+from collegium.functional.courses import (
     TaidState,
     on_policy_weight,
     taid_update,
