@@ -10,7 +10,7 @@ that [n V] tensors exist one chunk and one teacher at a time. For V = 49,152 and
 signal is 201 MB per teacher, a projected one of width 576 is 2.4 MB.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any, Protocol, runtime_checkable
@@ -179,11 +179,56 @@ class InnerStates:
 
 
 @dataclass(frozen=True)
+class AlignedSpans:
+    """The shortest stretches of text that begin and end between two tokens of both tokenizations.
+
+    Attributes:
+        student: Span of each predicted position of the student, from 0 on in reading order; -1 in none.
+        teacher: Span of each predicted position of the teacher; U positions.
+        num_bytes: UTF-8 bytes of each span; G spans.
+    """
+
+    student: Int[Tensor, " N"]
+    teacher: Int[Tensor, " U"]
+    num_bytes: Int[Tensor, " G"]
+
+
+@dataclass(frozen=True)
+class OwnView:
+    """What a teacher says at its own positions, in its own vocabulary, and how they lie to the student's.
+
+    Attributes:
+        signal: Its distributions over its own vocabulary, U rows in reading order.
+        inputs: Its token that predicts, at each position.
+        labels: Its token that is predicted.
+        segments: Segment of each position, numbered as the student's `Positions.segments`.
+        spans: Where both tokenizations meet.
+        shared_tokens: Student and teacher ids of tokens of the same bytes, in the student's order.
+        embed: Its input embeddings of token ids [*] as [* E]; None for a teacher that does not run here.
+    """
+
+    signal: TeacherSignal
+    inputs: Int[Tensor, " U"]
+    labels: Int[Tensor, " U"]
+    segments: Int[Tensor, " U"]
+    spans: AlignedSpans
+    shared_tokens: Int[Tensor, "P 2"]
+    embed: Callable[[Int[Tensor, "*"]], Float[Tensor, "* E"]] | None = None
+
+
+@dataclass(frozen=True)
 class TeacherOutput:
-    """What `Teacher.score` returns for one batch."""
+    """What `Teacher.score` returns for one batch.
+
+    Attributes:
+        signal: Distributions over the student's vocabulary at the student's positions.
+        features: Inner states, if they were asked for.
+        own: The same in the teacher's own vocabulary, where it has another tokenizer than the student.
+    """
 
     signal: TeacherSignal
     features: InnerStates | None = None
+    own: OwnView | None = None
 
 
 @dataclass(frozen=True)

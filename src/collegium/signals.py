@@ -105,6 +105,53 @@ class DenseSignal:
         return self.logprobs[rows]
 
 
+class Carrier(Protocol):
+    """Makes a teacher's distributions over the student's vocabulary out of those over its own."""
+
+    def __len__(self) -> int: ...
+
+    def __call__(self, rows: slice) -> Float[Tensor, "n V"]:
+        """Log-probabilities at these positions; anything finite where the teacher is absent."""
+        ...
+
+    def to(self, device: torch.device) -> "Carrier":
+        """The same with its tensors on `device`."""
+        ...
+
+
+@dataclass(frozen=True)
+class CarriedSignal:
+    """Distributions of a teacher with another tokenizer; they exist a chunk at a time.
+
+    Temperatures act on what was carried, so that all teachers are softened in one vocabulary.
+
+    Attributes:
+        carrier: Makes the distributions.
+        weight_temperature: Divides the log-probabilities before the entropy that sets the weight is taken.
+        target_temperature: Divides those of the distribution that is mixed.
+        valid: False where nothing can be carried.
+        entropy: Sets the weight instead of the entropy of what was carried; None: that one does.
+    """
+
+    carrier: Carrier
+    weight_temperature: float = 1.0
+    target_temperature: float = 1.0
+    valid: Bool[Tensor, " N"] | None = None
+    entropy: Float[Tensor, " N"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.carrier)
+
+    def to(self, device: torch.device) -> "CarriedSignal":
+        """The same signal with its tensors on `device`."""
+        valid, entropy = (None if part is None else part.to(device) for part in (self.valid, self.entropy))
+        return replace(self, carrier=self.carrier.to(device), valid=valid, entropy=entropy)
+
+    def logits(self, rows: slice) -> Float[Tensor, "n V"]:
+        """Log-probabilities of these rows; a log-softmax leaves them as they are."""
+        return self.carrier(rows)
+
+
 TailPolicy = Literal["bucket", "uniform", "renormalize"]
 
 
@@ -157,4 +204,4 @@ class TopKSignal:
         return self.map(lambda tensor: tensor.to(device))
 
 
-TeacherSignal = ProjectedSignal | DenseSignal | TopKSignal
+TeacherSignal = ProjectedSignal | DenseSignal | CarriedSignal | TopKSignal

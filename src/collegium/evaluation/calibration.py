@@ -22,7 +22,7 @@ from collegium.functional.calibration import (
     calibration_sums,
     fit_temperatures,
 )
-from collegium.signals import DenseSignal, ProjectedSignal, TopKSignal
+from collegium.signals import CarriedSignal, DenseSignal, ProjectedSignal, TopKSignal
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class _Scored:
     """What a teacher says about a batch of one domain."""
 
     domain: str
-    signal: ProjectedSignal | DenseSignal
+    signal: ProjectedSignal | DenseSignal | CarriedSignal
     labels: Tensor
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from collegium.functional.divergences import LOG_ZERO
 from collegium.functional.elementwise import full_precision
 from collegium.functional.teacher_stats import chunks
-from collegium.signals import DenseSignal, ProjectedSignal
+from collegium.signals import CarriedSignal, DenseSignal, ProjectedSignal
 
 
 MAX_LOG_TEMPERATURE = 1.6
@@ -61,7 +61,7 @@ class CalibrationSums:
 
 
 def calibration_sums(
-    signal: ProjectedSignal | DenseSignal,
+    signal: ProjectedSignal | DenseSignal | CarriedSignal,
     labels: Int[Tensor, " N"],
     temperatures: Sequence[float],
     *,

@@ -35,7 +35,14 @@ from collegium.functional.listed import dense_logprobs
 from collegium.functional.products import project
 from collegium.functional.teacher_stats import checked_stats, listed_stats, require_captured
 from collegium.functional.weighting import Figures, GivenWeights, Scorer, shares_of, weights_from_scores
-from collegium.signals import DenseSignal, ProjectedSignal, TeacherSignal, TopKSignal, TransparentHead
+from collegium.signals import (
+    CarriedSignal,
+    DenseSignal,
+    ProjectedSignal,
+    TeacherSignal,
+    TopKSignal,
+    TransparentHead,
+)
 
 
 MIXERS: dict[Space, Kernel] = {"probs": mix_probs, "logs": mix_logs, "product": mix_product}
@@ -58,7 +65,7 @@ def closed_form(divergence: Divergence | PositionalDivergence) -> ClosedForm | N
 
 
 def logits_of(
-    signal: ProjectedSignal | DenseSignal, rows: slice, buffers: dict[torch.dtype, Tensor]
+    signal: ProjectedSignal | DenseSignal | CarriedSignal, rows: slice, buffers: dict[torch.dtype, Tensor]
 ) -> Float[Tensor, "n V"]:
     """A teacher's logits, in a buffer that all teachers share where its head is a linear map."""
     if not isinstance(signal, ProjectedSignal) or not isinstance(signal.head, TransparentHead):

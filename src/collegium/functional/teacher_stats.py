@@ -20,7 +20,7 @@ from collegium.functional.joint_weighting import JointWeighting
 from collegium.functional.listed import dense_logprobs
 from collegium.functional.min_norm import MinNormWeighting, gradient_products
 from collegium.functional.weighting import GivenScores, GivenWeights, Weighting
-from collegium.signals import TeacherSignal, TopKSignal
+from collegium.signals import CarriedSignal, TeacherSignal, TopKSignal
 
 
 TeacherWeighting = Weighting | JointWeighting | MinNormWeighting | GivenScores | GivenWeights
@@ -105,6 +105,9 @@ def checked_stats(
     """The figures of some rows, uniform where the teacher is absent, and where it is not."""
     # NaN, +Inf and rows of nothing but -Inf leave no finite entropy.
     valid = entropies.isfinite()
+    if isinstance(signal, CarriedSignal) and signal.entropy is not None:
+        entropies = signal.entropy[rows].to(entropies.dtype)
+        valid = valid & entropies.isfinite()
     if signal.valid is not None:
         valid = valid & signal.valid[rows]
     uniform = math.log(vocab_size)

@@ -7,15 +7,16 @@ its weight; where all are, nothing is distilled.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from collegium.contracts import Batch, Capability, Positions, Teacher, TeacherOutput
 from collegium.errors import DataError
-from collegium.signals import DenseSignal, ProjectedSignal, TeacherSignal, TopKSignal
+from collegium.signals import CarriedSignal, Carrier, DenseSignal, ProjectedSignal, TeacherSignal, TopKSignal
 from collegium.teachers.cached import CachedTeacher
 
 
@@ -100,9 +101,31 @@ class RestrictedTeacher:
         return torch.isin(domain_ids, domain_ids.new_tensor(self.domains))
 
 
+@dataclass(frozen=True)
+class SpreadCarrier:
+    """A carrier of n positions over N, of which `rows` [N] marks n; uniform elsewhere."""
+
+    carrier: Carrier
+    rows: Bool[Tensor, " N"]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __call__(self, rows: slice) -> Tensor:
+        """Log-probabilities of these of the N positions."""
+        here = self.rows[rows]
+        start = int(self.rows[: rows.start].sum())
+        own = self.carrier(slice(start, start + int(here.sum())))
+        return own.new_zeros((len(here), own.shape[1])).masked_scatter_(here.unsqueeze(-1), own)
+
+    def to(self, device: torch.device) -> "SpreadCarrier":
+        """The same with its tensors on `device`."""
+        return SpreadCarrier(self.carrier.to(device), self.rows.to(device))
+
+
 def spread(signal: TeacherSignal, valid: Tensor) -> TeacherSignal:
     """A signal of n positions over N, of which `valid` [N] marks n; elsewhere the teacher is absent."""
-    rows = valid.nonzero().squeeze(-1)
+    rows, valid_rows = valid.nonzero().squeeze(-1), valid
 
     def over_all(values: Tensor, fill: float = 0.0) -> Tensor:
         return values.new_full((len(valid), *values.shape[1:]), fill).index_copy(0, rows, values)
@@ -113,6 +136,9 @@ def spread(signal: TeacherSignal, valid: Tensor) -> TeacherSignal:
         return replace(signal, hidden=over_all(signal.hidden), valid=valid)
     if isinstance(signal, DenseSignal):
         return replace(signal, logprobs=over_all(signal.logprobs), valid=valid)
+    if isinstance(signal, CarriedSignal):
+        entropy = None if signal.entropy is None else over_all(signal.entropy)
+        return replace(signal, carrier=SpreadCarrier(signal.carrier, valid_rows), valid=valid, entropy=entropy)
     lists: dict[str, Any] = {
         field.name: over_all(value, -1 if field.name == "token_ids" else 0.0)
         for field in fields(TopKSignal)
