@@ -7,7 +7,7 @@ from torch import Tensor
 
 from collegium.functional.chunked import DistillationSums
 from collegium.metrics import Mean
-from collegium.signals import TeacherSignal
+from collegium.signals import CarriedSignal, TeacherSignal
 
 
 def loss_metrics(
@@ -30,7 +30,19 @@ def loss_metrics(
     }
     for m, name in enumerate(teacher_names):
         metrics |= _of_teacher(name, m, sums, num_positions, signals[m].valid)
+        metrics |= _carried(name, signals[m], num_positions)
     return metrics
+
+
+def _carried(name: str, signal: TeacherSignal, num_positions: Tensor) -> dict[str, Mean]:
+    """Shares of positions where a teacher with another tokenizer is exact, and approximate."""
+    if not isinstance(signal, CarriedSignal) or signal.exact is None or signal.valid is None:
+        return {}
+    exact = (signal.exact & signal.valid).sum()
+    return {
+        f"teacher/{name}/exact_fraction": Mean(exact, num_positions),
+        f"teacher/{name}/approximate_fraction": Mean(signal.valid.sum() - exact, num_positions),
+    }
 
 
 def _of_teacher(

@@ -131,6 +131,7 @@ class CarriedSignal:
         target_temperature: Divides those of the distribution that is mixed.
         valid: False where nothing can be carried.
         entropy: Sets the weight instead of the entropy of what was carried; None: that one does.
+        exact: Where what was carried is exact, and no approximation; for metrics.
     """
 
     carrier: Carrier
@@ -138,14 +139,16 @@ class CarriedSignal:
     target_temperature: float = 1.0
     valid: Bool[Tensor, " N"] | None = None
     entropy: Float[Tensor, " N"] | None = None
+    exact: Bool[Tensor, " N"] | None = None
 
     def __len__(self) -> int:
         return len(self.carrier)
 
     def to(self, device: torch.device) -> "CarriedSignal":
         """The same signal with its tensors on `device`."""
-        valid, entropy = (None if part is None else part.to(device) for part in (self.valid, self.entropy))
-        return replace(self, carrier=self.carrier.to(device), valid=valid, entropy=entropy)
+        parts = {"valid": self.valid, "entropy": self.entropy, "exact": self.exact}
+        moved: dict[str, Any] = {name: part.to(device) for name, part in parts.items() if part is not None}
+        return replace(self, carrier=self.carrier.to(device), **moved)
 
     def logits(self, rows: slice) -> Float[Tensor, "n V"]:
         """Log-probabilities of these rows; a log-softmax leaves them as they are."""

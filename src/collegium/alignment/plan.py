@@ -1,0 +1,317 @@
+"""Where two tokenizations of a batch meet, and what of a teacher's predictions says something about the student's.
+
+Each segment of the student's blocks becomes a segment of the teacher's: the same bytes, cut by its tokenizer,
+behind BOS if that is its custom. At a place where both have cut (`main`), the teacher predicts from the same
+text as the student. How right its prediction is when it is carried over follows from the text:
+
+- exact: what the teacher reads next begins with the student's next token.
+- split: the student's next token is several of the teacher's; its probability is the product of theirs.
+- inside: the place lies inside a token of the teacher's, which knew only the text before that token.
+- absent: nothing can be said.
+
+What a teacher's token goes on with where the student has cut it (`entries`) is part of the student's next
+token as well: without it a teacher who always writes "walking" as one token would claim that "ing" never
+follows "walk". All of this is found from token ids and lengths, by numpy, where batches are made: 4 ms for
+1,024 tokens, of which 3 are the teacher's tokenizer.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from collegium.alignment.token_bytes import TokenBytes, TokenizedBytes
+from collegium.alignment.vocabulary import START, VocabularyMap, extend_keys
+
+
+Ints = NDArray[np.int64]
+
+DEEPEST = 8
+"""Student tokens after a common cut beyond which no token of a teacher is looked for."""
+
+
+class Carry(IntEnum):
+    """How a teacher's prediction reaches a position of the student; see the module."""
+
+    EXACT = 0
+    SPLIT = 1
+    INSIDE = 2
+    ABSENT = 3
+
+
+@dataclass(frozen=True)
+class AlignmentPlan:
+    """A batch of the student's read by a teacher.
+
+    F positions of the student have a next token in their segment; U of the teacher's have one. Both are in
+    reading order, and rows below are places among the U.
+
+    Attributes:
+        input_ids: The teacher's tokens, [B T].
+        attention_mask: True on text, [B T].
+        position_ids: Places in segments, [B T].
+        kinds: How each position is reached, a `Carry`, [F].
+        main: Row that predicts from the same text; -1 if there is none, [F].
+        before: Row at the last place before where both had cut, if something is taken from it; else -1, [F].
+        chain: Rows from `main` on whose labels together are the student's next token, where that is not what
+            the first of them is carried to; else 0, [F].
+        entry_starts: First of the entries of each position, [F + 1].
+        entry_tokens: Token of the teacher's predicted at `before`, which goes on behind the position, [C].
+        entry_follows: Student token that follows in it; -1 where it ends at the position, so that what
+            follows is not known, [C].
+        student_spans: Span of each position's next token, -1 in none, [F].
+        teacher_spans: Likewise of the teacher's, [U].
+        teacher_segments: Segment of each row, from 0 on, [U].
+        span_bytes: Bytes of each span.
+    """
+
+    input_ids: Ints
+    attention_mask: NDArray[np.bool_]
+    position_ids: Ints
+    kinds: Ints
+    main: Ints
+    before: Ints
+    chain: Ints
+    entry_starts: Ints
+    entry_tokens: Ints
+    entry_follows: Ints
+    student_spans: Ints
+    teacher_spans: Ints
+    teacher_segments: Ints
+    span_bytes: Ints
+
+
+@dataclass(frozen=True)
+class Text:
+    """Tokens of one segment and where each ends, in bytes; what ends a text counts as one byte more."""
+
+    tokens: Ints
+    ends: Ints
+
+    def last_at(self, places: Ints) -> Ints:
+        """Last token that ends at each place, or before."""
+        return np.searchsorted(self.ends, places, "right") - 1
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """One segment: how the tokens of the two lie to one another. As in the plan, from 0 on in the segment.
+
+    `since` counts the student's tokens since the cut of `before`; `kinds` knows nothing of vocabularies yet.
+    """
+
+    kinds: Ints
+    main: Ints
+    before: Ints
+    since: Ints
+    chain: Ints
+    student_spans: Ints
+    teacher_spans: Ints
+    span_bytes: Ints
+
+
+def meet(own: Text, other: Text, first: Ints) -> Meeting:
+    """Find common cuts.
+
+    Args:
+        own: The student's tokens.
+        other: The teacher's, of the same text.
+        first: Student token that each of the teacher's tokens begins with.
+    """
+    here, there = own.ends[:-1], own.ends[1:]  # where each position stands, and where its next token ends
+    at, then = other.last_at(here), other.last_at(there)
+    is_cut = (at >= 0) & (other.ends[at] == here)
+    main = np.where(is_cut & (at < len(other.tokens) - 1), at, -1)
+    next_token = other.tokens[np.minimum(main + 1, len(other.tokens) - 1)]
+    is_carried = first[next_token] == own.tokens[1:]
+    complete, ends_together = then - main, other.ends[then] == there
+    can_chain = ends_together | (complete == 0)
+    cuts = np.intersect1d(own.ends, other.ends)
+    last_cut = np.searchsorted(cuts, here, "left") - 1
+    place = cuts[last_cut] if len(cuts) else np.zeros_like(here)
+    before = np.where(last_cut >= 0, other.last_at(place), -1)
+    covers = other.ends[np.minimum(before + 1, len(other.ends) - 1)] > here
+    kinds = np.select(
+        [
+            there == here,
+            is_cut & (main < 0),
+            is_cut & is_carried,
+            is_cut & can_chain,
+            is_cut,
+            (before >= 0) & covers,
+        ],
+        [Carry.ABSENT, Carry.ABSENT, Carry.EXACT, Carry.SPLIT, Carry.ABSENT, Carry.INSIDE],
+        Carry.ABSENT,
+    ).astype(np.int64)
+    reached = kinds != Carry.ABSENT
+    return Meeting(
+        kinds=kinds,
+        main=np.where(reached, main, -1),
+        before=np.where(reached, before, -1),
+        since=np.arange(len(here)) - own.last_at(place),
+        chain=np.where(kinds == Carry.SPLIT, np.maximum(complete, 1), 0),
+        student_spans=np.where(there > here, _spans(cuts, there), -1),
+        teacher_spans=_spans(cuts, other.ends[1:]),
+        span_bytes=np.diff(cuts),
+    )
+
+
+def _spans(cuts: Ints, ends: Ints) -> Ints:
+    """Which stretch between two cuts ends here or later; -1 outside of all."""
+    spans = np.searchsorted(cuts, ends, "left") - 1
+    return np.where(spans < len(cuts) - 1, spans, -1)
+
+
+class Aligner:
+    """Plans how a teacher reads the student's batches.
+
+    Args:
+        student: The student's vocabulary.
+        teacher: The teacher's.
+        vocabulary: The map between them.
+    """
+
+    def __init__(self, student: TokenBytes, teacher: TokenBytes, vocabulary: VocabularyMap) -> None:
+        self.student, self.teacher, self.vocabulary = student, teacher, vocabulary
+
+    def plan(self, input_ids: Ints, attention_mask: NDArray[np.bool_], position_ids: Ints) -> AlignmentPlan:
+        """The plan of a batch, [B S] each."""
+        blocks = [
+            self._segments(tokens[mask], places[mask])
+            for tokens, mask, places in zip(input_ids, attention_mask, position_ids, strict=True)
+        ]
+        own = [text for block in blocks for text in block]
+        other = self._read(own)
+        meetings = [meet(a, b, self.vocabulary.first) for a, b in zip(own, other, strict=True)]
+        batch = _packed(other, [len(block) for block in blocks])
+        return self._planned(batch, own, meetings)
+
+    def _segments(self, tokens: Ints, places: Ints) -> list[Text]:
+        cuts = np.flatnonzero(places == 0)[1:]
+        return [self._text(part) for part in np.split(tokens, cuts)] if len(tokens) else []
+
+    def _text(self, tokens: Ints) -> Text:
+        lengths = self.student.lengths[tokens]
+        if self.student.eos is not None:
+            lengths[-1] += tokens[-1] == self.student.eos
+        return Text(tokens, np.cumsum(lengths))
+
+    def _read(self, own: Sequence[Text]) -> list[Text]:
+        """The same text as the teacher's tokens."""
+        contents = [self.student.decode(text.tokens) for text in own]
+        return [
+            self._framed(tokenized, len(content), text.ends[-1] > len(content))
+            for text, content, tokenized in zip(own, contents, self.teacher.encode(contents), strict=True)
+        ]
+
+    def _framed(self, tokenized: TokenizedBytes, size: int, is_ended: bool) -> Text:
+        """With BOS and EOS where they belong."""
+        bos = [] if self.teacher.bos is None else [self.teacher.bos]
+        eos = [self.teacher.eos] if is_ended and self.teacher.eos is not None else []
+        tokens = np.concatenate([bos, tokenized.tokens, eos]).astype(np.int64)
+        ends = np.concatenate([[0] * len(bos), tokenized.ends, [size + 1] * len(eos)]).astype(np.int64)
+        return Text(tokens, ends) if len(tokens) else Text(np.zeros(1, np.int64), np.zeros(1, np.int64))
+
+    def _planned(
+        self, batch: Mapping[str, NDArray[Any]], own: Sequence[Text], meetings: Sequence[Meeting]
+    ) -> AlignmentPlan:
+        """Segments side by side, rows and spans counted through, and what crosses each position."""
+        num_rows = [len(meeting.teacher_spans) for meeting in meetings]
+        rows, spans = _starts(num_rows), _starts([len(meeting.span_bytes) for meeting in meetings])
+        kinds, since, chain, span_bytes = (
+            _all([getattr(meeting, name) for meeting in meetings])
+            for name in ("kinds", "since", "chain", "span_bytes")
+        )
+        main = _all([_moved(meeting.main, by) for meeting, by in zip(meetings, rows, strict=True)])
+        before = _all([_moved(meeting.before, by) for meeting, by in zip(meetings, rows, strict=True)])
+        keys = _keys(own, since)
+        found = self._entries(
+            np.where(since <= DEEPEST, before, -1), keys, kinds, _all([t.tokens[1:] for t in own])
+        )
+        kinds, before, counts, tokens, follows = found
+        return AlignmentPlan(
+            **batch,
+            kinds=kinds,
+            main=main,
+            before=before,
+            chain=chain,
+            entry_starts=_starts([*counts, 0]),
+            entry_tokens=tokens,
+            entry_follows=follows,
+            student_spans=_all([_moved(m.student_spans, by) for m, by in zip(meetings, spans, strict=True)]),
+            teacher_spans=_all([_moved(m.teacher_spans, by) for m, by in zip(meetings, spans, strict=True)]),
+            teacher_segments=np.repeat(np.arange(len(meetings)), num_rows),
+            span_bytes=span_bytes,
+        )
+
+    def _entries(
+        self, before: Ints, keys: NDArray[np.uint64], kinds: Ints, labels: Ints
+    ) -> tuple[Ints, Ints, Ints, Ints, Ints]:
+        """Kinds and rows before, now that vocabularies are asked; number of entries, their tokens and follows."""
+        first, last = self.vocabulary.beginning_with(keys)
+        counts = np.where(before >= 0, last - first, 0)
+        position = np.repeat(np.arange(len(keys)), counts)
+        entries = np.arange(len(position)) - np.repeat(_starts(counts), counts) + np.repeat(first, counts)
+        follows = self.vocabulary.follows[entries]
+        # An inside place whose own next token follows from no entry would be told that it is impossible.
+        can_be = np.bincount(position, follows == labels[position], minlength=len(keys)) > 0
+        kinds = np.where((kinds == Carry.INSIDE) & ~can_be, Carry.ABSENT, kinds)
+        kept = (kinds[position] == Carry.INSIDE) | ((follows >= 0) & (kinds[position] != Carry.ABSENT))
+        counts = np.bincount(position[kept], minlength=len(keys))
+        return (
+            kinds,
+            np.where(counts > 0, before, -1),
+            counts,
+            self.vocabulary.tokens[entries[kept]],
+            follows[kept],
+        )
+
+
+def _keys(own: Sequence[Text], since: Ints) -> NDArray[np.uint64]:
+    """Key of the student tokens since the last common cut, at each position."""
+    tokens = _all([text.tokens for text in own])
+    places = _all(
+        [
+            np.arange(len(text.tokens) - 1) + by
+            for text, by in zip(own, _starts([len(t.tokens) for t in own]), strict=True)
+        ]
+    )
+    keys = np.full(len(since), START)
+    for depth in range(min(DEEPEST, int(since.max(initial=0)))):
+        longer = since > depth
+        keys[longer] = extend_keys(keys[longer], tokens[places[longer] - since[longer] + 1 + depth])
+    return keys
+
+
+def _packed(texts: Sequence[Text], counts: Sequence[int]) -> dict[str, NDArray[Any]]:
+    """Blocks of so many segments each, padded on the right to one length."""
+    blocks, start = [], 0
+    for count in counts:
+        blocks.append(texts[start : start + count])
+        start += count
+    sizes = [sum(len(text.tokens) for text in block) for block in blocks]
+    shape = (len(blocks), max([1, *sizes]))
+    input_ids, mask, positions = np.zeros(shape, np.int64), np.zeros(shape, bool), np.zeros(shape, np.int64)
+    for row, (block, size) in enumerate(zip(blocks, sizes, strict=True)):
+        input_ids[row, :size] = _all([text.tokens for text in block])
+        mask[row, :size] = True
+        positions[row, :size] = _all([np.arange(len(text.tokens)) for text in block])
+        positions[row, size:] = np.arange(shape[1] - size)
+    return {"input_ids": input_ids, "attention_mask": mask, "position_ids": positions}
+
+
+def _all(parts: Sequence[Ints]) -> Ints:
+    return np.concatenate([np.zeros(0, np.int64), *parts])
+
+
+def _starts(counts: Sequence[int] | Ints) -> Ints:
+    """Where each part begins."""
+    counts = np.asarray(counts, np.int64)
+    return np.cumsum(counts) - counts
+
+
+def _moved(places: Ints, by: int) -> Ints:
+    return np.where(places >= 0, places + by, -1)

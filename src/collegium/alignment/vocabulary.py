@@ -1,0 +1,145 @@
+"""How the tokens of a teacher and of a student correspond, made once for a pair and kept on disk.
+
+A teacher's token says which student token comes next: the first one that its bytes are cut into. That makes
+one map of the teacher's vocabulary onto the student's, under which no probability is lost. Where the student
+cuts a teacher's token into several, those after the first are known too: they follow where the text so far
+is the beginning of that token (`beginning_with`).
+
+For 262,144 tokens against 49,152 the map takes some seconds to make and 4 MB on disk.
+"""
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+
+from collegium.alignment.token_bytes import TokenBytes
+from collegium.durable import write_bytes
+from collegium.pretrained import cache_dir
+
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+START: np.uint64 = np.uint64(0x243F6A8885A308D3)
+"""Key of no tokens."""
+
+
+def extend_keys(keys: NDArray[np.uint64], tokens: NDArray[np.integer]) -> NDArray[np.uint64]:
+    """Keys of sequences that are one token longer; 64 bits, so that no two in a vocabulary are alike."""
+    with np.errstate(over="ignore"):
+        mixed = (keys ^ (tokens.astype(np.uint64) + np.uint64(1))) * np.uint64(0x9E3779B97F4A7C15)
+        mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
+    return mixed ^ (mixed >> np.uint64(32))
+
+
+@dataclass(frozen=True)
+class VocabularyMap:
+    """A teacher's vocabulary seen from a student's.
+
+    Attributes:
+        first: Student token that each of the teacher's tokens begins with, [V_T]; -1 where it has no
+            counterpart, such as a control token, whose probability is left out.
+        keys: Key of the student tokens that a teacher's token begins with, or is, sorted; C rows.
+        tokens: That teacher's token.
+        follows: The student token that follows in it, or -1 where it ends: what follows is another token's
+            affair.
+        num_pieces: Teacher tokens that each of the student's tokens is cut into, [V_S]; 0 without bytes.
+        shared: Student and teacher ids of tokens of the same bytes, [P 2].
+    """
+
+    first: NDArray[np.int64]
+    keys: NDArray[np.uint64]
+    tokens: NDArray[np.int64]
+    follows: NDArray[np.int64]
+    num_pieces: NDArray[np.int64]
+    shared: NDArray[np.int64]
+
+    def beginning_with(self, keys: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """First and last (exclusive) row of each key."""
+        return np.searchsorted(self.keys, keys, "left"), np.searchsorted(self.keys, keys, "right")
+
+    @classmethod
+    def of(cls, student: TokenBytes, teacher: TokenBytes) -> "VocabularyMap":
+        """The map of a pair; read from the cache if it was made before."""
+        content = f"{FORMAT}/{student.fingerprint}/{teacher.fingerprint}"
+        path = cache_dir() / "vocabularies" / f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.safetensors"
+        if path.exists():
+            kept = _load(path)
+            if kept is not None:
+                return kept
+        made = make_map(student, teacher)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        arrays = {field.name: np.ascontiguousarray(getattr(made, field.name)) for field in fields(cls)}
+        write_bytes(path, safetensors.numpy.save(arrays))
+        return made
+
+
+def _load(path: Path) -> VocabularyMap | None:
+    try:
+        arrays = safetensors.numpy.load_file(path)
+        return VocabularyMap(**{field.name: arrays[field.name] for field in fields(VocabularyMap)})
+    except (SafetensorError, KeyError, OSError) as error:
+        logger.warning("%s: is damaged (%s); it is made anew", path, error)
+        return None
+
+
+def make_map(student: TokenBytes, teacher: TokenBytes) -> VocabularyMap:
+    """Cut the tokens of each vocabulary with the tokenizer of the other."""
+    starts, cut = _cut(teacher, student)
+    lengths = np.diff(starts)
+    first = np.full(teacher.size, -1, np.int64)
+    first[lengths > 0] = cut[starts[:-1][lengths > 0]]
+    if teacher.eos is not None and student.eos is not None:
+        first[teacher.eos] = student.eos
+    own_starts, own_cut = _cut(student, teacher)
+    own_lengths = np.diff(own_starts)
+    split = np.flatnonzero(own_lengths > 1)  # the teacher gets there by another token first
+    begun = (extend_keys(np.full(len(split), START), split), own_cut[own_starts[split]], np.full(len(split), -1))
+    columns = [np.concatenate(parts) for parts in zip(*_prefixes(starts, cut, first), begun, strict=True)]
+    keys, tokens, follows = (column[np.lexsort(columns[::-1])] for column in columns)
+    pairs = [(token_id, teacher.ids[piece]) for piece, token_id in student.ids.items() if piece in teacher.ids]
+    return VocabularyMap(
+        first, keys, tokens, follows, own_lengths, np.array(sorted(pairs), np.int64).reshape(-1, 2)
+    )
+
+
+def _cut(pieces_of: TokenBytes, by: TokenBytes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Tokens of one vocabulary as tokens of another: where each begins in the list, and the list.
+
+    Bytes that are a token of the other too are that token, however the tokenizer would cut them alone.
+    """
+    texts = [piece or b"" for piece in pieces_of.pieces]
+    same = {token_id: by.ids[piece] for token_id, piece in enumerate(texts) if piece and piece in by.ids}
+    encoded = by.encode([b"" if token_id in same else piece for token_id, piece in enumerate(texts)])
+    parts = []
+    for token_id, (piece, tokenized) in enumerate(zip(texts, encoded, strict=True)):
+        if token_id in same:
+            parts.append(np.array([same[token_id]], np.int64))
+        elif by.decode(tokenized.tokens) == piece:
+            parts.append(tokenized.tokens)
+        else:  # a character that the other vocabulary lacks
+            parts.append(np.zeros(0, np.int64))
+    starts = np.cumsum([0, *(len(part) for part in parts)])
+    return starts, np.concatenate(parts)
+
+
+def _prefixes(
+    starts: NDArray[np.int64], cut: NDArray[np.int64], first: NDArray[np.int64]
+) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]]:
+    """Key of each beginning of each token, the token, and what follows in it."""
+    lengths = np.diff(starts)
+    tokens = np.flatnonzero((lengths > 0) & (first >= 0))
+    keys = np.full(len(tokens), START)
+    for depth in range(int(lengths.max(initial=0))):
+        keys = extend_keys(keys, cut[starts[tokens] + depth])
+        goes_on = lengths[tokens] > depth + 1
+        yield keys[~goes_on], tokens[~goes_on], np.full(int((~goes_on).sum()), -1)
+        keys, tokens = keys[goes_on], tokens[goes_on]
+        yield keys, tokens, cut[starts[tokens] + depth + 1]

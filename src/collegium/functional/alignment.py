@@ -1,0 +1,217 @@
+"""A teacher's distributions carried from its vocabulary to the student's.
+
+Where both tokenizers have cut, at place a, the student's next token y has the probability
+
+    p(y) = [ P(s) * sum over w that begin with y of P(w | ..a) + sum over v of P(v) ] / Z
+
+where s are the teacher's tokens since the last common cut, and v those it might have written there that go
+on behind a with y where the student has cut them. Z makes it a distribution. The first sum is one addition
+for each token of the teacher's (`index_add`); the second is empty at most places.
+
+No probability is lost: a student token that is the beginning of several of the teacher's gets the sum of
+theirs. What is not known is how a token of the teacher's goes on that is only the beginning of some student
+token: it counts for the longest student token in it, but for the text's own continuation, whose probability is
+the product of its tokens' (`chain`).
+
+For 262,144 tokens carried to 49,152 at 128 places: 22 ms on two cores, beside 224 ms for the logits.
+"""
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from collegium.functional.divergences import LOG_ZERO
+from collegium.functional.elementwise import full_precision
+from collegium.signals import LinearHead, ProjectedSignal, TeacherSignal, TransparentHead
+
+
+@dataclass(frozen=True)
+class CarryRows:
+    """Where the distributions at N places come from; see `collegium.alignment.plan.AlignmentPlan`.
+
+    Attributes:
+        main: Row of the teacher that predicts from the same text; -1 for none.
+        before: Row at the last common cut before, of which the entries are; -1 for none.
+        chain: Number of rows from `main` on whose labels are the student's next token together; 0 where the
+            first of them is carried to it.
+        labels: The student's next token.
+        entry_rows: Place of each of C entries, in order.
+        entry_tokens: The teacher's token, predicted at `before`.
+        entry_follows: The student's next token in it; -1 where it is not known.
+    """
+
+    main: Int[Tensor, " N"]
+    before: Int[Tensor, " N"]
+    chain: Int[Tensor, " N"]
+    labels: Int[Tensor, " N"]
+    entry_rows: Int[Tensor, " C"]
+    entry_tokens: Int[Tensor, " C"]
+    entry_follows: Int[Tensor, " C"]
+
+    def __len__(self) -> int:
+        return len(self.main)
+
+    def __getitem__(self, rows: slice) -> "CarryRows":
+        first, last = torch.searchsorted(
+            self.entry_rows, self.entry_rows.new_tensor([rows.start, rows.stop])
+        ).tolist()
+        entries = slice(first, last)
+        return CarryRows(
+            self.main[rows],
+            self.before[rows],
+            self.chain[rows],
+            self.labels[rows],
+            self.entry_rows[entries] - rows.start,
+            self.entry_tokens[entries],
+            self.entry_follows[entries],
+        )
+
+    def to(self, device: torch.device) -> "CarryRows":
+        """The same with its tensors on `device`."""
+        return CarryRows(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+    def span(self) -> slice:
+        """The teacher's rows that are needed."""
+        last = torch.where(self.main >= 0, self.main + self.chain.clamp_min(1), self.before + 1)
+        first = torch.where(self.before >= 0, self.before, self.main)
+        used = first >= 0
+        if not bool(used.any()):
+            return slice(0, 0)
+        return slice(int(first[used].min()), int(last[used].max()))
+
+
+def carried_logprobs(
+    logits: Float[Tensor, "R T"],
+    own_labels: Int[Tensor, " R"],
+    first: Int[Tensor, " T"],
+    rows: CarryRows,
+    vocab_size: int,
+) -> Float[Tensor, "n V"]:
+    """Log-probabilities over the student's vocabulary, never below `LOG_ZERO`; 0 where nothing is carried.
+
+    Args:
+        logits: The teacher's, at consecutive rows.
+        own_labels: The teacher's token that follows each.
+        first: Student token that each of the teacher's tokens begins with; `vocab_size` for none.
+        rows: Where each place comes from, counted in these logits.
+        vocab_size: Size of the student's vocabulary.
+    """
+    probs = full_precision(logits).softmax(-1)
+    gold = probs.gather(-1, own_labels.unsqueeze(-1)).squeeze(-1)  # [R]
+    pooled = probs.new_zeros((len(probs), vocab_size + 1)).index_add_(1, first, probs)
+    has_main = rows.main >= 0
+    carried = pooled[rows.main.clamp_min(0)] if len(pooled) else pooled.new_zeros((len(rows), vocab_size + 1))
+    path, chain = path_probs(gold, rows)
+    carried = carried * (path * has_main).unsqueeze(-1)
+    known = rows.entry_follows >= 0
+    place, follows = rows.entry_rows[known], rows.entry_follows[known]
+    carried.index_put_((place, follows), probs[rows.before[place], rows.entry_tokens[known]], accumulate=True)
+    moved = torch.where(rows.chain > 0, path * chain, 0.0)
+    if len(probs):
+        source = first[own_labels[rows.main.clamp_min(0)]]
+        each = torch.arange(len(rows), device=carried.device)
+        carried.index_put_((each, source), -moved, accumulate=True)
+        carried.index_put_((each, rows.labels), moved, accumulate=True)
+    carried = carried[:, :vocab_size].clamp_min_(0.0)
+    total = carried.sum(-1, keepdim=True)
+    nothing = total == 0.0  # not where a teacher's logits hold NaN: that must show
+    return (carried / total.masked_fill(nothing, 1.0)).log().masked_fill(nothing, 0.0).clamp_min(LOG_ZERO)
+
+
+def path_probs(gold: Float[Tensor, " R"], rows: CarryRows) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+    """Probability of the teacher's tokens since the cut before, and of those of the chain; 1 for none."""
+    sums = torch.nn.functional.pad(gold.double().log().cumsum(0), (1, 0))  # [R + 1]
+    start = rows.main.clamp_min(0)
+    before = torch.where(rows.before >= 0, rows.before, start)
+    path = (sums[start] - sums[before]).exp()
+    chain = (sums[start + rows.chain] - sums[start]).exp()
+    return path.to(gold.dtype), chain.to(gold.dtype)
+
+
+@dataclass(frozen=True)
+class LogitCarrier:
+    """Carries distributions that a teacher has in full; see `collegium.signals.Carrier`.
+
+    Attributes:
+        signal: The teacher's, in its own vocabulary, at temperature 1.
+        own_labels: Its token that follows each of its rows.
+        first: As for `carried_logprobs`.
+        rows: Where each place comes from.
+        vocab_size: Size of the student's vocabulary.
+    """
+
+    signal: TeacherSignal
+    own_labels: Int[Tensor, " U"]
+    first: Int[Tensor, " T"]
+    rows: CarryRows
+    vocab_size: int
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __call__(self, rows: slice) -> Float[Tensor, "n V"]:
+        """Log-probabilities at these places."""
+        part = self.rows[rows]
+        span = part.span()
+        part = replace(part, main=_within(part.main, span), before=_within(part.before, span))
+        logits = self.signal.logits(span)  # type: ignore[union-attr]
+        return carried_logprobs(logits, self.own_labels[span], self.first, part, self.vocab_size)
+
+    def to(self, device: torch.device) -> "LogitCarrier":
+        """The same with its tensors on `device`."""
+        return LogitCarrier(
+            self.signal.to(device),
+            self.own_labels.to(device),
+            self.first.to(device),
+            self.rows.to(device),
+            self.vocab_size,
+        )
+
+
+def _within(places: Int[Tensor, " n"], span: slice) -> Int[Tensor, " n"]:
+    return torch.where(places >= 0, places - span.start, -1)
+
+
+def unknown_share(signal: ProjectedSignal, rows: CarryRows, inside: Bool[Tensor, " N"]) -> Float[Tensor, " N"]:
+    """Of what a teacher may have written at places inside one of its tokens, the share that ends there.
+
+    What follows such a token it would have said from a text that it did not read. Of the head only the rows of
+    the tokens concerned are needed, as the share does not depend on the others. 0 outside of `inside`.
+    """
+    here = inside[rows.entry_rows]
+    place, tokens = rows.entry_rows[here], rows.entry_tokens[here]
+    linear = signal.head.as_linear() if isinstance(signal.head, TransparentHead) else None
+    if linear is not None:
+        logits = _logits_at(linear, signal.hidden[rows.before[place]], tokens)
+    else:
+        logits = _logits_of_rows(signal, rows.before[place], tokens)
+    ends = rows.entry_follows[here] < 0
+    total = torch.full((len(rows),), -torch.inf, dtype=logits.dtype, device=logits.device)
+    total = total.scatter_reduce(0, place, logits, "amax")
+    masses = (logits - total[place]).exp()
+    whole, unknown = (torch.zeros_like(total).index_add_(0, place, part) for part in (masses, masses * ends))
+    return torch.where(whole > 0, unknown / whole.clamp_min(torch.finfo(whole.dtype).tiny), 0.0)
+
+
+def _logits_at(head: LinearHead, hidden: Tensor, tokens: Tensor) -> Float[Tensor, " C"]:
+    """Logit of one token at each row, 4,096 rows at a time."""
+    parts = []
+    for start in range(0, max(len(tokens), 1), 4096):
+        ids = tokens[start : start + 4096]
+        product = full_precision((hidden[start : start + 4096] * head.weight[ids]).sum(-1))
+        if head.bias is not None:
+            product = product + full_precision(head.bias[ids])
+        parts.append(product)
+    logits = torch.cat(parts) * head.scale
+    return logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
+
+
+def _logits_of_rows(signal: ProjectedSignal, places: Tensor, tokens: Tensor) -> Float[Tensor, " C"]:
+    """The same from whole rows of logits, for a head that is more than a product."""
+    unique, inverse = places.unique(return_inverse=True)
+    logits = full_precision(
+        replace(signal, hidden=signal.hidden[unique], valid=None).logits(slice(0, len(unique)))
+    )
+    return logits[inverse, tokens]

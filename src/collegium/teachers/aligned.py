@@ -1,0 +1,252 @@
+"""A teacher with another tokenizer, made to speak at the student's positions and in its vocabulary.
+
+It reads the same bytes, cut by its own tokenizer, and what it predicts is carried over where that is exact,
+approximately where the recipe says so, and else not at all: there `valid` is False, and the other teachers share
+its weight. The whole step stays one pass over its logits.
+
+Planning is numpy and a tokenizer, so that workers of the data loader do it (`read`).
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from collegium.alignment.plan import Aligner, AlignmentPlan, Carry
+from collegium.contracts import (
+    IGNORE_INDEX,
+    AlignedSpans,
+    Batch,
+    Capability,
+    OwnView,
+    Positions,
+    Teacher,
+    TeacherOutput,
+    predicted_positions,
+)
+from collegium.functional.alignment import CarryRows, LogitCarrier, unknown_share
+from collegium.functional.teacher_stats import teacher_stats
+from collegium.signals import CarriedSignal, ProjectedSignal, TeacherSignal
+
+
+Approximation = Literal["none", "split", "inside"]
+"""What is carried beside what is exact: nothing, the places where the student's next token is several of the
+teacher's, or those inside a token of the teacher's too."""
+
+EntropyOf = Literal["carried", "span"]
+"""Whose entropy sets a teacher's weight: that of the carried distribution, or the teacher's own over the
+tokens of a span, for each of the student's tokens in it."""
+
+CHUNK_ELEMENTS = 2**25
+"""Logits alive at once where a teacher's own entropy is taken: 128 MB."""
+
+
+class AlignedTeacher:
+    """Any teacher that gives full distributions, for a student with another tokenizer.
+
+    Args:
+        teacher: The teacher, at temperature 1, for its own vocabulary.
+        aligner: Of the student's vocabulary and the teacher's.
+        approximate: What is carried beside what is exact.
+        max_unknown: Share of what the teacher may have written at a place inside one of its tokens that ends
+            there; above, nothing is carried. At 1 whatever is known counts as all.
+        entropy_of: What sets its weight.
+        weight_temperature: Of the carried distribution, as for any teacher.
+        target_temperature: Likewise.
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        aligner: Aligner,
+        *,
+        approximate: Approximation = "inside",
+        max_unknown: float = 0.5,
+        entropy_of: EntropyOf = "carried",
+        weight_temperature: float = 1.0,
+        target_temperature: float = 1.0,
+    ) -> None:
+        self.teacher, self.aligner = teacher, aligner
+        self._highest = {"none": Carry.EXACT, "split": Carry.SPLIT, "inside": Carry.INSIDE}[approximate]
+        self._max_unknown, self._entropy_of = max_unknown, entropy_of
+        self._temperatures = (weight_temperature, target_temperature)
+        self._vocab_size = aligner.student.size
+        vocabulary = aligner.vocabulary
+        first = np.where(vocabulary.first < 0, self._vocab_size, vocabulary.first)
+        self._first: Int[Tensor, " T"] = torch.from_numpy(first)
+        self._shared: Int[Tensor, "P 2"] = torch.from_numpy(vocabulary.shared)
+
+    @property
+    def name(self) -> str:
+        """Of the teacher."""
+        return self.teacher.name
+
+    @property
+    def provides(self) -> frozenset[Capability]:
+        """Distributions; inner states stand at other positions than the student's."""
+        inner = {Capability.HIDDEN_STATES, Capability.ATTENTION, Capability.GENERATE}
+        return self.teacher.provides - inner
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the teacher, and of the student's vocabulary."""
+        return f"{self.teacher.fingerprint}/to:{self.aligner.student.fingerprint}"
+
+    def read(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The plan of a batch, as tensors."""
+        names = ("input_ids", "attention_mask", "position_ids")
+        tokens, mask, positions = (inputs[name].cpu().numpy() for name in names)
+        plan = self.aligner.plan(tokens, mask.astype(bool), positions)
+        return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in vars(plan).items()}
+
+    def score(self, batch: Batch, positions: Positions, *, need: frozenset[Capability]) -> TeacherOutput:
+        """Distributions at the student's positions. See `collegium.contracts.Teacher`."""
+        stored = batch.stored.get(self.name)
+        if stored is None:
+            stored = self.read(vars(batch))
+        device = batch.input_ids.device
+        plan = _Plan({name: tensor.to(device) for name, tensor in stored.items()})
+        own_batch = plan.batch(batch)
+        own_positions = predicted_positions(own_batch)
+        signal = self.teacher.score(own_batch, own_positions, need=need & self.provides).signal
+        places = _places(batch, positions)
+        rows = plan.rows(places, positions.labels)
+        kinds, spans = plan.kinds[places], plan.spans(places)
+        valid = self._valid(signal, rows, kinds)
+        carrier = LogitCarrier(
+            signal, own_positions.labels, self._first.to(device), _without(rows, ~valid), self._vocab_size
+        )
+        weight_temperature, target_temperature = self._temperatures
+        carried = CarriedSignal(
+            carrier,
+            weight_temperature=weight_temperature,
+            target_temperature=target_temperature,
+            valid=valid,
+            entropy=self._span_entropy(signal, own_positions, spans),
+            exact=kinds == Carry.EXACT,
+        )
+        segments = _segment_numbers(batch)[plan.teacher_segments]
+        own = OwnView(
+            signal=signal,
+            inputs=own_batch.input_ids.flatten()[own_positions.index],
+            labels=own_positions.labels,
+            segments=segments,
+            spans=spans,
+            shared_tokens=self._shared.to(device),
+            embed=getattr(self.teacher, "embed", None),
+        )
+        return TeacherOutput(carried, own=own)
+
+    def _valid(self, signal: TeacherSignal, rows: CarryRows, kinds: Int[Tensor, " N"]) -> Bool[Tensor, " N"]:
+        """Where something is carried."""
+        valid = kinds <= int(self._highest)
+        inside = valid & (kinds == Carry.INSIDE)
+        if self._max_unknown < 1.0 and isinstance(signal, ProjectedSignal) and bool(inside.any()):
+            valid = valid & ~(inside & (unknown_share(signal, rows, inside) > self._max_unknown))
+        return valid
+
+    def _span_entropy(
+        self, signal: TeacherSignal, own_positions: Positions, spans: AlignedSpans
+    ) -> Float[Tensor, " N"] | None:
+        """The teacher's own entropy over each span, shared out among the student's tokens in it."""
+        if self._entropy_of == "carried":
+            return None
+        size = max(1, CHUNK_ELEMENTS // self.aligner.teacher.size)
+        entropy = teacher_stats([signal], own_positions.labels, chunk_size=size).entropy.squeeze(-1)  # [U]
+        return per_student_token(entropy, spans)
+
+
+def per_student_token(entropy: Float[Tensor, " U"], spans: AlignedSpans) -> Float[Tensor, " N"]:
+    """Sum of a teacher's entropies over each span, divided by the student's tokens there; NaN in no span.
+
+    Both count the same bytes, so this is the entropy per byte times the student's bytes per token: teachers
+    with longer and shorter tokens are compared in one unit.
+    """
+    num_spans = len(spans.num_bytes)
+    of_teacher, of_student = spans.teacher >= 0, spans.student >= 0
+    total = entropy.new_zeros(num_spans).index_add_(0, spans.teacher[of_teacher], entropy[of_teacher])
+    tokens = torch.bincount(spans.student[of_student], minlength=num_spans).clamp_min(1)
+    mean = torch.nn.functional.pad(total / tokens, (0, 1), value=torch.nan)  # the last is what -1 points at
+    return mean[spans.student]
+
+
+class _Plan:
+    """The plan of a batch on the device."""
+
+    def __init__(self, stored: Mapping[str, Tensor]) -> None:
+        self._stored = stored
+        self.kinds: Int[Tensor, " F"] = stored["kinds"]
+        self.teacher_segments: Int[Tensor, " U"] = stored["teacher_segments"]
+
+    def batch(self, batch: Batch) -> Batch:
+        """The same text as the teacher's tokens."""
+        input_ids, mask = self._stored["input_ids"], self._stored["attention_mask"]
+        position_ids = self._stored["position_ids"]
+        return Batch(
+            input_ids=input_ids,
+            attention_mask=mask,
+            labels=input_ids.masked_fill(~mask | (position_ids == 0), IGNORE_INDEX),
+            position_ids=position_ids,
+            sample_ids=batch.sample_ids,
+            domain_ids=batch.domain_ids,
+        )
+
+    def rows(self, places: Int[Tensor, " N"], labels: Int[Tensor, " N"]) -> CarryRows:
+        """Where the distributions at these places come from."""
+        starts = self._stored["entry_starts"]
+        first, counts = starts[places], starts[places + 1] - starts[places]
+        place = torch.repeat_interleave(torch.arange(len(places), device=places.device), counts)
+        within = torch.arange(len(place), device=places.device) - (counts.cumsum(0) - counts)[place]
+        entries = first[place] + within
+        return CarryRows(
+            main=self._stored["main"][places],
+            before=self._stored["before"][places],
+            chain=self._stored["chain"][places],
+            labels=labels,
+            entry_rows=place,
+            entry_tokens=self._stored["entry_tokens"][entries],
+            entry_follows=self._stored["entry_follows"][entries],
+        )
+
+    def spans(self, places: Int[Tensor, " N"]) -> AlignedSpans:
+        """Common stretches, at these places of the student's."""
+        return AlignedSpans(
+            self._stored["student_spans"][places], self._stored["teacher_spans"], self._stored["span_bytes"]
+        )
+
+
+def _places(batch: Batch, positions: Positions) -> Int[Tensor, " N"]:
+    """Which of the positions with a next token in their segment these are."""
+    starts = (batch.position_ids == 0) | ~batch.attention_mask
+    follows = torch.nn.functional.pad(~starts[:, 1:], (0, 1))
+    return (follows.flatten().cumsum(0) - 1)[positions.index]
+
+
+def _segment_numbers(batch: Batch) -> Int[Tensor, " segments"]:
+    """Number of each segment of text, as `Positions.segments` counts them with those of padding."""
+    starts = (batch.position_ids == 0).flatten()
+    return starts.cumsum(0)[starts & batch.attention_mask.flatten()]
+
+
+def _without(rows: CarryRows, absent: Bool[Tensor, " N"]) -> CarryRows:
+    """The same with nothing carried to some places."""
+    kept = ~absent[rows.entry_rows]
+    return CarryRows(
+        rows.main.masked_fill(absent, -1),
+        rows.before.masked_fill(absent, -1),
+        rows.chain.masked_fill(absent, 0),
+        rows.labels,
+        rows.entry_rows[kept],
+        rows.entry_tokens[kept],
+        rows.entry_follows[kept],
+    )
+
+
+def shares(plan: AlignmentPlan) -> dict[str, float]:
+    """Share of the positions that are reached in each way, by its name in lower case."""
+    counts: NDArray[Any] = np.bincount(plan.kinds, minlength=len(Carry))
+    return {kind.name.lower(): float(counts[kind] / max(1, counts.sum())) for kind in Carry}

@@ -1,0 +1,172 @@
+"""What is carried is what counting out all that a teacher may write gives."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from markov import MarkovTeacher, counted_out, letters_tokenizer
+
+from collegium.alignment.plan import Aligner, Carry
+from collegium.alignment.token_bytes import TokenBytes
+from collegium.alignment.vocabulary import make_map
+from collegium.contracts import Batch, Capability, predicted_positions
+from collegium.signals import CarriedSignal
+from collegium.teachers.aligned import AlignedTeacher
+
+
+NEED = frozenset({Capability.TOP_K})
+LONGER = [("a", "b"), ("c", "d"), ("cd", "e"), ("ab", "f")]
+
+
+def aligned(
+    student_merges: list[tuple[str, str]], teacher_merges: list[tuple[str, str]], **options: object
+) -> tuple[AlignedTeacher, MarkovTeacher]:
+    student = TokenBytes(letters_tokenizer("abcdef", student_merges))
+    teacher = MarkovTeacher(TokenBytes(letters_tokenizer("abcdef", teacher_merges)))
+    teacher.table.bos = teacher.table.size - 2
+    aligner = Aligner(student, teacher.table, make_map(student, teacher.table))
+    return AlignedTeacher(teacher, aligner, **options), teacher  # type: ignore[arg-type]
+
+
+def batch_of(teacher: AlignedTeacher, *texts: str) -> Batch:
+    """One text a block, behind the student's BOS."""
+    student = teacher.aligner.student
+    rows = [[student.size - 2, *student.encode([text.encode()])[0].tokens, student.eos] for text in texts]
+    length = max(map(len, rows))
+    ids = torch.tensor([row + [student.eos] * (length - len(row)) for row in rows])
+    mask = torch.tensor([[True] * len(row) + [False] * (length - len(row)) for row in rows])
+    places = torch.tensor([[*range(len(row)), *range(length - len(row))] for row in rows])
+    return Batch(ids, mask, ids.masked_fill(~mask, -100), places, torch.arange(len(rows)))
+
+
+def carried(teacher: AlignedTeacher, batch: Batch) -> tuple[torch.Tensor, CarriedSignal]:
+    positions = predicted_positions(batch)
+    signal = teacher.score(batch, positions, need=NEED).signal
+    assert isinstance(signal, CarriedSignal)
+    return signal.logits(slice(0, len(positions))), signal
+
+
+@pytest.mark.parametrize("text", ["cab", "cdab", "cdeabf", "acdcde", "abfab", "fcdf", "abab", "cdcd"])
+def test_exact_places_are_as_counted_out(text: str) -> None:
+    """The student has no token that the teacher lacks, so every place that both have cut is exact."""
+    aligned_teacher, teacher = aligned([("a", "b")], LONGER)
+    batch = batch_of(aligned_teacher, text)
+    logprobs, signal = carried(aligned_teacher, batch)
+    assert signal.exact is not None and signal.valid is not None
+    assert bool(signal.exact.any())
+    tokens = batch.input_ids[0].tolist()[1:]
+    for place in signal.exact.nonzero().flatten().tolist():
+        expected = counted_out(teacher, aligned_teacher.aligner.student, tokens[:place])
+        assert (logprobs[place].exp() - expected).abs().max() < 1e-6, (text, place)
+
+
+def test_places_inside_a_token_are_as_counted_out_where_nothing_ends_there() -> None:
+    """In "fe", "fa", "fb" every token with f goes on, so what is inside is known."""
+    merges = [("f", letter) for letter in "abcdef"]
+    aligned_teacher, teacher = aligned([("a", "b")], merges)
+    f = teacher.table.ids[b"f"]
+    original = teacher._next_probs
+
+    def without_f(before: int, last: int) -> torch.Tensor:
+        probs = original(before, last).clone()
+        probs[f] = 0.0
+        return probs / probs.sum()
+
+    teacher.next_probs = without_f  # type: ignore[assignment]
+    batch = batch_of(aligned_teacher, "cfdab")
+    logprobs, signal = carried(aligned_teacher, batch)
+    assert signal.valid is not None and signal.exact is not None
+    place = 2  # behind "cf", inside the teacher's "fd"
+    assert not signal.exact[place] and signal.valid[place]
+    expected = counted_out(teacher, aligned_teacher.aligner.student, batch.input_ids[0].tolist()[1:3])
+    assert (logprobs[place].exp() - expected).abs().max() < 1e-6
+
+
+def test_a_split_token_has_the_product_of_its_parts() -> None:
+    aligned_teacher, teacher = aligned([("d", "e"), ("de", "f")], [("a", "b")])
+    batch = batch_of(aligned_teacher, "cdefa")
+    logprobs, signal = carried(aligned_teacher, batch)
+    assert signal.exact is not None and signal.valid is not None
+    tokens = batch.input_ids[0].tolist()[1:]
+    place = 1  # behind "c": the student's next token is "def", the teacher's are d, e, f
+    assert not signal.exact[place] and signal.valid[place]
+    expected = counted_out(teacher, aligned_teacher.aligner.student, tokens[:place])
+    assert logprobs[place].exp()[tokens[place]] == pytest.approx(float(expected[tokens[place]]), abs=1e-9)
+
+
+def test_without_entries_a_token_that_is_always_longer_would_seem_impossible() -> None:
+    aligned_teacher, teacher = aligned([], [("c", "d")])
+    batch = batch_of(aligned_teacher, "cab")
+    logprobs, _ = carried(aligned_teacher, batch)
+    d = aligned_teacher.aligner.student.ids[b"d"]
+    c, cd = teacher.table.ids[b"c"], teacher.table.ids[b"cd"]
+    assert teacher.next_probs(teacher.table.bos, c)[teacher.table.ids[b"d"]] == 0
+    at_start = teacher.next_probs(-1, teacher.table.bos)
+    share = float(at_start[cd] / (at_start[c] + at_start[cd]))
+    assert logprobs[1].exp()[d] == pytest.approx(share, abs=1e-12)
+
+
+PAIRS = [
+    ([("a", "b")], LONGER),
+    ([("d", "e"), ("de", "f"), ("a", "b")], [("a", "b"), ("b", "c")]),
+    ([("a", "b"), ("c", "d")], [("b", "c"), ("d", "a")]),
+    (LONGER, [("a", "b")]),
+]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.text("abcdef", min_size=1, max_size=12), min_size=1, max_size=3), st.sampled_from(range(4)))
+def test_mass_is_conserved_and_labels_are_possible(texts: list[str], pair: int) -> None:
+    aligned_teacher, _ = aligned(*PAIRS[pair])
+    batch = batch_of(aligned_teacher, *texts)
+    logprobs, signal = carried(aligned_teacher, batch)
+    assert signal.valid is not None
+    labels = predicted_positions(batch).labels
+    mass = logprobs.exp().sum(-1)
+    assert torch.allclose(mass[signal.valid], torch.ones_like(mass[signal.valid]), atol=1e-9)
+    at_label = logprobs.gather(-1, labels[:, None]).squeeze(-1)
+    assert (at_label[signal.valid] > -50).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.text("abcdef", min_size=1, max_size=12), min_size=1, max_size=3), st.sampled_from(range(4)))
+def test_any_part_of_the_places_gives_the_same(texts: list[str], pair: int) -> None:
+    aligned_teacher, _ = aligned(*PAIRS[pair])
+    batch = batch_of(aligned_teacher, *texts)
+    positions = predicted_positions(batch)
+    signal = aligned_teacher.score(batch, positions, need=NEED).signal
+    assert isinstance(signal, CarriedSignal) and signal.valid is not None
+    whole = signal.logits(slice(0, len(positions)))
+    parts = torch.cat([signal.logits(slice(i, min(i + 3, len(positions)))) for i in range(0, len(positions), 3)])
+    assert torch.allclose(whole[signal.valid], parts[signal.valid], atol=1e-9)
+    read = {aligned_teacher.name: aligned_teacher.read(vars(batch))}
+    ahead = Batch(**{**vars(batch), "stored": read})
+    again = aligned_teacher.score(ahead, positions, need=NEED).signal.logits(slice(0, len(positions)))  # type: ignore[union-attr]
+    assert torch.equal(whole, again)
+
+
+@pytest.mark.parametrize(("approximate", "highest"), [("none", 0), ("split", 1), ("inside", 2)])
+def test_the_policy_says_what_is_carried(approximate: str, highest: int) -> None:
+    aligned_teacher, _ = aligned(*PAIRS[1], approximate=approximate, max_unknown=1.0)
+    batch = batch_of(aligned_teacher, "abcdefabcde", "bcbcdef")
+    _, signal = carried(aligned_teacher, batch)
+    kinds = aligned_teacher.read(vars(batch))["kinds"]
+    assert signal.valid is not None
+    assert torch.equal(signal.valid, kinds <= highest)
+    assert {int(kind) for kind in kinds} >= {Carry.EXACT, Carry.SPLIT}
+
+
+def test_spans_hold_the_same_bytes_on_both_sides() -> None:
+    aligned_teacher, teacher = aligned(*PAIRS[2])
+    batch = batch_of(aligned_teacher, "abcdabcdaf", "cdcdab")
+    output = aligned_teacher.score(batch, predicted_positions(batch), need=NEED)
+    assert output.own is not None
+    spans, labels = output.own.spans, predicted_positions(batch).labels
+    student = aligned_teacher.aligner.student
+    for span, size in enumerate(spans.num_bytes.tolist()):
+        ours = student.decode(labels[spans.student == span].tolist())
+        theirs = teacher.table.decode(output.own.labels[spans.teacher == span].tolist())
+        ends = 1 if student.eos in labels[spans.student == span].tolist() else 0
+        assert ours == theirs and len(ours) + ends == size
+    assert np.all(np.diff(spans.student[spans.student >= 0].numpy()) >= 0)
