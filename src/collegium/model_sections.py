@@ -33,6 +33,20 @@ class ModelSection(Section):
 Temperature = Annotated[float, Field(gt=0)] | Literal["fit"]
 
 
+class AlignmentSection(Section):
+    """What is carried of a teacher whose tokenizer is another than the student's."""
+
+    approximate: Literal["none", "split", "inside"] = "inside"
+    """Beside what is exact: nothing; where the student's next token is several of the teacher's (`split`); those
+    and places inside a token of the teacher's (`inside`). Elsewhere the other teachers share its weight."""
+    max_unknown: float = Field(default=0.5, ge=0, le=1)
+    """`inside`: share of what the teacher may have written that ends at the place, so that nothing is known of
+    what follows; above, nothing is carried."""
+    entropy: Literal["carried", "span"] = "carried"
+    """What sets its weight: the entropy of the carried distribution, or the teacher's own over the tokens of a
+    span for each of the student's tokens there, which makes its logits twice."""
+
+
 class TeachingSection(Section):
     """Common to all teachers."""
 
@@ -47,6 +61,8 @@ class TeachingSection(Section):
     """Divides the logits of the distribution that is mixed; `fit`: likewise, on `target_domain`."""
     target_domain: Name | None = None
     """Source on which `target_temperature: fit` is fitted: where this teacher is trusted; all if not given."""
+    alignment: AlignmentSection = AlignmentSection()
+    """Of a teacher with another tokenizer; what each key does is in docs/tokenizers.md."""
 
     @model_validator(mode="after")
     def _target_domain_is_used(self) -> Self:

@@ -38,6 +38,12 @@ def require_same_tokenizer(
     Raises:
         DataError: they differ; shows the first differences.
     """
+    if difference := tokenizer_difference(tokenizer, other):
+        raise DataError(f"{name}: another tokenizer than the student's: {difference}")
+
+
+def tokenizer_difference(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> str | None:
+    """In words, what the second does otherwise than the first, the student's; None if nothing."""
     ours, theirs = tokenizer.get_vocab(), other.get_vocab()
     differing = [token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token)]
     if differing:
@@ -45,16 +51,14 @@ def require_same_tokenizer(
         shown = "; ".join(
             f"{t!r} is {_id(ours, t)} for the student, {_id(theirs, t)} for the teacher" for t in first
         )
-        raise DataError(
-            f"{name}: another tokenizer than the student's: {len(differing):,} of {len(ours):,} tokens differ: "
-            f"{shown}. Give a teacher with the student's tokenizer, or start the student from this family"
-        )
+        return f"{len(differing):,} of {len(ours):,} tokens differ: {shown}"
     for probe, ours_ids, theirs_ids in zip(PROBES, _encode_probes(tokenizer), _encode_probes(other), strict=True):
         if ours_ids != theirs_ids:
-            raise DataError(
-                f"{name}: same tokens as the student's tokenizer, but {probe!r} is cut into {len(ours_ids)} "
-                f"tokens by the student's and {len(theirs_ids)} by the teacher's: the merges differ"
+            return (
+                f"same tokens, but {probe!r} is cut into {len(ours_ids)} tokens by the student's and "
+                f"{len(theirs_ids)} by the teacher's: the merges differ"
             )
+    return None
 
 
 def _encode_probes(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:

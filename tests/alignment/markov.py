@@ -60,32 +60,32 @@ class MarkovTeacher:
         logprobs = torch.stack(rows).log() if rows else torch.zeros((0, self.table.size), dtype=torch.float64)
         return TeacherOutput(DenseSignal(logprobs))
 
-    def continuations(self, num_bytes: int) -> Iterator[tuple[bytes, bool, float]]:
-        """All texts of at least so many bytes, or ended before, with their probabilities."""
+    def continuations(self, content: bytes, num_more: int) -> Iterator[tuple[bytes, bool, float]]:
+        """All texts that begin with some bytes and go on for so many more, or end, with their probabilities."""
         bos = self.table.bos
         assert bos is not None
 
         def go_on(before: int, last: int, text: bytes, prob: float) -> Iterator[tuple[bytes, bool, float]]:
-            if len(text) >= num_bytes:
+            if len(text) >= len(content) + num_more:
                 yield text, False, prob
                 return
             for token, p in enumerate(self.next_probs(before, last).tolist()):
-                if p > 0 and token == self.table.eos:
+                longer = text + (self.table.pieces[token] or b"")
+                if p == 0 or not (longer.startswith(content) or content.startswith(longer)):
+                    continue
+                if token == self.table.eos:
                     yield text, True, prob * p
-                elif p > 0:
-                    piece = self.table.pieces[token]
-                    assert piece is not None
-                    yield from go_on(last, token, text + piece, prob * p)
+                else:
+                    yield from go_on(last, token, longer, prob * p)
 
         yield from go_on(-1, bos, b"", 1.0)
 
 
 def counted_out(teacher: MarkovTeacher, student: TokenBytes, context: Sequence[int]) -> torch.Tensor:
     """Of the student's next token behind `context`, over all that the teacher may write, [V_S]."""
-    longest = int(student.lengths.max()) + int(teacher.table.lengths.max())
     probs = torch.zeros(student.size, dtype=torch.float64)
-    size = int(student.lengths[list(context)].sum())
-    for text, is_ended, prob in teacher.continuations(size + longest):
+    num_more = int(student.lengths.max())
+    for text, is_ended, prob in teacher.continuations(student.decode(context), num_more):
         tokens = student.encode([text])[0].tokens.tolist() + [student.eos] * is_ended
         if tokens[: len(context)] == list(context) and len(tokens) > len(context):
             probs[tokens[len(context)]] += prob

@@ -66,7 +66,8 @@ class TokenBytes:
         self.pieces: list[bytes | None] = [None] * self.size
         for token, token_id in tokenizer.get_vocab().items():
             known = added.get(token_id)
-            self.pieces[token_id] = self._bytes_of(token) if known is None else _bytes_of_added(known)
+            if token != f"[PAD{token_id}]":  # what fills up the vocabulary of a GGUF file
+                self.pieces[token_id] = self._bytes_of(token) if known is None else _bytes_of_added(known)
         unknown = tree["model"].get("unk_id") if tree["model"]["type"] == "Unigram" else None
         for special in (unknown, tokenizer.unk_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id):
             if isinstance(special, int):

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,8 +21,9 @@ from collegium.pretrained import (
     resolve_dtype,
     resolve_reference,
 )
+from collegium.teachers.aligned import AlignmentPolicy, align
 from collegium.teachers.local import LocalTeacher, SharedBase
-from collegium.tokenizer_match import require_same_tokenizer, tokenizer_fingerprint, vocab_size_of
+from collegium.tokenizer_match import tokenizer_difference, tokenizer_fingerprint, vocab_size_of
 
 
 logger = logging.getLogger(__name__)
@@ -32,24 +34,26 @@ def load_teachers(
 ) -> list[Teacher]:
     """Load models to teach; adapters over one base share it.
 
+    One with another tokenizer than the student's is aligned to it.
+
     Raises:
-        TeacherError: one cannot be loaded, or has another tokenizer.
+        TeacherError: one cannot be loaded.
     """
-    bases: dict[str, SharedBase] = {}
+    bases: dict[str, _Base] = {}
     # PEFT allows no dots in the name of an adapter, teachers may have some.
     adapters = [None if section.adapter is None else f"adapter_{i}" for i, section in enumerate(sections)]
     for section, adapter in zip(sections, adapters, strict=True):
         try:
-            base = bases.get(_base_key(section)) or _load_base(section, tokenizer, device)
+            base = bases.get(_base_key(section)) or _load_base(section, device)
             if adapter is not None:
-                _add_adapter(base, section, adapter)
+                _add_adapter(base.shared, section, adapter)
         except (DataError, OSError, ValueError) as error:
             pass_on_full_disk(error)
             raise TeacherError(f"teacher {section.name!r}: {error}") from error
         bases[_base_key(section)] = base
     # Only now: putting an adapter on a base replaces modules that a teacher would have kept.
     return [
-        _local_teacher(section, bases[_base_key(section)], tokenizer, adapter)
+        _teacher(section, bases[_base_key(section)], tokenizer, adapter)
         for section, adapter in zip(sections, adapters, strict=True)
     ]
 
@@ -73,12 +77,17 @@ def _base_key(section: LocalTeacherSection) -> str:
     return section.model_dump_json(include=fields)
 
 
-def _load_base(
-    section: LocalTeacherSection, tokenizer: PreTrainedTokenizerBase, device: torch.device
-) -> SharedBase:
+@dataclass(frozen=True)
+class _Base:
+    """A model and its tokenizer."""
+
+    shared: SharedBase
+    tokenizer: PreTrainedTokenizerBase
+
+
+def _load_base(section: LocalTeacherSection, device: torch.device) -> _Base:
     revision, trust = section.revision, section.trust_remote_code
     own = load_tokenizer(section.model, revision=revision, trust_remote_code=trust)
-    require_same_tokenizer(tokenizer, own, name=section.name)
     model = load_model(
         section.model,
         dtype=resolve_dtype(section.dtype, device),
@@ -86,19 +95,38 @@ def _load_base(
         trust_remote_code=trust,
         device_map=section.device_map,
     )
-    check_model(model, vocab_size_of(tokenizer), name=section.name)
-    return SharedBase(model if section.device_map is not None else place(model, device))
+    check_model(model, vocab_size_of(own), name=section.name)
+    return _Base(SharedBase(model if section.device_map is not None else place(model, device)), own)
 
 
-def _local_teacher(
-    section: LocalTeacherSection, base: SharedBase, tokenizer: PreTrainedTokenizerBase, adapter: str | None
-) -> LocalTeacher:
+def _teacher(
+    section: LocalTeacherSection, base: _Base, tokenizer: PreTrainedTokenizerBase, adapter: str | None
+) -> Teacher:
+    """A local teacher, aligned if it has another tokenizer than the student."""
+    difference = tokenizer_difference(tokenizer, base.tokenizer)
+    if difference is None:
+        return _local_teacher(section, base, adapter)
+    logger.info("teacher %r has another tokenizer than the student and is aligned: %s", section.name, difference)
+    keys = section.alignment
+    try:
+        return align(
+            _local_teacher(section.at_one, base, adapter),
+            tokenizer,
+            base.tokenizer,
+            policy=AlignmentPolicy(keys.approximate, keys.max_unknown, keys.entropy),
+            temperatures=section.temperatures,
+        )
+    except DataError as error:
+        raise TeacherError(f"teacher {section.name!r}: {error}") from error
+
+
+def _local_teacher(section: LocalTeacherSection, base: _Base, adapter: str | None) -> LocalTeacher:
     weight_temperature, target_temperature = section.temperatures
     return LocalTeacher(
         section.name,
-        base,
-        vocab_size=vocab_size_of(tokenizer),
-        fingerprint=teacher_fingerprint(section, base.causal_lm.config, tokenizer),
+        base.shared,
+        vocab_size=vocab_size_of(base.tokenizer),
+        fingerprint=teacher_fingerprint(section, base.shared.causal_lm.config, base.tokenizer),
         adapter=adapter,
         weight_temperature=weight_temperature,
         target_temperature=target_temperature,

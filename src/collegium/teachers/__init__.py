@@ -10,13 +10,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from collegium.contracts import InnerLayers, Teacher
 from collegium.pretrained import check_model, load_model, load_tokenizer, place, reference_fingerprint
+from collegium.teachers.aligned import AlignedTeacher, align
 from collegium.teachers.cached import CachedTeacher, ReadAhead
 from collegium.teachers.local import LocalTeacher
 from collegium.teachers.restricted import RestrictedTeacher
-from collegium.tokenizer_match import require_same_tokenizer, vocab_size_of
+from collegium.tokenizer_match import tokenizer_difference, vocab_size_of
 
 
 __all__ = [
+    "AlignedTeacher",
     "CachedTeacher",
     "LocalTeacher",
     "RestrictedTeacher",
@@ -37,12 +39,12 @@ def as_teachers(
 
     Args:
         teachers: Teachers, causal language models, hub ids or folders.
-        tokenizer: The student's, which a teacher's must equal where it is known.
+        tokenizer: The student's; a teacher that is loaded with another one is aligned to it.
         names: What to call them; by default after the model, numbered where two are alike.
         device: Where a model that is loaded or given goes.
 
     Raises:
-        DataError: a model cannot be loaded, or has another tokenizer.
+        DataError: a model cannot be loaded, or its tokens do not keep all of the text.
         ValueError: the names do not fit the teachers.
     """
     if names and len(names) != len(teachers):
@@ -61,13 +63,14 @@ def as_teachers(
 def reading_ahead(
     collate: Callable[[Sequence[Any]], dict[str, Any]], teachers: Sequence[Teacher]
 ) -> Callable[[Sequence[Any]], dict[str, Any]]:
-    """A collator that reads for the teachers among these that are cached, if there are any."""
-    cached = [
+    """A collator that does beforehand what teachers among these can: reading a cache, aligning tokens."""
+    ready = [
         teacher
         for teacher in teachers
-        if isinstance(teacher, CachedTeacher) or (isinstance(teacher, RestrictedTeacher) and teacher.is_cached)
+        if isinstance(teacher, CachedTeacher | AlignedTeacher)
+        or (isinstance(teacher, RestrictedTeacher) and teacher.reads_ahead)
     ]
-    return ReadAhead(collate, cached) if cached else collate
+    return ReadAhead(collate, ready) if ready else collate
 
 
 def _name_of(teacher: Teacher | PreTrainedModel | str) -> str:
@@ -97,13 +100,15 @@ def _different(names: Sequence[str]) -> list[str]:
 
 def _local_teacher(
     name: str, teacher: PreTrainedModel | str, tokenizer: PreTrainedTokenizerBase, device: torch.device
-) -> LocalTeacher:
+) -> Teacher:
+    own = tokenizer
     if isinstance(teacher, str):
-        require_same_tokenizer(tokenizer, load_tokenizer(teacher), name=name)
+        own = load_tokenizer(teacher)
         model = load_model(teacher, dtype=torch.float32)
         fingerprint = reference_fingerprint(teacher, model.config)
     else:
         model, fingerprint = teacher, f"object:{name}"
-    vocab_size = vocab_size_of(tokenizer)
+    vocab_size = vocab_size_of(own)
     check_model(model, vocab_size, name=name)
-    return LocalTeacher(name, place(model, device), vocab_size=vocab_size, fingerprint=fingerprint)
+    local = LocalTeacher(name, place(model, device), vocab_size=vocab_size, fingerprint=fingerprint)
+    return local if tokenizer_difference(tokenizer, own) is None else align(local, tokenizer, own)

@@ -8,6 +8,7 @@ Planning is numpy and a tokenizer, so that workers of the data loader do it (`re
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -15,8 +16,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from collegium.alignment.plan import Aligner, AlignmentPlan, Carry
+from collegium.alignment.token_bytes import TokenBytes
+from collegium.alignment.vocabulary import VocabularyMap
 from collegium.contracts import (
     IGNORE_INDEX,
     AlignedSpans,
@@ -45,35 +49,43 @@ CHUNK_ELEMENTS = 2**25
 """Logits alive at once where a teacher's own entropy is taken: 128 MB."""
 
 
+@dataclass(frozen=True)
+class AlignmentPolicy:
+    """What is carried of a teacher.
+
+    Attributes:
+        approximate: What is carried beside what is exact.
+        max_unknown: Share of what the teacher may have written at a place inside one of its tokens that ends
+            there; above, nothing is carried. At 1 whatever is known counts as all.
+        entropy_of: What sets its weight.
+    """
+
+    approximate: Approximation = "inside"
+    max_unknown: float = 0.5
+    entropy_of: EntropyOf = "carried"
+
+
 class AlignedTeacher:
     """Any teacher that gives full distributions, for a student with another tokenizer.
 
     Args:
         teacher: The teacher, at temperature 1, for its own vocabulary.
         aligner: Of the student's vocabulary and the teacher's.
-        approximate: What is carried beside what is exact.
-        max_unknown: Share of what the teacher may have written at a place inside one of its tokens that ends
-            there; above, nothing is carried. At 1 whatever is known counts as all.
-        entropy_of: What sets its weight.
-        weight_temperature: Of the carried distribution, as for any teacher.
-        target_temperature: Likewise.
+        policy: What is carried.
+        temperatures: That of the weight and that of the target, of the carried distributions.
     """
 
     def __init__(
         self,
         teacher: Teacher,
         aligner: Aligner,
+        policy: AlignmentPolicy,
         *,
-        approximate: Approximation = "inside",
-        max_unknown: float = 0.5,
-        entropy_of: EntropyOf = "carried",
-        weight_temperature: float = 1.0,
-        target_temperature: float = 1.0,
+        temperatures: tuple[float, float] = (1.0, 1.0),
     ) -> None:
-        self.teacher, self.aligner = teacher, aligner
-        self._highest = {"none": Carry.EXACT, "split": Carry.SPLIT, "inside": Carry.INSIDE}[approximate]
-        self._max_unknown, self._entropy_of = max_unknown, entropy_of
-        self._temperatures = (weight_temperature, target_temperature)
+        self.teacher, self.aligner, self._policy = teacher, aligner, policy
+        self._highest = {"none": Carry.EXACT, "split": Carry.SPLIT, "inside": Carry.INSIDE}[policy.approximate]
+        self._temperatures = temperatures
         self._vocab_size = aligner.student.size
         vocabulary = aligner.vocabulary
         first = np.where(vocabulary.first < 0, self._vocab_size, vocabulary.first)
@@ -145,19 +157,44 @@ class AlignedTeacher:
         """Where something is carried."""
         valid = kinds <= int(self._highest)
         inside = valid & (kinds == Carry.INSIDE)
-        if self._max_unknown < 1.0 and isinstance(signal, ProjectedSignal) and bool(inside.any()):
-            valid = valid & ~(inside & (unknown_share(signal, rows, inside) > self._max_unknown))
+        if self._policy.max_unknown < 1.0 and isinstance(signal, ProjectedSignal) and bool(inside.any()):
+            valid = valid & ~(inside & (unknown_share(signal, rows, inside) > self._policy.max_unknown))
         return valid
 
     def _span_entropy(
         self, signal: TeacherSignal, own_positions: Positions, spans: AlignedSpans
     ) -> Float[Tensor, " N"] | None:
         """The teacher's own entropy over each span, shared out among the student's tokens in it."""
-        if self._entropy_of == "carried":
+        if self._policy.entropy_of == "carried":
             return None
         size = max(1, CHUNK_ELEMENTS // self.aligner.teacher.size)
         entropy = teacher_stats([signal], own_positions.labels, chunk_size=size).entropy.squeeze(-1)  # [U]
         return per_student_token(entropy, spans)
+
+
+def align(
+    teacher: Teacher,
+    student_tokenizer: PreTrainedTokenizerBase,
+    teacher_tokenizer: PreTrainedTokenizerBase,
+    *,
+    policy: AlignmentPolicy | None = None,
+    temperatures: tuple[float, float] = (1.0, 1.0),
+) -> AlignedTeacher:
+    """A teacher for a student with another tokenizer.
+
+    Args:
+        teacher: The teacher, at temperature 1, for its own vocabulary.
+        student_tokenizer: The student's.
+        teacher_tokenizer: The teacher's own.
+        policy: What is carried.
+        temperatures: That of the weight and that of the target, of the carried distributions.
+
+    Raises:
+        DataError: the tokens of one do not keep all of the text.
+    """
+    student, own = TokenBytes(student_tokenizer), TokenBytes(teacher_tokenizer)
+    aligner = Aligner(student, own, VocabularyMap.of(student, own))
+    return AlignedTeacher(teacher, aligner, policy or AlignmentPolicy(), temperatures=temperatures)
 
 
 def per_student_token(entropy: Float[Tensor, " U"], spans: AlignedSpans) -> Float[Tensor, " N"]:

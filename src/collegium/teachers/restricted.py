@@ -17,6 +17,7 @@ from torch import Tensor
 from collegium.contracts import Batch, Capability, Positions, Teacher, TeacherOutput
 from collegium.errors import DataError
 from collegium.signals import CarriedSignal, Carrier, DenseSignal, ProjectedSignal, TeacherSignal, TopKSignal
+from collegium.teachers.aligned import AlignedTeacher
 from collegium.teachers.cached import CachedTeacher
 
 
@@ -53,13 +54,18 @@ class RestrictedTeacher:
         """Whether it is read from a cache."""
         return isinstance(self.teacher, CachedTeacher)
 
+    @property
+    def reads_ahead(self) -> bool:
+        """Whether it has something to do where batches are made."""
+        return isinstance(self.teacher, CachedTeacher | AlignedTeacher)
+
     def read(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What is stored of those blocks of a batch that are of its domains.
+        """What is read of those blocks of a batch that are of its domains.
 
         Raises:
             DataError: the batch does not say what domains it is of, or a block is not in the cache.
         """
-        assert isinstance(self.teacher, CachedTeacher), "asked of these only"
+        assert isinstance(self.teacher, CachedTeacher | AlignedTeacher), "asked of these only"
         own = self._own(inputs.get("domain_ids"))
         names = ("input_ids", "attention_mask", "position_ids")
         return self.teacher.read({name: inputs[name][own.to(inputs[name].device)] for name in names})
@@ -68,8 +74,9 @@ class RestrictedTeacher:
         """Distributions in its domains. See `collegium.contracts.Teacher`."""
         own = self._own(batch.domain_ids)
         blocks = own.nonzero().squeeze(-1)
+        stored = {name: stored for name, stored in batch.stored.items() if name == self.name}
         if not len(blocks) and not self.is_cached:  # some block, for the shapes; nothing is predicted in it
-            blocks = torch.zeros(1, dtype=torch.int64, device=own.device)
+            blocks, stored = torch.zeros(1, dtype=torch.int64, device=own.device), {}
         length = batch.input_ids.shape[1]
         valid = own[positions.index // length]
         place = own.cumsum(0) - 1  # of each block among its own
@@ -88,7 +95,7 @@ class RestrictedTeacher:
             position_ids=batch.position_ids[blocks],
             sample_ids=batch.sample_ids[blocks],
             domain_ids=None if batch.domain_ids is None else batch.domain_ids[blocks],
-            stored={name: stored for name, stored in batch.stored.items() if name == self.name},
+            stored=stored,
         )
         return TeacherOutput(spread(self.teacher.score(part, within, need=need & self.provides).signal, valid))
 
