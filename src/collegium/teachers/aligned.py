@@ -22,7 +22,6 @@ from collegium.alignment.plan import Aligner, AlignmentPlan, Carry
 from collegium.alignment.token_bytes import TokenBytes
 from collegium.alignment.vocabulary import VocabularyMap
 from collegium.contracts import (
-    IGNORE_INDEX,
     AlignedSpans,
     Batch,
     Capability,
@@ -221,16 +220,8 @@ class _Plan:
 
     def batch(self, batch: Batch) -> Batch:
         """The same text as the teacher's tokens."""
-        input_ids, mask = self._stored["input_ids"], self._stored["attention_mask"]
-        position_ids = self._stored["position_ids"]
-        return Batch(
-            input_ids=input_ids,
-            attention_mask=mask,
-            labels=input_ids.masked_fill(~mask | (position_ids == 0), IGNORE_INDEX),
-            position_ids=position_ids,
-            sample_ids=batch.sample_ids,
-            domain_ids=batch.domain_ids,
-        )
+        stored = self._stored
+        return Batch.of_text(stored["input_ids"], stored["attention_mask"], stored["position_ids"], like=batch)
 
     def rows(self, places: Int[Tensor, " N"], labels: Int[Tensor, " N"]) -> CarryRows:
         """Where the distributions at these places come from."""
