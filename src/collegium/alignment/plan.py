@@ -58,10 +58,8 @@ class AlignmentPlan:
         before: Row at the last place before where both had cut, if something is taken from it; else -1, [F].
         chain: Rows from `main` on whose labels together are the student's next token, where that is not what
             the first of them is carried to; else 0, [F].
-        entry_starts: First of the entries of each position, [F + 1].
-        entry_tokens: Token of the teacher's predicted at `before`, which goes on behind the position, [C].
-        entry_follows: Student token that follows in it; -1 where it ends at the position, so that what
-            follows is not known, [C].
+        entries: Rows of the map of vocabularies, from one to another (exclusive), whose tokens may have been
+            written at `before` and go on behind the position, [2 F].
         student_spans: Span of each position's next token, -1 in none, [F].
         teacher_spans: Likewise of the teacher's, [U].
         teacher_segments: Segment of each row, from 0 on, [U].
@@ -75,9 +73,7 @@ class AlignmentPlan:
     main: Ints
     before: Ints
     chain: Ints
-    entry_starts: Ints
-    entry_tokens: Ints
-    entry_follows: Ints
+    entries: Ints
     student_spans: Ints
     teacher_spans: Ints
     teacher_segments: Ints
@@ -227,47 +223,33 @@ class Aligner:
         )
         main = _all([_moved(meeting.main, by) for meeting, by in zip(meetings, rows, strict=True)])
         before = _all([_moved(meeting.before, by) for meeting, by in zip(meetings, rows, strict=True)])
-        keys = _keys(own, since)
-        found = self._entries(
-            np.where(since <= DEEPEST, before, -1), keys, kinds, _all([t.tokens[1:] for t in own])
-        )
-        kinds, before, counts, tokens, follows = found
+        asked = np.where(since <= DEEPEST, before, -1)
+        kinds, entries = self._entries(asked, _keys(own, since), kinds, _all([text.tokens[1:] for text in own]))
         return AlignmentPlan(
             **batch,
             kinds=kinds,
             main=main,
-            before=before,
+            before=np.where(entries[1] > entries[0], before, -1),
             chain=chain,
-            entry_starts=_starts([*counts, 0]),
-            entry_tokens=tokens,
-            entry_follows=follows,
+            entries=entries,
             student_spans=_all([_moved(m.student_spans, by) for m, by in zip(meetings, spans, strict=True)]),
             teacher_spans=_all([_moved(m.teacher_spans, by) for m, by in zip(meetings, spans, strict=True)]),
             teacher_segments=np.repeat(np.arange(len(meetings)), num_rows),
             span_bytes=span_bytes,
         )
 
-    def _entries(
-        self, before: Ints, keys: NDArray[np.uint64], kinds: Ints, labels: Ints
-    ) -> tuple[Ints, Ints, Ints, Ints, Ints]:
-        """Kinds and rows before, now that vocabularies are asked; number of entries, their tokens and follows."""
-        first, last = self.vocabulary.beginning_with(keys)
-        counts = np.where(before >= 0, last - first, 0)
-        position = np.repeat(np.arange(len(keys)), counts)
-        entries = np.arange(len(position)) - np.repeat(_starts(counts), counts) + np.repeat(first, counts)
-        follows = self.vocabulary.follows[entries]
+    def _entries(self, before: Ints, keys: NDArray[np.uint64], kinds: Ints, labels: Ints) -> tuple[Ints, Ints]:
+        """Kinds, now that vocabularies are asked, and the entries of each position."""
+        starts, going_on, ends = self.vocabulary.beginning_with(keys)
+        inside = kinds == Carry.INSIDE
         # An inside place whose own next token follows from no entry would be told that it is impossible.
-        can_be = np.bincount(position, follows == labels[position], minlength=len(keys)) > 0
-        kinds = np.where((kinds == Carry.INSIDE) & ~can_be, Carry.ABSENT, kinds)
-        kept = (kinds[position] == Carry.INSIDE) | ((follows >= 0) & (kinds[position] != Carry.ABSENT))
-        counts = np.bincount(position[kept], minlength=len(keys))
-        return (
-            kinds,
-            np.where(counts > 0, before, -1),
-            counts,
-            self.vocabulary.tokens[entries[kept]],
-            follows[kept],
-        )
+        for place in np.flatnonzero(inside):
+            follows = self.vocabulary.follows[going_on[place] : ends[place]]
+            at = np.searchsorted(follows, labels[place])
+            inside[place] = before[place] >= 0 and at < len(follows) and follows[at] == labels[place]
+        kinds = np.where((kinds == Carry.INSIDE) & ~inside, Carry.ABSENT, kinds)
+        entries = np.stack([np.where(inside, starts, going_on), ends])
+        return kinds, np.where((before < 0) | (kinds == Carry.ABSENT), 0, entries)
 
 
 def _keys(own: Sequence[Text], since: Ints) -> NDArray[np.uint64]:

@@ -46,24 +46,27 @@ class VocabularyMap:
     Attributes:
         first: Student token that each of the teacher's tokens begins with, [V_T]; -1 where it has no
             counterpart, such as a control token, whose probability is left out.
-        keys: Key of the student tokens that a teacher's token begins with, or is, sorted; C rows.
-        tokens: That teacher's token.
+        keys: Key of the student tokens that a teacher's token begins with, or is, sorted; E rows.
         follows: The student token that follows in it, or -1 where it ends: what follows is another token's
-            affair.
+            affair. Sorted within a key.
+        tokens: That teacher's token.
         num_pieces: Teacher tokens that each of the student's tokens is cut into, [V_S]; 0 without bytes.
         shared: Student and teacher ids of tokens of the same bytes, [P 2].
     """
 
     first: NDArray[np.int64]
     keys: NDArray[np.uint64]
-    tokens: NDArray[np.int64]
     follows: NDArray[np.int64]
+    tokens: NDArray[np.int64]
     num_pieces: NDArray[np.int64]
     shared: NDArray[np.int64]
 
-    def beginning_with(self, keys: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """First and last (exclusive) row of each key."""
-        return np.searchsorted(self.keys, keys, "left"), np.searchsorted(self.keys, keys, "right")
+    def beginning_with(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Rows of each key, [3 n]: where they begin, where those begin that go on, and where they end."""
+        ends = np.searchsorted(self.keys, keys, "right")
+        starts = np.searchsorted(self.keys, keys, "left")
+        going_on = np.searchsorted(np.flatnonzero(self.follows < 0), np.stack([starts, ends]))
+        return np.stack([starts, starts + going_on[1] - going_on[0], ends])
 
     @classmethod
     def of(cls, student: TokenBytes, teacher: TokenBytes) -> "VocabularyMap":
@@ -101,12 +104,13 @@ def make_map(student: TokenBytes, teacher: TokenBytes) -> VocabularyMap:
     own_starts, own_cut = _cut(student, teacher)
     own_lengths = np.diff(own_starts)
     split = np.flatnonzero(own_lengths > 1)  # the teacher gets there by another token first
-    begun = (extend_keys(np.full(len(split), START), split), own_cut[own_starts[split]], np.full(len(split), -1))
+    begun = (extend_keys(np.full(len(split), START), split), np.full(len(split), -1), own_cut[own_starts[split]])
     columns = [np.concatenate(parts) for parts in zip(*_prefixes(starts, cut, first), begun, strict=True)]
-    keys, tokens, follows = (column[np.lexsort(columns[::-1])] for column in columns)
+    order = np.lexsort(columns[::-1])
+    keys, follows, tokens = (column[order] for column in columns)
     pairs = [(token_id, teacher.ids[piece]) for piece, token_id in student.ids.items() if piece in teacher.ids]
     return VocabularyMap(
-        first, keys, tokens, follows, own_lengths, np.array(sorted(pairs), np.int64).reshape(-1, 2)
+        first, keys, follows, tokens, own_lengths, np.array(sorted(pairs), np.int64).reshape(-1, 2)
     )
 
 
@@ -133,13 +137,13 @@ def _cut(pieces_of: TokenBytes, by: TokenBytes) -> tuple[NDArray[np.int64], NDAr
 def _prefixes(
     starts: NDArray[np.int64], cut: NDArray[np.int64], first: NDArray[np.int64]
 ) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]]:
-    """Key of each beginning of each token, the token, and what follows in it."""
+    """Key of each beginning of each token, what follows in it, and the token."""
     lengths = np.diff(starts)
     tokens = np.flatnonzero((lengths > 0) & (first >= 0))
     keys = np.full(len(tokens), START)
     for depth in range(int(lengths.max(initial=0))):
         keys = extend_keys(keys, cut[starts[tokens] + depth])
         goes_on = lengths[tokens] > depth + 1
-        yield keys[~goes_on], tokens[~goes_on], np.full(int((~goes_on).sum()), -1)
+        yield keys[~goes_on], np.full(int((~goes_on).sum()), -1), tokens[~goes_on]
         keys, tokens = keys[goes_on], tokens[goes_on]
-        yield keys, tokens, cut[starts[tokens] + depth + 1]
+        yield keys, cut[starts[tokens] + depth + 1], tokens

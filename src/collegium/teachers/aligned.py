@@ -89,6 +89,8 @@ class AlignedTeacher:
         vocabulary = aligner.vocabulary
         first = np.where(vocabulary.first < 0, self._vocab_size, vocabulary.first)
         self._first: Int[Tensor, " T"] = torch.from_numpy(first)
+        self._entry_tokens: Int[Tensor, " E"] = torch.from_numpy(vocabulary.tokens)
+        self._entry_follows: Int[Tensor, " E"] = torch.from_numpy(vocabulary.follows)
         self._shared: Int[Tensor, "P 2"] = torch.from_numpy(vocabulary.shared)
 
     @property
@@ -125,7 +127,7 @@ class AlignedTeacher:
         own_positions = predicted_positions(own_batch)
         signal = self.teacher.score(own_batch, own_positions, need=need & self.provides).signal
         places = _places(batch, positions)
-        rows = plan.rows(places, positions.labels)
+        rows = self._rows(plan, places, positions.labels)
         kinds, spans = plan.kinds[places], plan.spans(places)
         valid = self._valid(signal, rows, kinds)
         carrier = LogitCarrier(
@@ -151,6 +153,18 @@ class AlignedTeacher:
             embed=getattr(self.teacher, "embed", None),
         )
         return TeacherOutput(carried, own=own)
+
+    def _rows(self, plan: "_Plan", places: Int[Tensor, " N"], labels: Int[Tensor, " N"]) -> CarryRows:
+        """Where the distributions at these places come from."""
+        main, before, chain, entries = plan.carried_from(places)
+        self._entry_tokens, self._entry_follows = (
+            table.to(places.device) for table in (self._entry_tokens, self._entry_follows)
+        )
+        counts = entries[1] - entries[0]
+        place = torch.repeat_interleave(torch.arange(len(places), device=places.device), counts)
+        within = torch.arange(len(place), device=places.device) - (counts.cumsum(0) - counts)[place]
+        entry = entries[0][place] + within
+        return CarryRows(main, before, chain, labels, place, self._entry_tokens[entry], self._entry_follows[entry])
 
     def _valid(self, signal: TeacherSignal, rows: CarryRows, kinds: Int[Tensor, " N"]) -> Bool[Tensor, " N"]:
         """Where something is carried."""
@@ -223,22 +237,10 @@ class _Plan:
         stored = self._stored
         return Batch.of_text(stored["input_ids"], stored["attention_mask"], stored["position_ids"], like=batch)
 
-    def rows(self, places: Int[Tensor, " N"], labels: Int[Tensor, " N"]) -> CarryRows:
-        """Where the distributions at these places come from."""
-        starts = self._stored["entry_starts"]
-        first, counts = starts[places], starts[places + 1] - starts[places]
-        place = torch.repeat_interleave(torch.arange(len(places), device=places.device), counts)
-        within = torch.arange(len(place), device=places.device) - (counts.cumsum(0) - counts)[place]
-        entries = first[place] + within
-        return CarryRows(
-            main=self._stored["main"][places],
-            before=self._stored["before"][places],
-            chain=self._stored["chain"][places],
-            labels=labels,
-            entry_rows=place,
-            entry_tokens=self._stored["entry_tokens"][entries],
-            entry_follows=self._stored["entry_follows"][entries],
-        )
+    def carried_from(self, places: Int[Tensor, " N"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Main, before and chain of these places, [N] each, and their entries, [2 N]."""
+        main, before, chain = (self._stored[name][places] for name in ("main", "before", "chain"))
+        return main, before, chain, self._stored["entries"][:, places]
 
     def spans(self, places: Int[Tensor, " N"]) -> AlignedSpans:
         """Common stretches, at these places of the student's."""
