@@ -2,13 +2,29 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 
+import numpy as np
 import tokenizers
+from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 
-def token_pieces(tokenizer: PreTrainedTokenizerBase) -> list[bytes] | None:
-    """Bytes of each token id, none for special tokens; None if its tokens do not say their bytes.
+@dataclass(frozen=True)
+class TokenPieces:
+    """A vocabulary as bytes.
+
+    Attributes:
+        pieces: Bytes of each token; None for those that stand for no text, such as BOS.
+        lengths: Their number; 0 for None.
+    """
+
+    pieces: list[bytes | None]
+    lengths: NDArray[np.int64]
+
+
+def token_pieces(tokenizer: PreTrainedTokenizerBase) -> TokenPieces | None:
+    """The bytes of a fast tokenizer's tokens, if they can be told.
 
     Tokens of byte-level tokenizers spell each byte as one character (GPT-2); of others nothing is known.
     """
@@ -17,15 +33,15 @@ def token_pieces(tokenizer: PreTrainedTokenizerBase) -> list[bytes] | None:
         return None
     added = {int(id_): token for id_, token in backend.get_added_tokens_decoder().items()}
     vocabulary = backend.get_vocab()
-    pieces = [b""] * (max(vocabulary.values(), default=-1) + 1)
+    pieces: list[bytes | None] = [None] * (max(vocabulary.values(), default=-1) + 1)
     for token, token_id in vocabulary.items():
         pieces[token_id] = _piece(token, added.get(token_id))
-    return pieces
+    return TokenPieces(pieces, np.array([len(piece or b"") for piece in pieces], np.int64))
 
 
-def _piece(token: str, added: tokenizers.AddedToken | None) -> bytes:
+def _piece(token: str, added: tokenizers.AddedToken | None) -> bytes | None:
     if added is not None:
-        return b"" if added.special else str(added.content).encode()
+        return None if added.special else str(added.content).encode()
     return bytes(_BYTES.get(character, 0) for character in token)
 
 

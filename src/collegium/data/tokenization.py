@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from collegium.data.documents import cut_text
-from collegium.data.token_pieces import token_pieces
+from collegium.data.token_pieces import TokenPieces, token_pieces
 from collegium.errors import DataError
 
 
@@ -89,7 +89,7 @@ class DocumentTokenizer:
         return hashlib.sha256(decisive.encode()).hexdigest()
 
     @cached_property
-    def _pieces(self) -> list[bytes] | None:
+    def _pieces(self) -> TokenPieces | None:
         return token_pieces(self._tokenizer)
 
     def encode(self, texts: Sequence[str]) -> list[TokenizedDocument]:
@@ -106,8 +106,24 @@ class DocumentTokenizer:
             except TypeError as error:  # what tokenizers says of text that is not Unicode
                 raise DataError("text holds lone surrogates, which no tokenizer reads") from error
             for piece, encoding in zip(batch, encodings, strict=True):
-                content = piece.encode()
-                yield _with_bytes(piece, encoding, _spelt_ends(content, encoding.ids, self._pieces)), len(content)
+                yield self._with_bytes(piece, encoding), len(piece.encode())
+
+    def _with_bytes(self, text: str, encoding: tokenizers.Encoding) -> TokenizedDocument:
+        tokens = np.array(encoding.ids, np.int32)
+        ends = _bytes_before(text, np.fromiter((end for _, end in encoding.offsets), np.int64, len(encoding)))
+        return TokenizedDocument(tokens, ends, np.concatenate([[0], self._spelt_ends(text, tokens, ends)]))
+
+    def _spelt_ends(self, text: str, tokens: NDArray[np.int32], ends: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where the bytes of each token end if they are the text, but for a space put before it; else `ends`."""
+        if self._pieces is None:
+            return ends
+        spelt = np.cumsum(self._pieces.lengths[tokens])
+        if np.array_equal(spelt, ends):
+            return ends
+        content = b"".join([self._pieces.pieces[token] or b"" for token in tokens.tolist()])
+        if content not in (text.encode(), b" " + text.encode()):
+            return ends
+        return np.maximum(spelt - (len(content) - len(text.encode())), 0)
 
     def _join(self, pieces: Sequence[tuple[TokenizedDocument, int]]) -> TokenizedDocument:
         sizes = np.cumsum([0, *(num_bytes for _, num_bytes in pieces)])
@@ -145,25 +161,6 @@ def _special_tokens(tokenizer: PreTrainedTokenizerBase, which: str, *, wanted: b
             f"turn add_{which} off, or give the tokenizer a {which}_token"
         )
     return np.array([token] if wanted else [], np.int32)
-
-
-def _with_bytes(text: str, encoding: tokenizers.Encoding, spelt: NDArray[np.int64] | None) -> TokenizedDocument:
-    ends = _bytes_before(text, np.fromiter((end for _, end in encoding.offsets), np.int64, len(encoding)))
-    boundaries = np.concatenate([[0], ends if spelt is None else spelt])
-    return TokenizedDocument(np.array(encoding.ids, np.int32), ends, boundaries)
-
-
-def _spelt_ends(content: bytes, ids: Sequence[int], pieces: Sequence[bytes] | None) -> NDArray[np.int64] | None:
-    """Where each token ends, if the tokens put together are the text, but for a space put before it."""
-    if pieces is None:
-        return None
-    spelt = [pieces[token] for token in ids]
-    joined = b"".join(spelt)
-    added = len(joined) - len(content)
-    if joined not in (content, b" " + content):
-        return None
-    ends = np.cumsum(np.fromiter(map(len, spelt), np.int64, len(spelt)))
-    return np.maximum(ends - added, 0)
 
 
 def _bytes_before(text: str, indices: NDArray[np.int64]) -> NDArray[np.int64]:
