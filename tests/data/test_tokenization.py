@@ -145,3 +145,12 @@ def test_boundaries_are_ends_of_characters_where_tokens_do_not_spell_the_text():
     [document] = encoder(tokenizer).encode(["  A   É xyz "])
     assert document.boundaries.tolist() == [0, 3, 8, 13]
     assert document.byte_ends.tolist() == [3, 8, 13]
+
+
+def test_boundaries_are_ends_of_characters_where_a_normalizer_changes_the_text(other_tokenizer):
+    composed = copy.deepcopy(other_tokenizer)
+    composed.backend_tokenizer.normalizer = normalizers.NFC()
+    [document] = encoder(composed).encode(["€e\u0301b"])
+    assert bytes_of(composed, document.tokens.tolist()) == "€éb".encode()
+    assert document.boundaries.tolist() == [0, *document.byte_ends.tolist()]
+    assert (np.diff(document.boundaries) >= 0).all() and document.boundaries[-1] == 7
