@@ -129,6 +129,23 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
 
 
+@pytest.fixture(scope="session")
+def other_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level tokens across borders of words and characters: many begin or end inside a character."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<x>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    generator = random.Random(1)
+    backend.train_from_iterator(["".join(generator.choices("é€漢字🙂🙃 aw1", k=40)) for _ in range(50)], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<x>", eos_token="<x>")
+
+
 class ListSource:
     """A source in memory that counts what is read from it."""
 
@@ -172,8 +189,15 @@ def prose() -> Callable[[int], list[str]]:
 @pytest.fixture
 def prepare(tokenizer: PreTrainedTokenizerFast) -> Callable[..., PreparedText]:
     """`prepare_text` with small defaults."""
+    usual = tokenizer
 
-    def call(sources: Sequence[Source], directory: Path, **changed: Any) -> PreparedText:
+    def call(
+        sources: Sequence[Source],
+        directory: Path,
+        *,
+        tokenizer: PreTrainedTokenizerFast = usual,
+        **changed: Any,
+    ) -> PreparedText:
         settings = {
             "block_size": 16,
             "held_out_documents": 4,

@@ -88,6 +88,18 @@ def test_tensors_of_one_small_batch():
     assert all(inputs[key].dtype == torch.int64 for key in integers)
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_bytes_of_segments_stand_beside_their_tokens(side):
+    rows = make_rows([[[5, 6, 7], [8, 9]], [[4]]])
+    known = {"segment_starts": [4, 0], "segment_ends": [9, 3]}
+    inputs = BlockCollator(pad_token_id=0, padding_side=side, pad_to=6)([{**rows[0], **known}, rows[1]])
+    text = inputs["attention_mask"]
+    assert inputs["segment_starts"][text].tolist() == [4, 4, 4, 0, 0, -1]
+    assert inputs["segment_ends"][text].tolist() == [9, 9, 9, 3, 3, -1]
+    for key in ("segment_starts", "segment_ends"):
+        assert inputs[key].dtype == torch.int64 and set(inputs[key][~text].tolist()) == {-1}
+
+
 def test_too_small_pad_to_is_refused():
     with pytest.raises(ValueError, match="pad_to=2 is too small for a block of 3"):
         BlockCollator(pad_token_id=0, pad_to=2)(make_rows([[[1, 2, 3]]]))

@@ -14,7 +14,8 @@ from collegium.errors import DataError
 def document_of(length: int, first: int) -> TokenizedDocument:
     """Tokens `first`, `first + 1`, ..., of 1, 2, 3, 1, 2, 3, ... bytes."""
     tokens = np.arange(first, first + length, dtype=np.int32)
-    return TokenizedDocument(tokens, np.cumsum(tokens.astype(np.int64) % 3 + 1))
+    ends = np.cumsum(tokens.astype(np.int64) % 3 + 1)
+    return TokenizedDocument(tokens, ends, np.concatenate([[0], ends]))
 
 
 @settings(deadline=None)
@@ -53,6 +54,14 @@ def test_all_tokens_in_order_in_full_blocks(lengths, block_size):
             start += length
     for _, tokens, num_bytes in segments:
         assert num_bytes == sum(token % 3 + 1 for token in tokens[1:])
+    for row in rows:
+        first = 0
+        columns = ("segment_lengths", "segment_documents", "segment_starts", "segment_ends")
+        for length, number, start, end in zip(*(row[name] for name in columns), strict=True):
+            before = range(100 * number, row["input_ids"][first])
+            assert start == sum(token % 3 + 1 for token in before)
+            assert end - start == sum(t % 3 + 1 for t in row["input_ids"][first : first + length])
+            first += length
     for index, (number, num_packed) in last_of_document.items():
         last = blocks[index].segments[-1]
         assert last.document == number
@@ -81,7 +90,8 @@ def test_pack_documents_with_marks_counts_all_bytes_of_a_whole_document(tokenize
     [row] = pack_documents(
         rows, tokenizer, block_size=64, text_column="body", add_bos=True, add_eos=True, domain="x"
     )
-    assert row["segment_bytes"] == [len("the way of water")]
+    assert row["segment_bytes"] == row["segment_ends"] == [len("the way of water")]
+    assert row["segment_starts"] == [0]
     assert (row["input_ids"][0], row["input_ids"][-1]) == (0, 1)
     assert row["domain"] == "x"
 
@@ -90,6 +100,7 @@ def test_pack_documents_from_tokens_and_from_packed_rows(tokenizer):
     blocks = pack_documents([{"input_ids": [1, 2, 3]}, {"input_ids": [4, 5]}], tokenizer, block_size=4)
     assert [row["input_ids"] for row in blocks] == [[1, 2, 3, 4]]
     assert [row["segment_lengths"] for row in blocks] == [[3, 1]]
+    assert [(row["segment_starts"], row["segment_ends"]) for row in blocks] == [([-1, -1], [-1, -1])]
     again = pack_documents(blocks.dataset, tokenizer, block_size=2)
     assert [row["input_ids"] for row in again] == [[1, 2, 3, 4]]
     listed = pack_documents(list(blocks.dataset), tokenizer, block_size=2)

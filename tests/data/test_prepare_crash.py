@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from collegium.data import FileSource, HubSource
+from collegium.data import FileSource, HubSource, SourceLimits
 from collegium.errors import DataError
 
 
@@ -42,8 +42,8 @@ def start_child(action):
 
 @pytest.fixture
 def texts(tmp_path, prose):
-    """Two files, one of them with a document that fills several shards."""
-    many = [*prose(40), "some words of text " * 200, *prose(60)[50:]]
+    """Two files, one of them with a document that fills several shards, and with some of one token."""
+    many = [*prose(40), "some words of text " * 200, "the", *prose(60)[50:55], "the", *prose(60)[55:]]
     (tmp_path / "many.txt").write_text("\n".join(many))
     few = [text + " and more" for text in prose(120)[100:]]
     (tmp_path / "few.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in few))
@@ -64,7 +64,8 @@ def work(texts, prepare, monkeypatch):
             FileSource("many", str(texts / "many.txt")),
             FileSource("few", str(texts / "few.jsonl")),
         ]
-        return prepare(sources, texts / name, on_progress=on_progress, blocks_per_shard=24)
+        limits = {"many": SourceLimits(min_characters=1)}
+        return prepare(sources, texts / name, on_progress=on_progress, blocks_per_shard=24, limits=limits)
 
     return call
 
@@ -75,6 +76,7 @@ def expected(work, texts, folder_content):
     content = folder_content(texts / "uninterrupted")
     assert sum(name.startswith("train/") for name in content) >= 10
     assert not any(name.endswith(".tmp") for name in content)
+    assert json.loads(content["manifest.json"])["sources"]["many"]["documents"]["too_short"] == 2
     return content
 
 

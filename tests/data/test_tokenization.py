@@ -4,6 +4,7 @@ import copy
 
 import numpy as np
 import pytest
+from byte_level import bytes_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
@@ -102,3 +103,54 @@ def test_what_cannot_be_used_is_refused(tokenizer):
         encoder(object())
     with pytest.raises(DataError, match="lone surrogates"):
         encoder(tokenizer).encode(["\ud800"])
+
+
+@settings(deadline=None)
+@given(st.lists(st.text("aé€漢🙂🙃 \n1", max_size=60), max_size=4), st.booleans(), st.booleans())
+def test_boundaries_are_exact_inside_characters(other_tokenizer, texts, add_bos, add_eos):
+    for text, document in zip(texts, encoder(other_tokenizer, add_bos, add_eos).encode(texts), strict=True):
+        sizes = [len(bytes_of(other_tokenizer, [token])) for token in document.tokens.tolist()]
+        assert document.boundaries.tolist() == np.cumsum([0, *sizes]).tolist()
+        assert document.boundaries[-1] == len(text.encode())
+
+
+def test_boundaries_where_tokens_share_characters(tokenizer):
+    [document] = encoder(tokenizer, add_bos=True, add_eos=True).encode(["the €"])
+    assert document.byte_ends.tolist() == [0, 3, 4, 7, 7, 7, 7]
+    assert document.boundaries.tolist() == [0, 0, 3, 4, 5, 6, 7, 7]
+    part = document[2:5]
+    assert (len(part), part.boundaries.tolist(), part[1:].boundaries.tolist()) == (3, [3, 4, 5, 6], [4, 5, 6])
+    assert document[4:][:2].boundaries.tolist() == [5, 6, 7]
+
+
+def test_boundaries_of_pieces_and_of_a_space_put_before_the_text(tokenizer, monkeypatch):
+    monkeypatch.setattr("collegium.data.tokenization.PIECE_SIZE", 8)
+    text = "€ water and 🙂🙂 of the people"
+    spaced = copy.deepcopy(tokenizer)
+    spaced.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    for used in (tokenizer, spaced):
+        [document] = encoder(used).encode([text])
+        spelt = [bytes_of(used, [token]) for token in document.tokens.tolist()]
+        places = document.boundaries.tolist()
+        for piece, start, end in zip(spelt, places, places[1:], strict=False):
+            assert text.encode()[start:end] in (piece, piece.removeprefix(b" "))
+        assert (places[0], places[-1]) == (0, len(text.encode()))
+
+
+def test_boundaries_are_ends_of_characters_where_tokens_do_not_spell_the_text():
+    backend = Tokenizer(models.WordLevel({"a": 0, "é": 1, "[UNK]": 2}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.normalizer = normalizers.Lowercase()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    [document] = encoder(tokenizer).encode(["  A   É xyz "])
+    assert document.boundaries.tolist() == [0, 3, 8, 13]
+    assert document.byte_ends.tolist() == [3, 8, 13]
+
+
+def test_boundaries_are_ends_of_characters_where_a_normalizer_changes_the_text(other_tokenizer):
+    composed = copy.deepcopy(other_tokenizer)
+    composed.backend_tokenizer.normalizer = normalizers.NFC()
+    [document] = encoder(composed).encode(["€e\u0301b"])
+    assert bytes_of(composed, document.tokens.tolist()) == "€éb".encode()
+    assert document.boundaries.tolist() == [0, *document.byte_ends.tolist()]
+    assert (np.diff(document.boundaries) >= 0).all() and document.boundaries[-1] == 7

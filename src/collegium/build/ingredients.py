@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from collegium.data.collate import BlockCollator
 from collegium.data.prepare import prepare_text
-from collegium.data.prepared import PreparedText
+from collegium.data.prepared import SCHEMA_VERSION, PreparedText
 from collegium.data.settings import PrepareProgress, SourceLimits
 from collegium.data.sources import FileSource, HubSource
 from collegium.pretrained import cache_dir, load_tokenizer
@@ -92,12 +92,13 @@ def text_directory(
 ) -> Path:
     """Where the prepared text lies: as the recipe says, else in the cache under its fingerprint.
 
-    The content of the sources is part of that, so that an edited file is prepared anew.
+    The content of the sources is part of that, so that an edited file is prepared anew, and so is the
+    version of what is written.
     """
     if recipe.data.directory is not None:
         return Path(recipe.data.directory)
     parts = [tokenizer_fingerprint(tokenizer), *(source.fingerprint for source in sources)]
-    content = recipe.data.model_dump_json(exclude={"directory", "mixing"}) + "".join(parts)
+    content = recipe.data.model_dump_json(exclude={"directory", "mixing"}) + "".join(parts) + str(SCHEMA_VERSION)
     return cache_dir() / "prepared" / hashlib.sha256(content.encode()).hexdigest()[:16]
 
 

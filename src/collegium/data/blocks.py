@@ -17,7 +17,8 @@ class PackedBlocks(Dataset[dict[str, Any]]):
     """Rows of packed tokens, each with its `sample_id`.
 
     A row has `input_ids`, `segment_lengths`, `segment_documents`, `segment_bytes` (UTF-8 bytes of a
-    segment's tokens but the first) and `domain`.
+    segment's tokens but the first), `segment_starts` and `segment_ends` (UTF-8 bytes of the document
+    before a segment's first token, and up to the end of its last) and `domain`.
 
     Args:
         dataset: Rows with these columns.
@@ -65,7 +66,8 @@ def pack_documents(
         domain: Name of the domain.
 
     Returns:
-        The blocks. `segment_bytes` is 0, which means unknown, for rows without text.
+        The blocks. For rows without text, `segment_bytes` is 0, and `segment_starts` and
+        `segment_ends` are -1, which mean unknown.
 
     Raises:
         DataError: if a row has neither text nor tokens, or there is nothing to predict.
@@ -94,4 +96,5 @@ def _given_tokens(row: Mapping[str, Any], number: int, text_column: str) -> Toke
             f"row {number} has no {text_column!r} and no 'input_ids', only {', '.join(row)}: "
             "set text_column to one of them"
         )
-    return TokenizedDocument(np.asarray(tokens, np.int32), np.zeros(len(tokens), np.int64))
+    unknown = np.full(len(tokens) + 1, -1, np.int64)
+    return TokenizedDocument(np.asarray(tokens, np.int32), np.zeros(len(tokens), np.int64), unknown)

@@ -15,6 +15,13 @@ from torch.nn.functional import pad
 from collegium.contracts import IGNORE_INDEX
 
 
+_OF_SEGMENTS = {
+    "document_ids": "segment_documents",
+    "segment_starts": "segment_starts",
+    "segment_ends": "segment_ends",
+}
+
+
 class BlockCollator:
     """Pads rows to one length; see `collegium.contracts.Batch` for what the tensors mean.
 
@@ -39,7 +46,10 @@ class BlockCollator:
         self._domain_ids = None if domains is None else {name: i for i, name in enumerate(domains)}
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """Batch with `document_ids` [B S] (-1 on padding) beside the tensors of `Batch`.
+        """Batch with what is known of each token's segment beside the tensors of `Batch`.
+
+        `document_ids`, `segment_starts` and `segment_ends` [B S] are the number of its document and the
+        UTF-8 bytes of that before the segment and up to its end; -1 on padding and where unknown.
 
         Raises:
             ValueError: a block does not fit into `pad_to`, or is of a domain that is not known.
@@ -60,6 +70,7 @@ class BlockCollator:
         input_ids = np.asarray(row["input_ids"], np.int64)  # [S]
         segment_lengths = np.asarray(row["segment_lengths"], np.int64)
         positions = _positions(segment_lengths)
+        unknown = np.full(len(segment_lengths), -1)
         num_padding = length - len(input_ids)
         columns = {
             "input_ids": (input_ids, np.full(num_padding, self._pad_token_id)),
@@ -69,11 +80,10 @@ class BlockCollator:
                 np.full(num_padding, IGNORE_INDEX),
             ),
             "position_ids": (positions, np.arange(num_padding)),
-            "document_ids": (
-                np.repeat(np.asarray(row["segment_documents"], np.int64), segment_lengths),
-                np.full(num_padding, -1),
-            ),
         }
+        for key, column in _OF_SEGMENTS.items():
+            values = np.asarray(row.get(column, unknown), np.int64)
+            columns[key] = (np.repeat(values, segment_lengths), np.full(num_padding, -1))
         order = 1 if self._padding_side == "right" else -1
         return {key: np.concatenate(parts[::order]) for key, parts in columns.items()}
 

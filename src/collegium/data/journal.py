@@ -21,7 +21,7 @@ class Journal:
 
     Attributes:
         fingerprint: Of the preparation.
-        next_document: Number of the next document.
+        next_document: Number of the next document, of the source that is read.
         source_index: Source that is read.
         source_state: Position in it.
         skip_tokens: Tokens of the document at that position that are written already.

@@ -22,6 +22,8 @@ SCHEMA = pa.schema(
         "segment_lengths": pa.list_(pa.int32()),
         "segment_documents": pa.list_(pa.int64()),
         "segment_bytes": pa.list_(pa.int64()),
+        "segment_starts": pa.list_(pa.int64()),
+        "segment_ends": pa.list_(pa.int64()),
         "domain": pa.string(),
     }
 )
@@ -35,11 +37,21 @@ class Segment:
         document: Number of the document.
         tokens: Token ids.
         num_bytes: UTF-8 bytes of all tokens but the first, which is never predicted.
+        start: UTF-8 bytes of the document before the first token; -1 if unknown.
+        end: UTF-8 bytes of the document up to the end of the last token; -1 if unknown.
     """
 
     document: int
     tokens: NDArray[np.int32]
     num_bytes: int
+    start: int
+    end: int
+
+    @classmethod
+    def of(cls, number: int, part: TokenizedDocument) -> "Segment":
+        """A part of document `number`; it has tokens."""
+        num_bytes = int(part.byte_ends[-1] - part.byte_ends[0])
+        return cls(number, part.tokens, num_bytes, int(part.boundaries[0]), int(part.boundaries[-1]))
 
 
 @dataclass(frozen=True)
@@ -82,8 +94,7 @@ class Packer:
         start = 0
         while start < len(document):
             end = min(start + self._room, len(document))
-            num_bytes = int(document.byte_ends[end - 1] - document.byte_ends[start])
-            self._segments.append(Segment(number, document.tokens[start:end], num_bytes))
+            self._segments.append(Segment.of(number, document[start:end]))
             self._room -= end - start
             start = end
             if self._room == 0:
@@ -105,6 +116,8 @@ def blocks_to_table(blocks: Sequence[Block]) -> pa.Table:
         "segment_lengths": [[len(s.tokens) for s in b.segments] for b in blocks],
         "segment_documents": [[s.document for s in b.segments] for b in blocks],
         "segment_bytes": [[s.num_bytes for s in b.segments] for b in blocks],
+        "segment_starts": [[s.start for s in b.segments] for b in blocks],
+        "segment_ends": [[s.end for s in b.segments] for b in blocks],
         "domain": [b.domain for b in blocks],
     }
     return pa.table(columns, schema=SCHEMA)

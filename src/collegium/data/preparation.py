@@ -1,4 +1,10 @@
-"""One preparation of text: the work behind `prepare_text`."""
+"""One preparation of text: the work behind `prepare_text`.
+
+A document's number follows from the text alone, so that preparations with different tokenizers agree:
+first the held-out documents, source by source, then those for training, where sources take turns (of two,
+one has the even numbers and one the odd). How far another source is read, which `max_tokens` decides in
+tokens, and how many documents are of a single token therefore change no number.
+"""
 
 import json
 import time
@@ -141,6 +147,7 @@ class Preparation:
             )
         journal.source_index += 1
         journal.source_state, journal.skip_tokens = {}, 0
+        journal.next_document = self._num_held_out() + journal.source_index
         for block in packer.flush():
             self._keep(block)
 
@@ -174,19 +181,23 @@ class Preparation:
     def _pack(self, state: dict[str, Any], document: TokenizedDocument, packer: Packer, name: str) -> str:
         """Pack one document; returns what became of it."""
         journal = self._journal
-        skip, journal.skip_tokens = journal.skip_tokens, 0
+        number, skip, journal.skip_tokens = journal.next_document, journal.skip_tokens, 0
         if len(document) < _SHORTEST_DOCUMENT:
+            journal.next_document += len(self._sources)
             return TOO_SHORT
         document = document[: self._tokens_left(name)]
-        for block, num_packed in packer.add(journal.next_document, document[skip:]):
+        for block, num_packed in packer.add(number, document[skip:]):
             # The journal still counts up to this document, as reading it again will count it.
             journal.source_state, journal.skip_tokens = state, skip + num_packed
             self._keep(block)
         journal.skip_tokens = 0
-        journal.next_document += 1
+        journal.next_document += len(self._sources)
         journal.tokens[name] += len(document)
         self._new_tokens += len(document) - skip
         return KEPT
+
+    def _num_held_out(self) -> int:
+        return sum(self._journal.files[held_out_text_file(source.name)].rows for source in self._sources)
 
     def _tokens_left(self, name: str) -> int | None:
         maximum = self._settings.limits[name].max_tokens
@@ -225,10 +236,24 @@ class Preparation:
             "fingerprint": self._journal.fingerprint,
             "block_size": self._settings.block_size,
             "tokenizer": self._tokenizer.identity,
+            "text": self._describe_text(),
             "sources": {source.name: self._describe(source) for source in self._sources},
             "files": {name: asdict(record) for name, record in self._journal.files.items()},
         }
         write_json(self._directory / MANIFEST_NAME, manifest)
+
+    def _describe_text(self) -> dict[str, Any]:
+        """All that decides which documents there are and their numbers; nothing of the tokenizer."""
+        limits = self._settings.limits
+        held_out = {s.name: self._journal.files[held_out_text_file(s.name)].sha256 for s in self._sources}
+        return {
+            "sources": [[source.name, source.fingerprint] for source in self._sources],
+            "max_documents": {name: limit.max_documents for name, limit in limits.items()},
+            "min_characters": {name: limit.min_characters for name, limit in limits.items()},
+            "near_duplicate_threshold": self._settings.near_duplicate_threshold,
+            "held_out_documents": self._settings.held_out_documents,
+            "held_out_text": held_out,
+        }
 
     def _describe(self, source: Source) -> dict[str, Any]:
         name, files = source.name, self._journal.files

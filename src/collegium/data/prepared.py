@@ -1,12 +1,14 @@
 """Prepared text on disk: blocks for training, blocks held out, and a manifest.
 
-- `manifest.json` is written last: fingerprint, counts, and size and checksum of every file.
+- `manifest.json` is written last: fingerprint, what decided the documents (`text`), counts, and size and
+  checksum of every file.
 - `train/train-00000.arrow` and so on are Arrow streams, which `datasets.load_dataset` reads too.
 - `held_out/NAME.arrow` is the same for the held-out blocks of one domain.
 - `held_out/NAME.jsonl` is the text of its documents.
 """
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from collegium.data.storage import read_json
 from collegium.errors import DataError
 
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 
 
@@ -76,6 +78,30 @@ class PreparedText:
             manifest=manifest,
             fingerprint=manifest["fingerprint"],
         )
+
+    @property
+    def text_identity(self) -> str:
+        """Identity of the documents and their numbers, whatever the tokenizer and the size of blocks.
+
+        With `max_tokens`, which tokenizers count differently, one text may end before another of the same
+        identity.
+        """
+        return hashlib.sha256(json.dumps(self.manifest["text"], sort_keys=True).encode()).hexdigest()
+
+    def require_same_text(self, other: "PreparedText") -> None:
+        """Compare with the same text prepared with another tokenizer: the same number, the same document.
+
+        Raises:
+            DataError: it is not the same text; says in what they differ.
+        """
+        ours, theirs = self.manifest["text"], other.manifest["text"]
+        differing = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
+        if differing:
+            raise DataError(
+                f"{other.directory}: is not the text of {self.directory} in other tokens: they differ in "
+                f"{', '.join(differing)}; prepare both from the same sources with the same data settings "
+                "(tokenizer, add_bos, add_eos, block_size and max_tokens may differ)"
+            )
 
     def verify(self) -> None:
         """Read every file and compare its checksum.

@@ -3,6 +3,9 @@
 Bits per byte compares models with different tokenizers, so every byte must be counted once: a token
 stands for what lies between the end of the token before it and its own end. Adding up offsets would
 count twice a character that two byte-level tokens share, and not at all a blank that no token has.
+
+Ends are those of characters, as tokenizers report them. `boundaries` are exact to the byte wherever
+the tokens spell the text, which is what two tokenizations of one text are joined by.
 """
 
 import copy
@@ -10,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import tokenizers
@@ -17,6 +21,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from collegium.data.documents import cut_text
+from collegium.data.token_pieces import TokenPieces, token_pieces
 from collegium.errors import DataError
 
 
@@ -32,17 +37,21 @@ class TokenizedDocument:
 
     Attributes:
         tokens: Token ids.
-        byte_ends: UTF-8 bytes of the document up to the end of each token.
+        byte_ends: UTF-8 bytes of the document up to the end of the character that each token ends in.
+        boundaries: UTF-8 bytes of the document before each token, and after the last one: one more
+            than there are tokens; -1 where unknown.
     """
 
     tokens: NDArray[np.int32]
     byte_ends: NDArray[np.int64]
+    boundaries: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def __getitem__(self, part: slice) -> "TokenizedDocument":
-        return TokenizedDocument(self.tokens[part], self.byte_ends[part])
+        start, stop, _ = part.indices(len(self))
+        return TokenizedDocument(self.tokens[part], self.byte_ends[part], self.boundaries[start : stop + 1])
 
 
 class DocumentTokenizer:
@@ -68,6 +77,7 @@ class DocumentTokenizer:
         self._backend.no_padding()
         self._backend.no_truncation()
         self._backend.encode_special_tokens = True
+        self._tokenizer = tokenizer
         self._bos = _special_tokens(tokenizer, "bos", wanted=add_bos)
         self._eos = _special_tokens(tokenizer, "eos", wanted=add_eos)
 
@@ -77,6 +87,10 @@ class DocumentTokenizer:
         content = json.loads(self._backend.to_str())
         decisive = json.dumps([content, self._bos.tolist(), self._eos.tolist()], sort_keys=True)
         return hashlib.sha256(decisive.encode()).hexdigest()
+
+    @cached_property
+    def _pieces(self) -> TokenPieces | None:
+        return token_pieces(self._tokenizer)
 
     def encode(self, texts: Sequence[str]) -> list[TokenizedDocument]:
         """Tokens of each text."""
@@ -92,20 +106,38 @@ class DocumentTokenizer:
             except TypeError as error:  # what tokenizers says of text that is not Unicode
                 raise DataError("text holds lone surrogates, which no tokenizer reads") from error
             for piece, encoding in zip(batch, encodings, strict=True):
-                yield _with_byte_ends(piece, encoding), len(piece.encode())
+                yield self._with_bytes(piece, encoding), len(piece.encode())
+
+    def _with_bytes(self, text: str, encoding: tokenizers.Encoding) -> TokenizedDocument:
+        tokens = np.array(encoding.ids, np.int32)
+        ends = _bytes_before(text, np.fromiter((end for _, end in encoding.offsets), np.int64, len(encoding)))
+        return TokenizedDocument(tokens, ends, np.concatenate([[0], self._spelt_ends(text, tokens, ends)]))
+
+    def _spelt_ends(self, text: str, tokens: NDArray[np.int32], ends: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where the bytes of each token end if they are the text, but for a space put before it; else `ends`."""
+        if self._pieces is None:
+            return ends
+        spelt = np.cumsum(self._pieces.lengths[tokens])
+        if np.array_equal(spelt, ends):
+            return ends
+        content = b"".join([self._pieces.pieces[token] or b"" for token in tokens.tolist()])
+        if content not in (text.encode(), b" " + text.encode()):
+            return ends
+        return np.maximum(spelt - (len(content) - len(text.encode())), 0)
 
     def _join(self, pieces: Sequence[tuple[TokenizedDocument, int]]) -> TokenizedDocument:
-        tokens, byte_ends = [self._bos], [np.zeros(len(self._bos), np.int64)]
-        size = 0
-        for piece, num_bytes in pieces:
-            tokens.append(piece.tokens)
-            byte_ends.append(piece.byte_ends + size)
-            size += num_bytes
-        ends = np.concatenate(byte_ends)
-        ends[-1:] = size  # blanks that the tokenizer drops at the end belong to its last token
+        sizes = np.cumsum([0, *(num_bytes for _, num_bytes in pieces)])
+        texts = [text for text, _ in pieces]
+        ends = [text.byte_ends + size for text, size in zip(texts, sizes, strict=False)]
+        boundaries = [text.boundaries[1:] + size for text, size in zip(texts, sizes, strict=False)]
+        before, after = np.zeros(len(self._bos), np.int64), np.full(len(self._eos), sizes[-1])
+        joined = [np.concatenate([before, *parts]) for parts in (ends, boundaries)]
+        for places in joined:
+            places[-1:] = sizes[-1]  # blanks that the tokenizer drops at the end belong to its last token
         return TokenizedDocument(
-            np.concatenate([*tokens, self._eos]),
-            np.concatenate([ends, np.full(len(self._eos), size)]),
+            np.concatenate([self._bos, *(text.tokens for text in texts), self._eos]),
+            np.concatenate([joined[0], after]),
+            np.concatenate([[0], joined[1], after]),
         )
 
 
@@ -129,12 +161,6 @@ def _special_tokens(tokenizer: PreTrainedTokenizerBase, which: str, *, wanted: b
             f"turn add_{which} off, or give the tokenizer a {which}_token"
         )
     return np.array([token] if wanted else [], np.int32)
-
-
-def _with_byte_ends(text: str, encoding: tokenizers.Encoding) -> TokenizedDocument:
-    ends = np.fromiter((end for _, end in encoding.offsets), np.int64, len(encoding))
-    tokens = np.array(encoding.ids, np.int32)
-    return TokenizedDocument(tokens, _bytes_before(text, ends))
 
 
 def _bytes_before(text: str, indices: NDArray[np.int64]) -> NDArray[np.int64]:
