@@ -20,8 +20,8 @@ import tokenizers
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from collegium.alignment.token_bytes import TokenBytes
 from collegium.data.documents import cut_text
-from collegium.data.token_pieces import TokenPieces, token_pieces
 from collegium.errors import DataError
 
 
@@ -89,8 +89,11 @@ class DocumentTokenizer:
         return hashlib.sha256(decisive.encode()).hexdigest()
 
     @cached_property
-    def _pieces(self) -> TokenPieces | None:
-        return token_pieces(self._tokenizer)
+    def _pieces(self) -> TokenBytes | None:
+        try:
+            return TokenBytes(self._tokenizer)
+        except DataError:  # its tokens do not keep all of the text
+            return None
 
     def encode(self, texts: Sequence[str]) -> list[TokenizedDocument]:
         """Tokens of each text."""
