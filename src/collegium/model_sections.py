@@ -39,7 +39,7 @@ class AlignmentSection(Section):
     approximate: Literal["none", "split", "inside"] = "inside"
     """Beside what is exact: nothing; where the student's next token is several of the teacher's (`split`); those
     and places inside a token of the teacher's (`inside`). Elsewhere the other teachers share its weight."""
-    max_unknown: float = Field(default=0.5, ge=0, le=1)
+    max_unknown: float = Field(default=0.2, ge=0, le=1)
     """`inside`: share of what the teacher may have written that ends at the place, so that nothing is known of
     what follows; above, nothing is carried."""
     entropy: Literal["carried", "span"] = "carried"

@@ -101,10 +101,9 @@ def carried_logprobs(
     probs = full_precision(logits).softmax(-1)
     gold = probs.gather(-1, own_labels.unsqueeze(-1)).squeeze(-1)  # [R]
     pooled = probs.new_zeros((len(probs), vocab_size + 1)).index_add_(1, first, probs)
-    has_main = rows.main >= 0
     carried = pooled[rows.main.clamp_min(0)] if len(pooled) else pooled.new_zeros((len(rows), vocab_size + 1))
     path, chain = path_probs(gold, rows)
-    carried = carried * (path * has_main).unsqueeze(-1)
+    carried = carried * path.unsqueeze(-1)
     known = rows.entry_follows >= 0
     place, follows = rows.entry_rows[known], rows.entry_follows[known]
     carried.index_put_((place, follows), probs[rows.before[place], rows.entry_tokens[known]], accumulate=True)
@@ -121,11 +120,11 @@ def carried_logprobs(
 
 
 def path_probs(gold: Float[Tensor, " R"], rows: CarryRows) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-    """Probability of the teacher's tokens since the cut before, and of those of the chain; 1 for none."""
+    """Probability of the teacher's tokens since the cut before, 0 without `main`; and of those of the chain."""
     sums = torch.nn.functional.pad(gold.double().log().cumsum(0), (1, 0))  # [R + 1]
     start = rows.main.clamp_min(0)
     before = torch.where(rows.before >= 0, rows.before, start)
-    path = (sums[start] - sums[before]).exp()
+    path = torch.where(rows.main >= 0, sums[start] - sums[before], -torch.inf).exp()
     chain = (sums[start + rows.chain] - sums[start]).exp()
     return path.to(gold.dtype), chain.to(gold.dtype)
 

@@ -8,7 +8,7 @@ Planning is numpy and a tokenizer, so that workers of the data loader do it (`re
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -32,8 +32,9 @@ from collegium.contracts import (
     predicted_positions,
 )
 from collegium.functional.alignment import CarryRows, LogitCarrier, unknown_share
+from collegium.functional.carried_lists import carried_lists
 from collegium.functional.teacher_stats import teacher_stats
-from collegium.signals import CarriedSignal, ProjectedSignal, TeacherSignal
+from collegium.signals import CarriedSignal, ProjectedSignal, TeacherSignal, TopKSignal
 
 
 Approximation = Literal["none", "split", "inside"]
@@ -60,7 +61,7 @@ class AlignmentPolicy:
     """
 
     approximate: Approximation = "inside"
-    max_unknown: float = 0.5
+    max_unknown: float = 0.2
     entropy_of: EntropyOf = "carried"
 
 
@@ -130,18 +131,21 @@ class AlignedTeacher:
         rows = self._rows(plan, places, positions.labels)
         kinds, spans = plan.kinds[places], plan.spans(places)
         valid = self._valid(signal, rows, kinds)
-        carrier = LogitCarrier(
-            signal, own_positions.labels, self._first.to(device), _without(rows, ~valid), self._vocab_size
-        )
-        weight_temperature, target_temperature = self._temperatures
-        carried = CarriedSignal(
-            carrier,
-            weight_temperature=weight_temperature,
-            target_temperature=target_temperature,
-            valid=valid,
-            entropy=self._span_entropy(signal, own_positions, spans),
-            exact=kinds == Carry.EXACT,
-        )
+        entropy = self._span_entropy(signal, own_positions, spans)
+        rows = _without(rows, ~valid)
+        carried: TeacherSignal
+        if isinstance(signal, TopKSignal):
+            carried = self._of_lists(signal, own_positions.labels, rows, valid, entropy)
+        else:
+            weight_temperature, target_temperature = self._temperatures
+            carried = CarriedSignal(
+                LogitCarrier(signal, own_positions.labels, self._first.to(device), rows, self._vocab_size),
+                weight_temperature=weight_temperature,
+                target_temperature=target_temperature,
+                valid=valid,
+                entropy=entropy,
+                exact=kinds == Carry.EXACT,
+            )
         segments = _segment_numbers(batch)[plan.teacher_segments]
         own = OwnView(
             signal=signal,
@@ -166,9 +170,18 @@ class AlignedTeacher:
         entry = entries[0][place] + within
         return CarryRows(main, before, chain, labels, place, self._entry_tokens[entry], self._entry_follows[entry])
 
+    def _of_lists(
+        self, signal: TopKSignal, own_labels: Tensor, rows: CarryRows, valid: Tensor, entropy: Tensor | None
+    ) -> TopKSignal:
+        """Lists over the student's vocabulary."""
+        carried = carried_lists(signal, own_labels, self._first.to(valid.device), rows, self._vocab_size)
+        known = valid if carried.valid is None else valid & carried.valid
+        return replace(carried, valid=known, entropy=carried.entropy if entropy is None else entropy)
+
     def _valid(self, signal: TeacherSignal, rows: CarryRows, kinds: Int[Tensor, " N"]) -> Bool[Tensor, " N"]:
         """Where something is carried."""
-        valid = kinds <= int(self._highest)
+        is_drawn = isinstance(signal, TopKSignal) and signal.drawn  # draws are right on average, quotients are not
+        valid: Bool[Tensor, " N"] = kinds <= int(Carry.EXACT if is_drawn else self._highest)
         inside = valid & (kinds == Carry.INSIDE)
         if self._policy.max_unknown < 1.0 and isinstance(signal, ProjectedSignal) and bool(inside.any()):
             valid = valid & ~(inside & (unknown_share(signal, rows, inside) > self._policy.max_unknown))
@@ -178,6 +191,8 @@ class AlignedTeacher:
         self, signal: TeacherSignal, own_positions: Positions, spans: AlignedSpans
     ) -> Float[Tensor, " N"] | None:
         """The teacher's own entropy over each span, shared out among the student's tokens in it."""
+        if isinstance(signal, TopKSignal) and self._policy.entropy_of == "span":
+            return per_student_token(signal.entropy, spans)
         if self._policy.entropy_of == "carried":
             return None
         size = max(1, CHUNK_ELEMENTS // self.aligner.teacher.size)
