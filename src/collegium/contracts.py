@@ -70,6 +70,9 @@ class Batch:
         domain_ids: Number of each block's domain, where the collator was given their names.
         on_policy: Blocks that the student wrote; None where all are of the corpus.
         weights: Of the predicted positions in the loss; None where the objective's own hold for all.
+        document_ids: Document of each token, -1 on padding; None where it is not known.
+        segment_starts: UTF-8 bytes of its document before each token's segment; -1 where they are not known.
+        segment_ends: UTF-8 bytes of its document up to the end of each token's segment, likewise.
     """
 
     input_ids: Int[Tensor, "B S"]
@@ -81,6 +84,9 @@ class Batch:
     domain_ids: Int[Tensor, " B"] | None = None
     on_policy: Bool[Tensor, " B"] | None = None
     weights: PositionWeights | None = None
+    document_ids: Int[Tensor, "B S"] | None = None
+    segment_starts: Int[Tensor, "B S"] | None = None
+    segment_ends: Int[Tensor, "B S"] | None = None
 
     @classmethod
     def from_inputs(cls, inputs: Mapping[str, Any]) -> "Batch":
@@ -95,6 +101,9 @@ class Batch:
             domain_ids=inputs.get("domain_ids"),
             on_policy=inputs.get("on_policy"),
             weights=inputs.get("weights"),
+            document_ids=inputs.get("document_ids"),
+            segment_starts=inputs.get("segment_starts"),
+            segment_ends=inputs.get("segment_ends"),
         )
 
     @classmethod

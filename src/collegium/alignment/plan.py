@@ -161,6 +161,34 @@ def _spans(cuts: Ints, ends: Ints) -> Ints:
     return np.where(spans < len(cuts) - 1, spans, -1)
 
 
+@dataclass(frozen=True)
+class Piece:
+    """A segment of a teacher's that holds some of one of the student's; its ends count from where that begins.
+
+    Attributes:
+        text: All of the teacher's segment.
+        first_row: Row at which it predicts its second token.
+    """
+
+    text: Text
+    first_row: int
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a teacher reads of a batch.
+
+    Attributes:
+        batch: `input_ids`, `attention_mask` and `position_ids`, [B T] each.
+        pieces: What of it each segment of the student's is found in.
+        num_rows: Its predicted positions, U.
+    """
+
+    batch: Mapping[str, NDArray[Any]]
+    pieces: Sequence[Sequence[Piece]]
+    num_rows: int
+
+
 class Aligner:
     """Plans how a teacher reads the student's batches.
 
@@ -174,26 +202,27 @@ class Aligner:
         self.student, self.teacher, self.vocabulary = student, teacher, vocabulary
 
     def plan(self, input_ids: Ints, attention_mask: NDArray[np.bool_], position_ids: Ints) -> AlignmentPlan:
-        """The plan of a batch, [B S] each."""
-        blocks = [
+        """The plan of a batch that the teacher reads as its tokenizer cuts it, [B S] each."""
+        blocks = self.segments(input_ids, attention_mask, position_ids)
+        own = [text for block in blocks for text in block]
+        return self.join(own, self._reading(own, [len(block) for block in blocks]))
+
+    def segments(self, input_ids: Ints, attention_mask: NDArray[np.bool_], position_ids: Ints) -> list[list[Text]]:
+        """The student's segments, by block."""
+        return [
             self._segments(tokens[mask], places[mask])
             for tokens, mask, places in zip(input_ids, attention_mask, position_ids, strict=True)
         ]
-        own = [text for block in blocks for text in block]
+
+    def _reading(self, own: Sequence[Text], counts: Sequence[int]) -> Reading:
         other = self._read(own)
-        meetings = [meet(a, b, self.vocabulary.first) for a, b in zip(own, other, strict=True)]
-        batch = _packed(other, [len(block) for block in blocks])
-        return self._planned(batch, own, meetings)
+        sizes = [len(text.tokens) - 1 for text in other]
+        pieces = [[Piece(text, first)] for text, first in zip(other, _starts(sizes).tolist(), strict=True)]
+        return Reading(_packed(other, counts), pieces, sum(sizes))
 
     def _segments(self, tokens: Ints, places: Ints) -> list[Text]:
         cuts = np.flatnonzero(places == 0)[1:]
-        return [self._text(part) for part in np.split(tokens, cuts)] if len(tokens) else []
-
-    def _text(self, tokens: Ints) -> Text:
-        lengths = self.student.lengths[tokens]
-        if self.student.eos is not None:
-            lengths[-1] += tokens[-1] == self.student.eos
-        return Text(tokens, np.cumsum(lengths))
+        return [text_of(part, self.student) for part in np.split(tokens, cuts)] if len(tokens) else []
 
     def _read(self, own: Sequence[Text]) -> list[Text]:
         """The same text as the teacher's tokens."""
@@ -211,31 +240,32 @@ class Aligner:
         ends = np.concatenate([[0] * len(bos), tokenized.ends, [size + 1] * len(eos)]).astype(np.int64)
         return Text(tokens, ends) if len(tokens) else Text(np.zeros(1, np.int64), np.zeros(1, np.int64))
 
-    def _planned(
-        self, batch: Mapping[str, NDArray[Any]], own: Sequence[Text], meetings: Sequence[Meeting]
-    ) -> AlignmentPlan:
-        """Segments side by side, rows and spans counted through, and what crosses each position."""
-        num_rows = [len(meeting.teacher_spans) for meeting in meetings]
-        rows, spans = _starts(num_rows), _starts([len(meeting.span_bytes) for meeting in meetings])
-        kinds, since, chain, span_bytes = (
-            _all([getattr(meeting, name) for meeting in meetings])
-            for name in ("kinds", "since", "chain", "span_bytes")
-        )
-        main = _all([_moved(meeting.main, by) for meeting, by in zip(meetings, rows, strict=True)])
-        before = _all([_moved(meeting.before, by) for meeting, by in zip(meetings, rows, strict=True)])
-        asked = np.where(since <= DEEPEST, before, -1)
-        kinds, entries = self._entries(asked, _keys(own, since), kinds, _all([text.tokens[1:] for text in own]))
+    def join(self, own: Sequence[Text], reading: Reading) -> AlignmentPlan:
+        """The plan, from the student's segments and what the teacher reads of them."""
+        met = [
+            (number, piece.first_row, meet(text, piece.text, self.vocabulary.first))
+            for number, (text, pieces) in enumerate(zip(own, reading.pieces, strict=True))
+            for piece in pieces
+        ]
+        firsts = _starts([len(text.tokens) - 1 for text in own])
+        spans = _starts([len(meeting.span_bytes) for _, _, meeting in met])
+        joined = _Joined(sum(len(text.tokens) - 1 for text in own), reading.num_rows)
+        for (number, row, meeting), span in zip(met, spans.tolist(), strict=True):
+            joined.add(meeting, number, int(firsts[number]), row, span)
+        before = np.where(joined.since <= DEEPEST, joined.before, -1)
+        labels = _all([text.tokens[1:] for text in own])
+        kinds, entries = self._entries(before, _keys(own, joined.since), joined.kinds, labels)
         return AlignmentPlan(
-            **batch,
+            **reading.batch,
             kinds=kinds,
-            main=main,
+            main=joined.main,
             before=np.where(entries[1] > entries[0], before, -1),
-            chain=chain,
+            chain=joined.chain,
             entries=entries,
-            student_spans=_all([_moved(m.student_spans, by) for m, by in zip(meetings, spans, strict=True)]),
-            teacher_spans=_all([_moved(m.teacher_spans, by) for m, by in zip(meetings, spans, strict=True)]),
-            teacher_segments=np.repeat(np.arange(len(meetings)), num_rows),
-            span_bytes=span_bytes,
+            student_spans=joined.student_spans,
+            teacher_spans=joined.teacher_spans,
+            teacher_segments=joined.teacher_segments,
+            span_bytes=_all([meeting.span_bytes for _, _, meeting in met]),
         )
 
     def _entries(self, before: Ints, keys: NDArray[np.uint64], kinds: Ints, labels: Ints) -> tuple[Ints, Ints]:
@@ -250,6 +280,43 @@ class Aligner:
         kinds = np.where((kinds == Carry.INSIDE) & ~inside, Carry.ABSENT, kinds)
         entries = np.stack([np.where(inside, starts, going_on), ends])
         return kinds, np.where((before < 0) | (kinds == Carry.ABSENT), 0, entries)
+
+
+class _Joined:
+    """Meetings side by side: rows and spans counted through."""
+
+    def __init__(self, num_positions: int, num_rows: int) -> None:
+        self.kinds = np.full(num_positions, int(Carry.ABSENT))
+        self.main, self.before, self.student_spans = (np.full(num_positions, -1) for _ in range(3))
+        self.since, self.chain = np.zeros(num_positions, np.int64), np.zeros(num_positions, np.int64)
+        self.teacher_spans, self.teacher_segments = np.full(num_rows, -1), np.zeros(num_rows, np.int64)
+
+    def add(self, meeting: Meeting, number: int, position: int, row: int, span: int) -> None:
+        """Write down what one piece says, from a position, a row and a span on."""
+        places = slice(position, position + len(meeting.kinds))
+        known = meeting.kinds != Carry.ABSENT
+        for name, values in {
+            "kinds": meeting.kinds,
+            "main": _moved(meeting.main, row),
+            "before": _moved(meeting.before, row),
+            "since": meeting.since,
+            "chain": meeting.chain,
+        }.items():
+            getattr(self, name)[places][known] = values[known]
+        within = meeting.student_spans >= 0
+        self.student_spans[places][within] = meeting.student_spans[within] + span
+        rows = slice(row, row + len(meeting.teacher_spans))
+        theirs = meeting.teacher_spans >= 0
+        self.teacher_spans[rows][theirs] = meeting.teacher_spans[theirs] + span
+        self.teacher_segments[rows] = number
+
+
+def text_of(tokens: Ints, table: TokenBytes) -> Text:
+    """A segment of prepared text, from its beginning."""
+    lengths = table.lengths[tokens]
+    if table.eos is not None:
+        lengths[-1] += tokens[-1] == table.eos
+    return Text(tokens, np.cumsum(lengths))
 
 
 def _keys(own: Sequence[Text], since: Ints) -> NDArray[np.uint64]:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from collegium.functional.divergences import LOG_ZERO
 from collegium.functional.elementwise import full_precision
-from collegium.signals import LinearHead, ProjectedSignal, TeacherSignal, TransparentHead
+from collegium.signals import LinearHead, ProjectedSignal, TeacherSignal, TopKSignal, TransparentHead
 
 
 @dataclass(frozen=True)
@@ -72,14 +72,22 @@ class CarryRows:
         """The same with its tensors on `device`."""
         return CarryRows(*(getattr(self, field.name).to(device) for field in fields(self)))
 
-    def span(self) -> slice:
-        """The teacher's rows that are needed."""
+    def needed(self, num_rows: int) -> Bool[Tensor, " U"]:
+        """Which of the teacher's rows are: from the cut before, or the place itself, to the end of a chain."""
         last = torch.where(self.main >= 0, self.main + self.chain.clamp_min(1), self.before + 1)
         first = torch.where(self.before >= 0, self.before, self.main)
         used = first >= 0
-        if not bool(used.any()):
-            return slice(0, 0)
-        return slice(int(first[used].min()), int(last[used].max()))
+        change = self.main.new_zeros(num_rows + 1)
+        change.index_add_(0, first[used], torch.ones_like(first[used]))
+        change.index_add_(0, last[used], -torch.ones_like(last[used]))
+        return change.cumsum(0)[:-1] > 0
+
+    def renumbered(self, places: Int[Tensor, " U"]) -> "CarryRows":
+        """The same with rows at other places."""
+        if not len(places):
+            return self
+        main, before = (torch.where(r >= 0, places[r.clamp_min(0)], -1) for r in (self.main, self.before))
+        return replace(self, main=main, before=before)
 
 
 def carried_logprobs(
@@ -153,10 +161,10 @@ class LogitCarrier:
     def __call__(self, rows: slice) -> Float[Tensor, "n V"]:
         """Log-probabilities at these places."""
         part = self.rows[rows]
-        span = part.span()
-        part = replace(part, main=_within(part.main, span), before=_within(part.before, span))
-        logits = self.signal.logits(span)  # type: ignore[union-attr]
-        return carried_logprobs(logits, self.own_labels[span], self.first, part, self.vocab_size)
+        needed = part.needed(len(self.own_labels))
+        part = part.renumbered(needed.cumsum(0) - 1)
+        logits = _logits_at(self.signal, needed.nonzero().squeeze(-1))
+        return carried_logprobs(logits, self.own_labels[needed], self.first, part, self.vocab_size)
 
     def to(self, device: torch.device) -> "LogitCarrier":
         """The same with its tensors on `device`."""
@@ -169,8 +177,14 @@ class LogitCarrier:
         )
 
 
-def _within(places: Int[Tensor, " n"], span: slice) -> Int[Tensor, " n"]:
-    return torch.where(places >= 0, places - span.start, -1)
+def _logits_at(signal: TeacherSignal, rows: Int[Tensor, " R"]) -> Float[Tensor, "R T"]:
+    assert not isinstance(signal, TopKSignal), "carried by lists"
+    first, last = (int(rows[0]), int(rows[-1]) + 1) if len(rows) else (0, 0)
+    if last - first == len(rows):
+        return signal.logits(slice(first, last))
+    if isinstance(signal, ProjectedSignal):
+        return replace(signal, hidden=signal.hidden[rows], valid=None).logits(slice(0, len(rows)))
+    return signal.logits(slice(first, last))[rows - first]
 
 
 def unknown_share(signal: ProjectedSignal, rows: CarryRows, inside: Bool[Tensor, " N"]) -> Float[Tensor, " N"]:
@@ -183,9 +197,10 @@ def unknown_share(signal: ProjectedSignal, rows: CarryRows, inside: Bool[Tensor,
     place, tokens = rows.entry_rows[here], rows.entry_tokens[here]
     linear = signal.head.as_linear() if isinstance(signal.head, TransparentHead) else None
     if linear is not None:
-        logits = _logits_at(linear, signal.hidden[rows.before[place]], tokens)
+        logits = _logits_of_tokens(linear, signal.hidden[rows.before[place]], tokens)
     else:
-        logits = _logits_of_rows(signal, rows.before[place], tokens)
+        places, inverse = rows.before[place].unique(return_inverse=True)
+        logits = full_precision(_logits_at(signal, places))[inverse, tokens]
     ends = rows.entry_follows[here] < 0
     total = torch.full((len(rows),), -torch.inf, dtype=logits.dtype, device=logits.device)
     total = total.scatter_reduce(0, place, logits, "amax")
@@ -194,7 +209,7 @@ def unknown_share(signal: ProjectedSignal, rows: CarryRows, inside: Bool[Tensor,
     return torch.where(whole > 0, unknown / whole.clamp_min(torch.finfo(whole.dtype).tiny), 0.0)
 
 
-def _logits_at(head: LinearHead, hidden: Tensor, tokens: Tensor) -> Float[Tensor, " C"]:
+def _logits_of_tokens(head: LinearHead, hidden: Tensor, tokens: Tensor) -> Float[Tensor, " C"]:
     """Logit of one token at each row, 4,096 rows at a time."""
     parts = []
     for start in range(0, max(len(tokens), 1), 4096):
@@ -205,12 +220,3 @@ def _logits_at(head: LinearHead, hidden: Tensor, tokens: Tensor) -> Float[Tensor
         parts.append(product)
     logits = torch.cat(parts) * head.scale
     return logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
-
-
-def _logits_of_rows(signal: ProjectedSignal, places: Tensor, tokens: Tensor) -> Float[Tensor, " C"]:
-    """The same from whole rows of logits, for a head that is more than a product."""
-    unique, inverse = places.unique(return_inverse=True)
-    logits = full_precision(
-        replace(signal, hidden=signal.hidden[unique], valid=None).logits(slice(0, len(unique)))
-    )
-    return logits[inverse, tokens]

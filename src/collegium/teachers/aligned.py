@@ -35,6 +35,8 @@ from collegium.functional.alignment import CarryRows, LogitCarrier, unknown_shar
 from collegium.functional.carried_lists import carried_lists
 from collegium.functional.teacher_stats import teacher_stats
 from collegium.signals import CarriedSignal, ProjectedSignal, TeacherSignal, TopKSignal
+from collegium.teachers.cached import CachedTeacher
+from collegium.teachers.joined import JoinedText
 
 
 Approximation = Literal["none", "split", "inside"]
@@ -72,6 +74,7 @@ class AlignedTeacher:
         teacher: The teacher, at temperature 1, for its own vocabulary.
         aligner: Of the student's vocabulary and the teacher's.
         policy: What is carried.
+        joined: The teacher's own text, where it is read from a cache; else it reads the batch's.
         temperatures: That of the weight and that of the target, of the carried distributions.
     """
 
@@ -81,11 +84,12 @@ class AlignedTeacher:
         aligner: Aligner,
         policy: AlignmentPolicy,
         *,
+        joined: JoinedText | None = None,
         temperatures: tuple[float, float] = (1.0, 1.0),
     ) -> None:
         self.teacher, self.aligner, self._policy = teacher, aligner, policy
         self._highest = {"none": Carry.EXACT, "split": Carry.SPLIT, "inside": Carry.INSIDE}[policy.approximate]
-        self._temperatures = temperatures
+        self._temperatures, self._joined = temperatures, joined
         self._vocab_size = aligner.student.size
         vocabulary = aligner.vocabulary
         first = np.where(vocabulary.first < 0, self._vocab_size, vocabulary.first)
@@ -111,11 +115,14 @@ class AlignedTeacher:
         return f"{self.teacher.fingerprint}/to:{self.aligner.student.fingerprint}"
 
     def read(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The plan of a batch, as tensors."""
-        names = ("input_ids", "attention_mask", "position_ids")
-        tokens, mask, positions = (inputs[name].cpu().numpy() for name in names)
-        plan = self.aligner.plan(tokens, mask.astype(bool), positions)
-        return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in vars(plan).items()}
+        """The plan of a batch, as tensors, and what a cache says of it."""
+        if self._joined is None:
+            names = ("input_ids", "attention_mask", "position_ids")
+            tokens, mask, positions = (inputs[name].cpu().numpy() for name in names)
+            return _tensors(self.aligner.plan(tokens, mask.astype(bool), positions))
+        assert isinstance(self.teacher, CachedTeacher), "read by documents"
+        plan = _tensors(self.aligner.join(*self._joined.read(inputs)))
+        return {**plan, **{_CACHED + name: values for name, values in self.teacher.read(plan).items()}}
 
     def score(self, batch: Batch, positions: Positions, *, need: frozenset[Capability]) -> TeacherOutput:
         """Distributions at the student's positions. See `collegium.contracts.Teacher`."""
@@ -124,7 +131,7 @@ class AlignedTeacher:
             stored = self.read(vars(batch))
         device = batch.input_ids.device
         plan = _Plan({name: tensor.to(device) for name, tensor in stored.items()})
-        own_batch = plan.batch(batch)
+        own_batch = plan.batch(batch, self.name)
         own_positions = predicted_positions(own_batch)
         signal = self.teacher.score(own_batch, own_positions, need=need & self.provides).signal
         places = _places(batch, positions)
@@ -225,6 +232,14 @@ def align(
     return AlignedTeacher(teacher, aligner, policy or AlignmentPolicy(), temperatures=temperatures)
 
 
+_CACHED = "cached/"
+"""What a cache says is stored under its own names with this before them."""
+
+
+def _tensors(plan: AlignmentPlan) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in vars(plan).items()}
+
+
 def per_student_token(entropy: Float[Tensor, " U"], spans: AlignedSpans) -> Float[Tensor, " N"]:
     """Sum of a teacher's entropies over each span, divided by the student's tokens there; NaN in no span.
 
@@ -247,10 +262,12 @@ class _Plan:
         self.kinds: Int[Tensor, " F"] = stored["kinds"]
         self.teacher_segments: Int[Tensor, " U"] = stored["teacher_segments"]
 
-    def batch(self, batch: Batch) -> Batch:
-        """The same text as the teacher's tokens."""
+    def batch(self, batch: Batch, name: str) -> Batch:
+        """The same text as the teacher's tokens, with what was read of it."""
         stored = self._stored
-        return Batch.of_text(stored["input_ids"], stored["attention_mask"], stored["position_ids"], like=batch)
+        own = Batch.of_text(stored["input_ids"], stored["attention_mask"], stored["position_ids"], like=batch)
+        cached = {key.removeprefix(_CACHED): v for key, v in stored.items() if key.startswith(_CACHED)}
+        return replace(own, stored={name: cached}) if cached else own
 
     def carried_from(self, places: Int[Tensor, " N"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Main, before and chain of these places, [N] each, and their entries, [2 N]."""

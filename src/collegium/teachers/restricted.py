@@ -19,6 +19,7 @@ from collegium.errors import DataError
 from collegium.signals import CarriedSignal, Carrier, DenseSignal, ProjectedSignal, TeacherSignal, TopKSignal
 from collegium.teachers.aligned import AlignedTeacher
 from collegium.teachers.cached import CachedTeacher
+from collegium.teachers.joined import PLACES_IN_DOCUMENTS
 
 
 class RestrictedTeacher:
@@ -67,8 +68,9 @@ class RestrictedTeacher:
         """
         assert isinstance(self.teacher, CachedTeacher | AlignedTeacher), "asked of these only"
         own = self._own(inputs.get("domain_ids"))
-        names = ("input_ids", "attention_mask", "position_ids")
-        return self.teacher.read({name: inputs[name][own.to(inputs[name].device)] for name in names})
+        names = ("input_ids", "attention_mask", "position_ids", *PLACES_IN_DOCUMENTS)
+        given = {name: inputs[name] for name in names if inputs.get(name) is not None}
+        return self.teacher.read({name: values[own.to(values.device)] for name, values in given.items()})
 
     def score(self, batch: Batch, positions: Positions, *, need: frozenset[Capability]) -> TeacherOutput:
         """Distributions in its domains. See `collegium.contracts.Teacher`."""
@@ -96,6 +98,9 @@ class RestrictedTeacher:
             sample_ids=batch.sample_ids[blocks],
             domain_ids=None if batch.domain_ids is None else batch.domain_ids[blocks],
             stored=stored,
+            document_ids=None if batch.document_ids is None else batch.document_ids[blocks],
+            segment_starts=None if batch.segment_starts is None else batch.segment_starts[blocks],
+            segment_ends=None if batch.segment_ends is None else batch.segment_ends[blocks],
         )
         return TeacherOutput(spread(self.teacher.score(part, within, need=need & self.provides).signal, valid))
 
