@@ -6,7 +6,16 @@ from typing import Any
 
 from accelerate import PartialState
 
-from collegium.build import Ingredients, build_builder, cache_location, cache_plan, cached_text, fit_recipe
+from collegium.build import (
+    Ingredients,
+    build_builder,
+    cache_location,
+    cache_plan,
+    cached_text,
+    fit_recipe,
+    own_ingredients,
+    require_plain,
+)
 from collegium.cache.builder import CacheProgress, Ranks
 from collegium.cache.exchange import export_parquet
 from collegium.cache.folder import Folder
@@ -66,17 +75,22 @@ def _cache_teacher(recipe: Recipe, section: LocalTeacherSection, ingredients: In
             f"{rate:,.0f} tokens/s{left}"
         )
 
-    if recipe.cache.mode != "hidden_states":  # those serve every temperature, so they are fitted from the cache
+    own_text = own_ingredients(recipe, section, ingredients)
+    if own_text is not ingredients:
+        if recipe.cache.mode != "hidden_states":
+            require_plain(recipe, section)
+        section = section.at_one
+    elif recipe.cache.mode != "hidden_states":  # those serve every temperature, so they are fitted from the cache
         own = recipe.model_copy(update={"teachers": (section,)})
         fitted = fit_recipe(own, ingredients, device=device())[0].teachers[0]
         assert isinstance(fitted, LocalTeacherSection), "still the same teacher"
         section = fitted
-    plan = cache_plan(recipe, section, ingredients)
+    plan = cache_plan(recipe, section, own_text)
     location = cache_location(recipe, section, plan)
     builder = build_builder(
         recipe,
         section,
-        ingredients,
+        own_text,
         plan,
         location=location,
         device=device(),
@@ -146,9 +160,9 @@ def repair_cache(location: str) -> list[str]:
         DataError: it is not known what the cache is made from, or the text or the teacher are others now.
     """
     recipe = _recipe_of(location)
-    ingredients = prepare(recipe)
     section = recipe.teachers[0]
     assert isinstance(section, LocalTeacherSection), "written by `cache`"
+    ingredients = own_ingredients(recipe, section, prepare(recipe))
     builder = build_builder(
         recipe,
         section,
@@ -170,7 +184,8 @@ def export_cache(location: str, path: Path) -> int:
         DataError: the cache is damaged, holds no lists, or its text is not there any more.
     """
     recipe = _recipe_of(location)
-    blocks = cached_text(recipe.teachers[0], prepare(recipe))["train"]
+    section = recipe.teachers[0]
+    blocks = cached_text(section, own_ingredients(recipe, section, prepare(recipe)))["train"]
     num_blocks = export_parquet(CacheReader(location), (blocks[i] for i in range(len(blocks))), path)
     say(f"{path}: {num_blocks:,} blocks, {_size(path.stat().st_size)}")
     return num_blocks

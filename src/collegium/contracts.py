@@ -112,17 +112,15 @@ class Batch:
         input_ids: Int[Tensor, "B S"],
         attention_mask: Bool[Tensor, "B S"],
         position_ids: Int[Tensor, "B S"],
-        like: "Batch",
     ) -> "Batch":
-        """The blocks of another batch with other tokens, all of which but the first of a segment are predicted."""
+        """Blocks of which nothing is known but the text; all of it is predicted but the first of each segment."""
         is_predicted = attention_mask & (position_ids != 0)
         return cls(
             input_ids=input_ids,
             attention_mask=attention_mask,
             labels=input_ids.masked_fill(~is_predicted, IGNORE_INDEX),
             position_ids=position_ids,
-            sample_ids=like.sample_ids,
-            domain_ids=like.domain_ids,
+            sample_ids=torch.arange(len(input_ids), device=input_ids.device),
         )
 
     def blocks_at(self, index: Int[Tensor, " N"]) -> Int[Tensor, " N"]:

@@ -114,6 +114,8 @@ class CachedTeacherSection(TeachingSection):
     """A folder or URL that `collegium cache` wrote, for the same text and tokenizer."""
     path: str
     """Folder, or URL such as `s3://bucket/caches/web`."""
+    tokenizer: str | None = None
+    """The teacher's tokenizer (hub id, folder or `.gguf` file), if it is another than the student's."""
 
 
 def kind_of_teacher(section: Any) -> str:

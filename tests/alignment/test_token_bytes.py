@@ -73,11 +73,11 @@ def test_each_token_ends_where_its_bytes_end(table: TokenBytes) -> None:
 
 def test_a_space_before_a_text_is_not_counted() -> None:
     table = TokenBytes(sentencepiece_bpe())
-    begun, within = (table.encode([b"the cat"], begins=begins)[0] for begins in (True, False))
+    begun, within = (table.encode([b"the cat"], begins=[begins])[0] for begins in (True, False))
     assert str(table.pieces[begun.tokens[0]], "utf-8").startswith(" ")
     assert not str(table.pieces[within.tokens[0]], "utf-8").startswith(" ")
     assert begun.ends[-1] == within.ends[-1] == 7
-    assert table.encode([b" the"], begins=True)[0].ends[-1] == 4
+    assert table.encode([b" the"], begins=[True])[0].ends[-1] == 4
 
 
 def test_special_tokens_in_a_text_stay_text() -> None:

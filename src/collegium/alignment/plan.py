@@ -201,11 +201,23 @@ class Aligner:
     def __init__(self, student: TokenBytes, teacher: TokenBytes, vocabulary: VocabularyMap) -> None:
         self.student, self.teacher, self.vocabulary = student, teacher, vocabulary
 
-    def plan(self, input_ids: Ints, attention_mask: NDArray[np.bool_], position_ids: Ints) -> AlignmentPlan:
-        """The plan of a batch that the teacher reads as its tokenizer cuts it, [B S] each."""
+    def plan(
+        self,
+        input_ids: Ints,
+        attention_mask: NDArray[np.bool_],
+        position_ids: Ints,
+        segment_starts: Ints | None = None,
+    ) -> AlignmentPlan:
+        """The plan of a batch that the teacher reads as its tokenizer cuts it, [B S] each.
+
+        `segment_starts`, where it is known, says which segments begin a document.
+        """
         blocks = self.segments(input_ids, attention_mask, position_ids)
         own = [text for block in blocks for text in block]
-        return self.join(own, self._reading(own, [len(block) for block in blocks]))
+        begins = [False] * len(own)
+        if segment_starts is not None:
+            begins = (segment_starts[attention_mask & (position_ids == 0)] == 0).tolist()
+        return self.join(own, self._reading(own, begins, [len(block) for block in blocks]))
 
     def segments(self, input_ids: Ints, attention_mask: NDArray[np.bool_], position_ids: Ints) -> list[list[Text]]:
         """The student's segments, by block."""
@@ -214,8 +226,8 @@ class Aligner:
             for tokens, mask, places in zip(input_ids, attention_mask, position_ids, strict=True)
         ]
 
-    def _reading(self, own: Sequence[Text], counts: Sequence[int]) -> Reading:
-        other = self._read(own)
+    def _reading(self, own: Sequence[Text], begins: Sequence[bool], counts: Sequence[int]) -> Reading:
+        other = self._read(own, begins)
         sizes = [len(text.tokens) - 1 for text in other]
         pieces = [[Piece(text, first)] for text, first in zip(other, _starts(sizes).tolist(), strict=True)]
         return Reading(_packed(other, counts), pieces, sum(sizes))
@@ -224,12 +236,14 @@ class Aligner:
         cuts = np.flatnonzero(places == 0)[1:]
         return [text_of(part, self.student) for part in np.split(tokens, cuts)] if len(tokens) else []
 
-    def _read(self, own: Sequence[Text]) -> list[Text]:
+    def _read(self, own: Sequence[Text], begins: Sequence[bool]) -> list[Text]:
         """The same text as the teacher's tokens."""
         contents = [self.student.decode(text.tokens) for text in own]
         return [
             self._framed(tokenized, len(content), text.ends[-1] > len(content))
-            for text, content, tokenized in zip(own, contents, self.teacher.encode(contents), strict=True)
+            for text, content, tokenized in zip(
+                own, contents, self.teacher.encode(contents, begins=begins), strict=True
+            )
         ]
 
     def _framed(self, tokenized: TokenizedBytes, size: int, is_ended: bool) -> Text:

@@ -108,18 +108,21 @@ class TokenBytes:
         """The bytes of some tokens, one after another."""
         return b"".join(self.pieces[token] or b"" for token in tokens)
 
-    def encode(self, contents: Sequence[bytes], *, begins: bool = False) -> list["TokenizedBytes"]:
+    def encode(self, contents: Sequence[bytes], *, begins: Sequence[bool] | None = None) -> list["TokenizedBytes"]:
         """Tokens of each content, whose lengths add up to it.
 
         Bytes that are no whole character become tokens of single bytes.
 
         Args:
             contents: UTF-8, or a part of some.
-            begins: Whether these are texts of their own, before which the tokenizer puts a space if it is
-                its custom; tokens inside a text have none.
+            begins: Which of them are the beginning of a text, before which the tokenizer puts a space if it is
+                its custom; none if not given.
         """
         parts = [list(_whole_characters(content)) for content in contents]
-        spaced = [self._puts_space and begins and bool(p) and _wants_space(p[0]) for p in parts]
+        spaced = [
+            self._puts_space and is_begun and bool(part) and _wants_space(part[0])
+            for part, is_begun in zip(parts, begins or [False] * len(parts), strict=True)
+        ]
         texts = [
             " " * (space and i == 0) + part
             for content, space in zip(parts, spaced, strict=True)

@@ -4,10 +4,17 @@ Components take plain arguments; the functions here read the sections and pass t
 provide is compared here, once, with what the objective needs.
 """
 
-from collegium.build.cache import build_builder, build_teachers, cache_location, cache_plan, cached_text
+from collegium.build.cache import (
+    build_builder,
+    build_teachers,
+    cache_location,
+    cache_plan,
+    cached_text,
+    require_plain,
+)
 from collegium.build.calibration import fit_recipe
 from collegium.build.continuation import PastRun, first_student, past_runs
-from collegium.build.ingredients import Ingredients, build_ingredients, build_text
+from collegium.build.ingredients import Ingredients, build_ingredients, build_text, own_ingredients
 from collegium.build.models import load_teachers
 from collegium.build.objective import build_objective, build_rule, build_target, build_weighting
 from collegium.build.student import build_student
@@ -34,5 +41,7 @@ __all__ = [
     "first_student",
     "fit_recipe",
     "load_teachers",
+    "own_ingredients",
     "past_runs",
+    "require_plain",
 ]

@@ -7,18 +7,19 @@ import numpy as np
 import torch
 from transformers import PretrainedConfig
 
-from collegium.build.ingredients import Ingredients
-from collegium.build.models import load_teachers, teacher_fingerprint
+from collegium.build.ingredients import Ingredients, own_ingredients
+from collegium.build.models import alignment_policy, load_teachers, teacher_fingerprint
 from collegium.cache.builder import CacheBuilder, CacheProgress, Ranks
 from collegium.cache.folder import Folder
 from collegium.cache.manifest import CacheSettings, Manifest, TeacherIdentity
 from collegium.cache.records import require_same_plan
 from collegium.contracts import Teacher
 from collegium.data.blocks import PackedBlocks
-from collegium.errors import DataError, TeacherError
+from collegium.errors import DataError, RecipeError, TeacherError
 from collegium.model_sections import CachedTeacherSection, LocalTeacherSection, TeachingSection
 from collegium.pretrained import cache_dir, load_config
 from collegium.recipe import Recipe
+from collegium.teachers.aligned import AlignedTeacher, align
 from collegium.teachers.cached import CachedTeacher
 from collegium.teachers.restricted import RestrictedTeacher
 from collegium.tokenizer_match import tokenizer_fingerprint, vocab_size_of
@@ -47,12 +48,52 @@ def _restricted(teacher: Teacher, section: TeachingSection, ingredients: Ingredi
 
 def open_cache(
     recipe: Recipe, section: LocalTeacherSection | CachedTeacherSection, ingredients: Ingredients
-) -> CachedTeacher:
-    """A teacher read from its cache.
+) -> CachedTeacher | AlignedTeacher:
+    """A teacher read from its cache, aligned if its tokenizer is another than the student's.
 
     Raises:
         DataError: the cache is not finished, is damaged, or holds something else.
+        RecipeError: it serves other temperatures.
     """
+    own = own_ingredients(recipe, section, ingredients)
+    if own is ingredients:
+        return _open_own(recipe, section, own)
+    inner = _open_own(recipe, section.at_one, own)
+    if inner.manifest.settings.mode != "hidden_states":
+        require_plain(recipe, section)
+    return align(
+        inner,
+        ingredients.tokenizer,
+        own.tokenizer,
+        policy=alignment_policy(section),
+        text=own.text,
+        temperatures=section.temperatures,
+    )
+
+
+def require_plain(recipe: Recipe, section: TeachingSection) -> None:
+    """Lists in a teacher's own vocabulary serve temperature 1 only.
+
+    Raises:
+        RecipeError: another one is asked for.
+    """
+    keys = {
+        "objective.kd_temperature": recipe.objective.kd_temperature,
+        f"weight_temperature of teacher {section.name!r}": section.weight_temperature,
+        f"target_temperature of teacher {section.name!r}": section.target_temperature,
+    }
+    for key, value in keys.items():
+        if value != 1.0:
+            raise RecipeError(
+                f"{key} is {value}, but lists of a teacher with another tokenizer are carried at temperature 1 "
+                "only: set it to 1, keep hidden states (cache.mode: hidden_states), or run the teacher"
+            )
+
+
+def _open_own(
+    recipe: Recipe, section: LocalTeacherSection | CachedTeacherSection, ingredients: Ingredients
+) -> CachedTeacher:
+    """A teacher read from a cache of text in its own tokens."""
     plan = None
     weight_temperature, target_temperature = section.temperatures
     if isinstance(section, LocalTeacherSection):
@@ -75,8 +116,8 @@ def open_cache(
     elif teacher.manifest.text != ingredients.text.fingerprint:
         raise DataError(
             f"teacher {section.name!r}: its cache was made from text {teacher.manifest.text}, the recipe's is "
-            f"{ingredients.text.fingerprint}; use the same data section and tokenizer, "
-            "or make a cache of this text"
+            f"{ingredients.text.fingerprint}; use the same data section, name the teacher's `tokenizer` if it is "
+            "another than the student's, or make a cache of this text"
         )
     return teacher
 

@@ -19,7 +19,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from collegium.build.cache import domain_blocks, identify, open_cache
-from collegium.build.ingredients import Ingredients
+from collegium.build.ingredients import Ingredients, own_ingredients
 from collegium.build.models import load_teachers, logger
 from collegium.cache.folder import Folder
 from collegium.cache.manifest import Manifest, read_manifest
@@ -89,7 +89,7 @@ def _kept(
     """From the cache if they were fitted before."""
     domains_of = fitted_on(section, ingredients)
     content = [
-        _fingerprint(section, ingredients),
+        _fingerprint(recipe, section, ingredients),
         ingredients.text.fingerprint,
         domains_of,
         recipe.calibration.blocks,
@@ -111,9 +111,9 @@ def fitted_on(section: TeachingSection, ingredients: Ingredients) -> dict[str, l
     return {key: own if key == "weight_temperature" else target for key in section.fitted}
 
 
-def _fingerprint(section: Section, ingredients: Ingredients) -> str:
+def _fingerprint(recipe: Recipe, section: Section, ingredients: Ingredients) -> str:
     if isinstance(section, LocalTeacherSection):
-        return identify(section, ingredients)[1]
+        return identify(section, own_ingredients(recipe, section, ingredients))[1]
     return read_manifest(Folder.at(section.path)).identity
 
 
@@ -174,8 +174,9 @@ def _of_lists(recipe: Recipe, section: Section, ingredients: Ingredients) -> dic
         manifest = read_manifest(Folder.at(f"{recipe.cache.directory.rstrip('/')}/{section.name}"))
     except DataError:
         return None
-    same = manifest.teacher.fingerprint == identify(section, ingredients)[1]
-    if not same or manifest.text != ingredients.text.fingerprint:
+    own = own_ingredients(recipe, section, ingredients)
+    same = manifest.teacher.fingerprint == identify(section, own)[1]
+    if not same or manifest.text != own.text.fingerprint:
         return None
     unknown = (math.nan,) * 4
     return {key: FittedTemperature(_made_at(manifest, key), *unknown, positions=0) for key in section.fitted}

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -12,9 +13,11 @@ from collegium.data.prepare import prepare_text
 from collegium.data.prepared import SCHEMA_VERSION, PreparedText
 from collegium.data.settings import PrepareProgress, SourceLimits
 from collegium.data.sources import FileSource, HubSource
+from collegium.errors import DataError, TeacherError
+from collegium.model_sections import CachedTeacherSection, LocalTeacherSection, TeachingSection
 from collegium.pretrained import cache_dir, load_tokenizer
 from collegium.recipe import FileSourceSection, HubSourceSection, Recipe
-from collegium.tokenizer_match import tokenizer_fingerprint, vocab_size_of
+from collegium.tokenizer_match import tokenizer_difference, tokenizer_fingerprint, vocab_size_of
 
 
 @dataclass(frozen=True)
@@ -53,15 +56,62 @@ def build_ingredients(
     return Ingredients(tokenizer, text, vocab_size_of(tokenizer))
 
 
+def own_ingredients(recipe: Recipe, section: TeachingSection, ingredients: Ingredients) -> Ingredients:
+    """What a teacher's cache is made of: the same text in the tokens of the teacher's own tokenizer.
+
+    The recipe's own ingredients, if that is the student's too.
+
+    Raises:
+        TeacherError: its tokenizer cannot be found.
+        DataError: it cannot be told that the text is the same.
+    """
+    tokenizer = teacher_tokenizer(section)
+    if tokenizer is None or tokenizer_difference(ingredients.tokenizer, tokenizer) is None:
+        return ingredients
+    text = build_text(recipe, tokenizer, is_students=False)
+    ingredients.text.require_same_text(text)
+    return Ingredients(tokenizer, text, vocab_size_of(tokenizer))
+
+
+def teacher_tokenizer(section: TeachingSection) -> PreTrainedTokenizerBase | None:
+    """A teacher's own tokenizer; None for one in a cache that does not say which it is.
+
+    Raises:
+        TeacherError: it cannot be found.
+    """
+    if not isinstance(section, LocalTeacherSection | CachedTeacherSection):
+        return None
+    try:
+        if isinstance(section, LocalTeacherSection):
+            return _tokenizer_of(section.model, section.revision, section.trust_remote_code)
+        return None if section.tokenizer is None else _tokenizer_of(section.tokenizer, None, False)
+    except DataError as error:
+        raise TeacherError(f"teacher {section.name!r}: {error}") from error
+
+
+@cache
+def _tokenizer_of(reference: str, revision: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """Kept, since some take ten seconds to load."""
+    return load_tokenizer(reference, revision=revision, trust_remote_code=trust_remote_code)
+
+
 def build_text(
     recipe: Recipe,
     tokenizer: PreTrainedTokenizerBase,
     *,
+    is_students: bool = True,
     on_progress: Callable[[PrepareProgress], None] | None = None,
 ) -> PreparedText:
-    """Prepare the text of a recipe; returns at once if it is there."""
+    """Prepare the text of a recipe; returns at once if it is there.
+
+    In a teacher's own tokens it begins with BOS, and ends with EOS, only where that is the tokenizer's custom.
+    """
     data = recipe.data
-    add_bos = data.add_bos if isinstance(data.add_bos, bool) else adds_bos(tokenizer)
+    as_told = is_students and isinstance(data.add_bos, bool)
+    add_bos = bool(data.add_bos) if as_told else adds_bos(tokenizer)
+    directory = text_directory(recipe, tokenizer, sources := [build_source(source) for source in data.sources])
+    if not is_students and data.directory is not None:
+        directory = directory.with_name(f"{directory.name}-{tokenizer_fingerprint(tokenizer)[:8]}")
     limits = {
         source.name: SourceLimits(
             max_documents=source.max_documents,
@@ -70,15 +120,14 @@ def build_text(
         )
         for source in data.sources
     }
-    sources = [build_source(source) for source in data.sources]
     return prepare_text(
         sources,
         tokenizer,
-        directory=text_directory(recipe, tokenizer, sources),
+        directory=directory,
         block_size=data.block_size,
         held_out_documents=data.held_out_documents,
         add_bos=add_bos,
-        add_eos=data.add_eos,
+        add_eos=data.add_eos and (is_students or tokenizer.eos_token_id is not None),
         max_bad_fraction=data.max_bad_fraction,
         near_duplicate_threshold=data.near_duplicate_threshold,
         blocks_per_shard=data.blocks_per_shard,

@@ -11,7 +11,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from collegium.contracts import Teacher
 from collegium.durable import file_digest
 from collegium.errors import DataError, TeacherError, one_line, pass_on_full_disk
-from collegium.model_sections import LocalTeacherSection
+from collegium.model_sections import LocalTeacherSection, TeachingSection
 from collegium.pretrained import (
     check_model,
     load_model,
@@ -107,17 +107,22 @@ def _teacher(
     if difference is None:
         return _local_teacher(section, base, adapter)
     logger.info("teacher %r has another tokenizer than the student and is aligned: %s", section.name, difference)
-    keys = section.alignment
     try:
         return align(
             _local_teacher(section.at_one, base, adapter),
             tokenizer,
             base.tokenizer,
-            policy=AlignmentPolicy(keys.approximate, keys.max_unknown, keys.entropy),
+            policy=alignment_policy(section),
             temperatures=section.temperatures,
         )
     except DataError as error:
         raise TeacherError(f"teacher {section.name!r}: {error}") from error
+
+
+def alignment_policy(section: TeachingSection) -> AlignmentPolicy:
+    """What is carried of a teacher with another tokenizer."""
+    keys = section.alignment
+    return AlignmentPolicy(keys.approximate, keys.max_unknown, keys.entropy)
 
 
 def _local_teacher(section: LocalTeacherSection, base: _Base, adapter: str | None) -> LocalTeacher:

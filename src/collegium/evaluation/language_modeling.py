@@ -267,11 +267,7 @@ def _targets_of(
         for held_out in domain.batches():
             stats = held_out.stats
             assert stats is not None, "targets are measured with teachers"
-            values = {}
-            for m, name in enumerate(names):
-                values[f"teacher/{name}/nll"] = stats.cross_entropy[:, m]
-                values[f"teacher/{name}/entropy"] = stats.entropy[:, m]
-                values[f"teacher/{name}/weight_nll"] = stats.weight_cross_entropy[:, m]
+            values = _teachers_alone(names, stats)
             for name, rule in rules.items():
                 weights = _covered(rule.weighting(stats, held_out.positions))
                 values[f"rule/{name}/nll"] = _rule_nll(rule.fusion, weights, held_out, stats, domain.chunk_size)
@@ -282,6 +278,20 @@ def _targets_of(
 
     with torch.no_grad():
         return domain.sum_by_document(figures())
+
+
+def _teachers_alone(names: Sequence[str], stats: TeacherStats) -> dict[str, Tensor]:
+    """Figures of each teacher. Where one is absent, the mean of the others, so that it neither gains nor loses."""
+    values = {}
+    for part, figure in {"nll": stats.cross_entropy, "weight_nll": stats.weight_cross_entropy}.items():
+        present = stats.valid.any(-1, keepdim=True)
+        mean = (figure * stats.valid).sum(-1, keepdim=True) / stats.valid.sum(-1, keepdim=True).clamp_min(1)
+        figure = torch.where(stats.valid | ~present, figure, mean)
+        values |= {f"teacher/{name}/{part}": figure[:, m] for m, name in enumerate(names)}
+    for m, name in enumerate(names):  # as calibrated as can be where it is absent
+        own = values[f"teacher/{name}/weight_nll"]
+        values[f"teacher/{name}/entropy"] = torch.where(stats.valid[:, m], stats.entropy[:, m], own)
+    return values
 
 
 def _covered(weights: Float[Tensor, "N M"]) -> Float[Tensor, "N M"]:

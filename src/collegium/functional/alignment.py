@@ -129,7 +129,8 @@ def carried_logprobs(
 
 def path_probs(gold: Float[Tensor, " R"], rows: CarryRows) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
     """Probability of the teacher's tokens since the cut before, 0 without `main`; and of those of the chain."""
-    sums = torch.nn.functional.pad(gold.double().log().cumsum(0), (1, 0))  # [R + 1]
+    logs = gold.double().clamp_min(torch.finfo(gold.dtype).tiny).log()  # a sum that is -inf would not end
+    sums = torch.nn.functional.pad(logs.cumsum(0), (1, 0))  # [R + 1]
     start = rows.main.clamp_min(0)
     before = torch.where(rows.before >= 0, rows.before, start)
     path = torch.where(rows.main >= 0, sums[start] - sums[before], -torch.inf).exp()

@@ -31,6 +31,7 @@ from collegium.contracts import (
     TeacherOutput,
     predicted_positions,
 )
+from collegium.data.prepared import PreparedText
 from collegium.functional.alignment import CarryRows, LogitCarrier, unknown_share
 from collegium.functional.carried_lists import carried_lists
 from collegium.functional.teacher_stats import teacher_stats
@@ -114,24 +115,40 @@ class AlignedTeacher:
         """Of the teacher, and of the student's vocabulary."""
         return f"{self.teacher.fingerprint}/to:{self.aligner.student.fingerprint}"
 
+    @property
+    def is_cached(self) -> bool:
+        """Whether it is read from a cache."""
+        return isinstance(self.teacher, CachedTeacher)
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether the tokenizers are one and the same, so that the teacher reads the student's own tokens."""
+        return self._joined is None and self.aligner.student.fingerprint == self.aligner.teacher.fingerprint
+
     def read(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The plan of a batch, as tensors, and what a cache says of it."""
+        """The plan of a batch, as tensors, and what a cache says of it; nothing where it is direct."""
+        if self.is_direct:
+            return {}
         if self._joined is None:
             names = ("input_ids", "attention_mask", "position_ids")
             tokens, mask, positions = (inputs[name].cpu().numpy() for name in names)
-            return _tensors(self.aligner.plan(tokens, mask.astype(bool), positions))
+            starts = inputs.get("segment_starts")
+            known = None if starts is None else starts.cpu().numpy()
+            return _tensors(self.aligner.plan(tokens, mask.astype(bool), positions, known))
         assert isinstance(self.teacher, CachedTeacher), "read by documents"
         plan = _tensors(self.aligner.join(*self._joined.read(inputs)))
         return {**plan, **{_CACHED + name: values for name, values in self.teacher.read(plan).items()}}
 
     def score(self, batch: Batch, positions: Positions, *, need: frozenset[Capability]) -> TeacherOutput:
         """Distributions at the student's positions. See `collegium.contracts.Teacher`."""
+        if self.is_direct:
+            return self._direct(batch, positions, need)
         stored = batch.stored.get(self.name)
         if stored is None:
             stored = self.read(vars(batch))
         device = batch.input_ids.device
         plan = _Plan({name: tensor.to(device) for name, tensor in stored.items()})
-        own_batch = plan.batch(batch, self.name)
+        own_batch = plan.batch(self.name)
         own_positions = predicted_positions(own_batch)
         signal = self.teacher.score(own_batch, own_positions, need=need & self.provides).signal
         places = _places(batch, positions)
@@ -164,6 +181,14 @@ class AlignedTeacher:
             embed=getattr(self.teacher, "embed", None),
         )
         return TeacherOutput(carried, own=own)
+
+    def _direct(self, batch: Batch, positions: Positions, need: frozenset[Capability]) -> TeacherOutput:
+        output = self.teacher.score(batch, positions, need=need)
+        if isinstance(output.signal, TopKSignal):
+            return output
+        weight, target = self._temperatures
+        signal = replace(output.signal, weight_temperature=weight, target_temperature=target)
+        return replace(output, signal=signal)
 
     def _rows(self, plan: "_Plan", places: Int[Tensor, " N"], labels: Int[Tensor, " N"]) -> CarryRows:
         """Where the distributions at these places come from."""
@@ -213,6 +238,7 @@ def align(
     teacher_tokenizer: PreTrainedTokenizerBase,
     *,
     policy: AlignmentPolicy | None = None,
+    text: PreparedText | None = None,
     temperatures: tuple[float, float] = (1.0, 1.0),
 ) -> AlignedTeacher:
     """A teacher for a student with another tokenizer.
@@ -222,6 +248,7 @@ def align(
         student_tokenizer: The student's.
         teacher_tokenizer: The teacher's own.
         policy: What is carried.
+        text: Prepared with its tokenizer, of a teacher that is read from a cache.
         temperatures: That of the weight and that of the target, of the carried distributions.
 
     Raises:
@@ -229,7 +256,8 @@ def align(
     """
     student, own = TokenBytes(student_tokenizer), TokenBytes(teacher_tokenizer)
     aligner = Aligner(student, own, VocabularyMap.of(student, own))
-    return AlignedTeacher(teacher, aligner, policy or AlignmentPolicy(), temperatures=temperatures)
+    joined = None if text is None else JoinedText(text, aligner)
+    return AlignedTeacher(teacher, aligner, policy or AlignmentPolicy(), joined=joined, temperatures=temperatures)
 
 
 _CACHED = "cached/"
@@ -262,10 +290,10 @@ class _Plan:
         self.kinds: Int[Tensor, " F"] = stored["kinds"]
         self.teacher_segments: Int[Tensor, " U"] = stored["teacher_segments"]
 
-    def batch(self, batch: Batch, name: str) -> Batch:
+    def batch(self, name: str) -> Batch:
         """The same text as the teacher's tokens, with what was read of it."""
         stored = self._stored
-        own = Batch.of_text(stored["input_ids"], stored["attention_mask"], stored["position_ids"], like=batch)
+        own = Batch.of_text(stored["input_ids"], stored["attention_mask"], stored["position_ids"])
         cached = {key.removeprefix(_CACHED): v for key, v in stored.items() if key.startswith(_CACHED)}
         return replace(own, stored={name: cached}) if cached else own
 

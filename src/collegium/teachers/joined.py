@@ -79,8 +79,11 @@ class JoinedText:
             before = int(lengths[number][: place.index].sum())
             tokens = np.asarray(blocks[number]["input_ids"], np.int64)[before:][: lengths[number][place.index]]
             text = text_of(tokens, self._aligner.teacher)
-            first_row = int(first_rows[number]) + before - place.index
-            return Piece(Text(tokens, text.ends + place.start - start), first_row)
+            put_before = len(self._aligner.teacher.decode(tokens)) - (
+                place.end - place.start
+            )  # a space, or nothing
+            ends = np.maximum(text.ends - put_before, 0) + place.start - start
+            return Piece(Text(tokens, ends), int(first_rows[number]) + before - place.index)
 
         pieces = [
             self._believed(text, [piece(place, int(start)) for place in places], places, int(start))
@@ -96,6 +99,8 @@ class JoinedText:
         kept = []
         for piece, place in zip(pieces, places, strict=True):
             theirs, shift = self._aligner.teacher.decode(piece.text.tokens), place.start - start
+            if len(theirs) == place.end - place.start + 1 and theirs.startswith(b" "):
+                theirs = theirs[1:]  # put before a document by the tokenizer
             first, last = max(0, shift), min(len(ours), shift + len(theirs))
             if ours[first:last] == theirs[first - shift : last - shift]:
                 kept.append(piece)

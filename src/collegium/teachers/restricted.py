@@ -53,7 +53,8 @@ class RestrictedTeacher:
     @property
     def is_cached(self) -> bool:
         """Whether it is read from a cache."""
-        return isinstance(self.teacher, CachedTeacher)
+        aligned = isinstance(self.teacher, AlignedTeacher) and self.teacher.is_cached
+        return aligned or isinstance(self.teacher, CachedTeacher)
 
     @property
     def reads_ahead(self) -> bool:
@@ -149,8 +150,9 @@ def spread(signal: TeacherSignal, valid: Tensor) -> TeacherSignal:
     if isinstance(signal, DenseSignal):
         return replace(signal, logprobs=over_all(signal.logprobs), valid=valid)
     if isinstance(signal, CarriedSignal):
-        entropy = None if signal.entropy is None else over_all(signal.entropy)
-        return replace(signal, carrier=SpreadCarrier(signal.carrier, valid_rows), valid=valid, entropy=entropy)
+        entropy, exact = (None if part is None else over_all(part) for part in (signal.entropy, signal.exact))
+        carrier = SpreadCarrier(signal.carrier, valid_rows)
+        return replace(signal, carrier=carrier, valid=valid, entropy=entropy, exact=exact)
     lists: dict[str, Any] = {
         field.name: over_all(value, -1 if field.name == "token_ids" else 0.0)
         for field in fields(TopKSignal)
