@@ -8,6 +8,7 @@ import torch
 from peft import LoraConfig
 from pico import TEXTS, byte_tokenizer, pico_llama
 from runs import arguments, packed, trainer_of, weights_of
+from small_tokenizers import sentencepiece_bpe
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 
 from collegium.balancing import GradientFree
@@ -19,6 +20,7 @@ from collegium.functional.divergences import forward_kl
 from collegium.functional.fusion import mixture_logprobs
 from collegium.metrics import read_jsonl
 from collegium.objective import Objective, Weighting, term_names
+from collegium.teachers import AlignedTeacher
 from collegium.trainer import DistillationTrainer
 
 
@@ -224,13 +226,20 @@ def test_python_api_packs_text_and_takes_names(tmp_path, model_folder):
     assert trainer.teachers[0].name == "one"
 
 
-def test_teacher_with_another_tokenizer_is_refused(tmp_path, model_folder):
-    folder = model_folder("other", 1)
-    byte_tokenizer(extra=("<new>",)).save_pretrained(folder)
-    with pytest.raises(DataError, match=r"1 of 260 tokens differ: '<new>' is absent for the student, 260 for"):
-        DistillationTrainer(
-            pico_llama(0), teachers=[str(folder)], args=arguments(tmp_path), processing_class=byte_tokenizer()
-        )
+def test_teacher_with_another_tokenizer_is_aligned(tmp_path):
+    tokenizer = sentencepiece_bpe()
+    pico_llama(1, vocab_size=len(tokenizer)).save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    trainer = DistillationTrainer(
+        pico_llama(0),
+        teachers=[str(tmp_path / "other")],
+        args=arguments(tmp_path / "run"),
+        train_dataset=packed(),
+        processing_class=byte_tokenizer(),
+    )
+    assert isinstance(trainer.teachers[0], AlignedTeacher)
+    trainer.train()
+    assert trainer.state.global_step == 3
 
 
 def test_unreliable_teacher_stops_the_run(tmp_path):

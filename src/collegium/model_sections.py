@@ -36,9 +36,12 @@ Temperature = Annotated[float, Field(gt=0)] | Literal["fit"]
 class AlignmentSection(Section):
     """What is carried of a teacher whose tokenizer is another than the student's."""
 
+    carry: Literal["prefix", "min_ed"] = "prefix"
+    """How a token's probability finds its student token: `prefix`: the first that its bytes are cut into.
+    `min_ed`: the one spelt most alike, and the text's own next token wherever not one token stands for one."""
     approximate: Literal["none", "split", "inside"] = "inside"
-    """Beside what is exact: nothing; where the student's next token is several of the teacher's (`split`); those
-    and places inside a token of the teacher's (`inside`). Elsewhere the other teachers share its weight."""
+    """For `prefix`, beside what is exact: nothing; where the student's next token is several of the teacher's
+    (`split`); those and places inside a token of the teacher's (`inside`). Elsewhere others share its weight."""
     max_unknown: float = Field(default=0.2, ge=0, le=1)
     """`inside`: share of what the teacher may have written that ends at the place, so that nothing is known of
     what follows; above, nothing is carried."""

@@ -220,15 +220,6 @@ def test_a_mended_mistake_may_use_the_same_folder(recipe, model_folder, monkeypa
     assert len(json.loads(Path("runs/pico/kept_layers.json").read_text())) == 2
 
 
-def test_teacher_with_another_tokenizer(recipe, tmp_path, model_folder, monkeypatch, capsys):
-    folder = model_folder("other", 3)
-    byte_tokenizer(extra=("<new>",)).save_pretrained(folder)
-    code, _, err = run(["train", str(recipe), f"teachers.1.model={folder}"], monkeypatch, capsys)
-    assert code == 69
-    assert "teacher 'two'" in err
-    assert "'<new>' is absent for the student, 260 for the teacher" in err
-
-
 def test_empty_text(recipe, tmp_path, monkeypatch, capsys):
     (tmp_path / "empty.txt").write_text("")
     code, _, err = run(

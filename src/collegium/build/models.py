@@ -122,7 +122,7 @@ def _teacher(
 def alignment_policy(section: TeachingSection) -> AlignmentPolicy:
     """What is carried of a teacher with another tokenizer."""
     keys = section.alignment
-    return AlignmentPolicy(keys.approximate, keys.max_unknown, keys.entropy)
+    return AlignmentPolicy(keys.carry, keys.approximate, keys.max_unknown, keys.entropy)
 
 
 def _local_teacher(section: LocalTeacherSection, base: _Base, adapter: str | None) -> LocalTeacher:

@@ -282,7 +282,7 @@ def _targets_of(
 
 def _teachers_alone(names: Sequence[str], stats: TeacherStats) -> dict[str, Tensor]:
     """Figures of each teacher. Where one is absent, the mean of the others, so that it neither gains nor loses."""
-    values = {}
+    values: dict[str, Tensor] = {}
     for part, figure in {"nll": stats.cross_entropy, "weight_nll": stats.weight_cross_entropy}.items():
         present = stats.valid.any(-1, keepdim=True)
         mean = (figure * stats.valid).sum(-1, keepdim=True) / stats.valid.sum(-1, keepdim=True).clamp_min(1)

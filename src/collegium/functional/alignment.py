@@ -24,7 +24,7 @@ from torch import Tensor
 
 from collegium.functional.divergences import LOG_ZERO
 from collegium.functional.elementwise import full_precision
-from collegium.signals import LinearHead, ProjectedSignal, TeacherSignal, TopKSignal, TransparentHead
+from collegium.signals import Carrier, LinearHead, ProjectedSignal, TeacherSignal, TopKSignal, TransparentHead
 
 
 @dataclass(frozen=True)
@@ -176,6 +176,34 @@ class LogitCarrier:
             self.rows.to(device),
             self.vocab_size,
         )
+
+
+@dataclass(frozen=True)
+class LabelsElsewhere:
+    """A carrier whose places without anything carried are sure of the text's own next token, as in FuseLLM.
+
+    Attributes:
+        carrier: Makes the distributions.
+        labels: The student's next tokens.
+        carried: Where the carrier has something.
+    """
+
+    carrier: Carrier
+    labels: Int[Tensor, " N"]
+    carried: Bool[Tensor, " N"]
+
+    def __len__(self) -> int:
+        return len(self.carrier)
+
+    def __call__(self, rows: slice) -> Float[Tensor, "n V"]:
+        """Log-probabilities at these places."""
+        logprobs = self.carrier(rows)
+        certain = torch.full_like(logprobs, LOG_ZERO).scatter_(-1, self.labels[rows].unsqueeze(-1), 0.0)
+        return torch.where(self.carried[rows].unsqueeze(-1), logprobs, certain)
+
+    def to(self, device: torch.device) -> "LabelsElsewhere":
+        """The same with its tensors on `device`."""
+        return LabelsElsewhere(self.carrier.to(device), self.labels.to(device), self.carried.to(device))
 
 
 def _logits_at(signal: TeacherSignal, rows: Int[Tensor, " R"]) -> Float[Tensor, "R T"]:

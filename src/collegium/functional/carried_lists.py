@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from collegium.functional.alignment import CarryRows, path_probs
@@ -68,6 +68,22 @@ def carried_lists(
         tail_logprob=rest.clamp_min(0.0).log(),
         weight_label_logprob=None,
         valid=valid,
+    )
+
+
+def certain_elsewhere(signal: TopKSignal, labels: Int[Tensor, " N"], carried: Bool[Tensor, " N"]) -> TopKSignal:
+    """The same lists with the label alone at places where nothing was carried."""
+    is_first = torch.arange(signal.token_ids.shape[1], device=labels.device) == 0  # [K]
+    certain = torch.where(is_first, labels.unsqueeze(-1), -1)
+    assert signal.tail_logprob is not None, "made by `carried_lists`"
+    return replace(
+        signal,
+        token_ids=torch.where(carried.unsqueeze(-1), signal.token_ids, certain),
+        logprobs=signal.logprobs.masked_fill(~carried.unsqueeze(-1), 0.0),
+        entropy=signal.entropy.masked_fill(~carried, 0.0),
+        label_logprob=signal.label_logprob.masked_fill(~carried, 0.0),
+        tail_logprob=signal.tail_logprob.masked_fill(~carried, -torch.inf),
+        valid=None,
     )
 
 
