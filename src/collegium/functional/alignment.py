@@ -97,7 +97,7 @@ def carried_logprobs(
     rows: CarryRows,
     vocab_size: int,
 ) -> Float[Tensor, "n V"]:
-    """Log-probabilities over the student's vocabulary, never below `LOG_ZERO`; 0 where nothing is carried.
+    """Log-probabilities over the student's vocabulary, at least `LOG_ZERO`; equal ones where nothing is carried.
 
     Args:
         logits: The teacher's, at consecutive rows.
@@ -109,22 +109,22 @@ def carried_logprobs(
     probs = full_precision(logits).softmax(-1)
     gold = probs.gather(-1, own_labels.unsqueeze(-1)).squeeze(-1)  # [R]
     pooled = probs.new_zeros((len(probs), vocab_size + 1)).index_add_(1, first, probs)
-    carried = pooled[rows.main.clamp_min(0)] if len(pooled) else pooled.new_zeros((len(rows), vocab_size + 1))
     path, chain = path_probs(gold, rows)
-    carried = carried * path.unsqueeze(-1)
+    if len(pooled):
+        carried = pooled[rows.main.clamp_min(0)].mul_(path.unsqueeze(-1))
+    else:
+        carried = pooled.new_zeros((len(rows), vocab_size + 1))
     known = rows.entry_follows >= 0
     place, follows = rows.entry_rows[known], rows.entry_follows[known]
     carried.index_put_((place, follows), probs[rows.before[place], rows.entry_tokens[known]], accumulate=True)
     moved = torch.where(rows.chain > 0, path * chain, 0.0)
-    if len(probs):
-        source = first[own_labels[rows.main.clamp_min(0)]]
-        each = torch.arange(len(rows), device=carried.device)
-        carried.index_put_((each, source), -moved, accumulate=True)
-        carried.index_put_((each, rows.labels), moved, accumulate=True)
+    split = rows.chain.nonzero().squeeze(-1)
+    carried.index_put_((split, first[own_labels[rows.main[split]]]), -moved[split], accumulate=True)
+    carried.index_put_((split, rows.labels[split]), moved[split], accumulate=True)
     carried = carried[:, :vocab_size].clamp_min_(0.0)
     total = carried.sum(-1, keepdim=True)
-    nothing = total == 0.0  # not where a teacher's logits hold NaN: that must show
-    return (carried / total.masked_fill(nothing, 1.0)).log().masked_fill(nothing, 0.0).clamp_min(LOG_ZERO)
+    # Only where nothing is carried it is 0; a teacher's NaN must show.
+    return carried.div_(total.masked_fill(total == 0.0, 1.0)).log_().clamp_min_(LOG_ZERO)
 
 
 def path_probs(gold: Float[Tensor, " R"], rows: CarryRows) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
