@@ -12,6 +12,7 @@ import hashlib
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -65,8 +66,12 @@ class VocabularyMap:
         """Rows of each key, [3 n]: where they begin, where those begin that go on, and where they end."""
         ends = np.searchsorted(self.keys, keys, "right")
         starts = np.searchsorted(self.keys, keys, "left")
-        going_on = np.searchsorted(np.flatnonzero(self.follows < 0), np.stack([starts, ends]))
-        return np.stack([starts, starts + going_on[1] - going_on[0], ends])
+        return np.stack([starts, starts + self._ends_before[ends] - self._ends_before[starts], ends])
+
+    @cached_property
+    def _ends_before(self) -> NDArray[np.int64]:
+        """Number of rows before each that go on with nothing."""
+        return np.cumsum([0, *(self.follows < 0)])
 
     @classmethod
     def of(cls, student: TokenBytes, teacher: TokenBytes) -> "VocabularyMap":
