@@ -4,19 +4,34 @@ Components take plain arguments; the functions here read the sections and pass t
 provide is compared here, once, with what the objective needs.
 """
 
-from collegium.build.cache import build_builder, build_teachers, cache_location, cache_plan, cached_text
+from collegium.build.cache import (
+    build_builder,
+    build_teachers,
+    cache_location,
+    cache_plan,
+    cached_text,
+    open_cache,
+)
 from collegium.build.calibration import fit_recipe
 from collegium.build.continuation import PastRun, first_student, past_runs
-from collegium.build.ingredients import Ingredients, build_ingredients, build_text
+from collegium.build.ingredients import (
+    Ingredients,
+    build_ingredients,
+    build_text,
+    prepared_text,
+    student_tokenizer,
+)
 from collegium.build.models import load_teachers
 from collegium.build.objective import build_objective, build_rule, build_target, build_weighting
 from collegium.build.student import build_student
+from collegium.build.tokenizers import Sample, compare_teachers, sample_text
 from collegium.build.training import build_held_out, build_trainer
 
 
 __all__ = [
     "Ingredients",
     "PastRun",
+    "Sample",
     "build_builder",
     "build_held_out",
     "build_ingredients",
@@ -31,8 +46,13 @@ __all__ = [
     "cache_location",
     "cache_plan",
     "cached_text",
+    "compare_teachers",
     "first_student",
     "fit_recipe",
     "load_teachers",
+    "open_cache",
     "past_runs",
+    "prepared_text",
+    "sample_text",
+    "student_tokenizer",
 ]

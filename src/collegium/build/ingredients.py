@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from collegium.data.collate import BlockCollator
 from collegium.data.prepare import prepare_text
-from collegium.data.prepared import SCHEMA_VERSION, PreparedText
+from collegium.data.prepared import MANIFEST_NAME, SCHEMA_VERSION, PreparedText
 from collegium.data.settings import PrepareProgress, SourceLimits
 from collegium.data.sources import FileSource, HubSource
 from collegium.pretrained import cache_dir, load_tokenizer
@@ -42,15 +42,27 @@ def build_ingredients(
     recipe: Recipe, *, on_progress: Callable[[PrepareProgress], None] | None = None
 ) -> Ingredients:
     """Load the tokenizer and prepare the text, or find it prepared."""
-    student = recipe.student
-    if student.tokenizer:  # another repository: neither the pinned commit nor the trust is meant for it
-        tokenizer = load_tokenizer(student.tokenizer)
-    else:
-        tokenizer = load_tokenizer(
-            student.model, revision=student.revision, trust_remote_code=student.trust_remote_code
-        )
+    tokenizer = student_tokenizer(recipe)
     text = build_text(recipe, tokenizer, on_progress=on_progress)
     return Ingredients(tokenizer, text, vocab_size_of(tokenizer))
+
+
+def student_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that the text is prepared with."""
+    student = recipe.student
+    if student.tokenizer:  # another repository: neither the pinned commit nor the trust is meant for it
+        return load_tokenizer(student.tokenizer)
+    return load_tokenizer(student.model, revision=student.revision, trust_remote_code=student.trust_remote_code)
+
+
+def prepared_text(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreparedText | None:
+    """The text of a recipe if it is prepared already; else None, and nothing is written.
+
+    Raises:
+        DataError: a source is not there, or the folder holds other text or is damaged.
+    """
+    folder = text_directory(recipe, tokenizer, [build_source(source) for source in recipe.data.sources])
+    return build_text(recipe, tokenizer) if (folder / MANIFEST_NAME).exists() else None
 
 
 def build_text(
@@ -61,7 +73,6 @@ def build_text(
 ) -> PreparedText:
     """Prepare the text of a recipe; returns at once if it is there."""
     data = recipe.data
-    add_bos = data.add_bos if isinstance(data.add_bos, bool) else adds_bos(tokenizer)
     limits = {
         source.name: SourceLimits(
             max_documents=source.max_documents,
@@ -77,7 +88,7 @@ def build_text(
         directory=text_directory(recipe, tokenizer, sources),
         block_size=data.block_size,
         held_out_documents=data.held_out_documents,
-        add_bos=add_bos,
+        add_bos=begins_with_bos(recipe, tokenizer),
         add_eos=data.add_eos,
         max_bad_fraction=data.max_bad_fraction,
         near_duplicate_threshold=data.near_duplicate_threshold,
@@ -100,6 +111,12 @@ def text_directory(
     parts = [tokenizer_fingerprint(tokenizer), *(source.fingerprint for source in sources)]
     content = recipe.data.model_dump_json(exclude={"directory", "mixing"}) + "".join(parts) + str(SCHEMA_VERSION)
     return cache_dir() / "prepared" / hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def begins_with_bos(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the recipe's documents begin with BOS."""
+    add_bos = recipe.data.add_bos
+    return add_bos if isinstance(add_bos, bool) else adds_bos(tokenizer)
 
 
 def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
