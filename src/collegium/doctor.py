@@ -86,8 +86,8 @@ def diagnose(recipe: Recipe) -> Diagnosis:
     tokenizer = student_tokenizer(recipe)
     text, sample, text_check = _look_at_text(recipe, tokenizer)
     checks = [_torch(), _hub(recipe), _disk(), text_check]
-    if text is not None:
-        checks += _caches(recipe, Ingredients(tokenizer, text, vocab_size_of(tokenizer)))
+    ingredients = None if text is None else Ingredients(tokenizer, text, vocab_size_of(tokenizer))
+    checks += _caches(recipe, ingredients)
     pairs = compare_teachers(
         recipe, tokenizer, sample, on_teacher=lambda name: say(f"reading the tokenizer of teacher {name}")
     )
@@ -104,6 +104,7 @@ def _torch() -> Check:
 def _hub(recipe: Recipe) -> Check:
     local = [s for s in recipe.teachers if isinstance(s, LocalTeacherSection)]
     references = [recipe.student.model, *(section.model for section in local)]
+    references += [name for name in (recipe.student.tokenizer, *(s.adapter for s in local)) if name]
     references += [source.dataset for source in recipe.data.sources if source.kind == "hub"]
     wanted = sorted({reference for reference in references if _is_hub_id(reference)})
     if not wanted:
@@ -144,14 +145,18 @@ def _look_at_text(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[P
     return text, sample, Check("text", found)
 
 
-def _caches(recipe: Recipe, ingredients: Ingredients) -> Iterator[Check]:
+def _caches(recipe: Recipe, ingredients: Ingredients | None) -> Iterator[Check]:
     for section in recipe.teachers:
         if isinstance(section, CachedTeacherSection) or section.cached:
             yield _cache(recipe, section, ingredients)
 
 
-def _cache(recipe: Recipe, section: LocalTeacherSection | CachedTeacherSection, ingredients: Ingredients) -> Check:
+def _cache(
+    recipe: Recipe, section: LocalTeacherSection | CachedTeacherSection, ingredients: Ingredients | None
+) -> Check:
     name = f"cache of {section.name}"
+    if ingredients is None:
+        return Check(name, "not looked for without its text", "prepare the text, then ask again")
     if section.fitted:
         return Check(name, "not looked for: which it is follows from temperatures that say `fit`")
     try:

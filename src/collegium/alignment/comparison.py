@@ -8,6 +8,8 @@ tokens.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -195,16 +197,25 @@ def facts_of(side: ModelTokenizer, texts: Sequence[ReadText]) -> TokenizerFacts:
 
 def lost_bytes(text: ReadText, table: TokenBytes) -> int:
     """Bytes of a text that its tokens do not give back; a space that was put before it is none."""
-    pieces = [table.pieces[token] or b"" for token in text.tokens.tolist()]
-    if b"".join(pieces) in (text.content, b" " + text.content):
+    spelt = [(int(end), table.pieces[token] or b"") for token, end in zip(text.tokens, text.ends, strict=True)]
+    spelt = _without_space(spelt) if text.content[:1] != b" " else spelt
+    if b"".join(piece for _, piece in spelt) == text.content:
         return 0
-    ends, first = np.unique(text.ends, return_index=True)  # tokens that share a character end together
     lost = start = 0
-    for end, begin, stop in zip(ends, first, [*first[1:], len(pieces)], strict=True):
+    for end, tokens in groupby(spelt, key=itemgetter(0)):  # tokens that share a character end together
         part = text.content[start:end]
-        lost += len(part) - _kept(part, b"".join(pieces[begin:stop]))
+        lost += len(part) - _kept(part, b"".join(piece for _, piece in tokens))
         start = end
-    return lost + len(text.content) - int(start)
+    return lost + len(text.content) - start
+
+
+def _without_space(spelt: list[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
+    """The tokens of a text without the space that was put before it, which may be a token of its own."""
+    first = next((i for i, (_, piece) in enumerate(spelt) if piece), None)
+    if first is None or not spelt[first][1].startswith(b" "):
+        return spelt
+    end, piece = spelt[first]
+    return [*spelt[:first], *([(end, piece[1:])] if piece != b" " else []), *spelt[first + 1 :]]
 
 
 def _kept(part: bytes, spelt: bytes) -> int:

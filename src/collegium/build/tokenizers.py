@@ -93,7 +93,7 @@ class _Comparer:
     ) -> None:
         self._recipe, self._sample, self._on_teacher = recipe, sample, on_teacher
         self._student = ModelTokenizer(tokenizer, _student_rows(recipe))
-        self._tokenizers: dict[str, ModelTokenizer] = {}
+        self._tokenizers = {_of_student(recipe): self._student}
         self._found: dict[str, Comparison] = {}
 
     def compare_all(self) -> tuple[Comparison, ...]:
@@ -131,7 +131,19 @@ class _Comparer:
 def _key(section: LocalTeacherSection | CachedTeacherSection) -> str:
     if isinstance(section, CachedTeacherSection):
         return section.path
-    return section.model_dump_json(include={"model", "revision", "trust_remote_code"})
+    return _model_key(section.model, section.revision, section.trust_remote_code)
+
+
+def _of_student(recipe: Recipe) -> str:
+    """Key of a teacher that is the student's model too."""
+    student = recipe.student
+    if student.tokenizer or student.kind == "config":
+        return ""
+    return _model_key(student.model, student.revision, student.trust_remote_code)
+
+
+def _model_key(model: str, revision: str | None, trust_remote_code: bool) -> str:
+    return f"{model}@{revision} {trust_remote_code}"
 
 
 def _of_model(section: LocalTeacherSection) -> ModelTokenizer:
