@@ -47,24 +47,6 @@ def build_ingredients(
     return Ingredients(tokenizer, text, vocab_size_of(tokenizer))
 
 
-def student_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
-    """Load the tokenizer that the text is prepared with."""
-    student = recipe.student
-    if student.tokenizer:  # another repository: neither the pinned commit nor the trust is meant for it
-        return load_tokenizer(student.tokenizer)
-    return load_tokenizer(student.model, revision=student.revision, trust_remote_code=student.trust_remote_code)
-
-
-def prepared_text(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreparedText | None:
-    """The text of a recipe if it is prepared already; else None, and nothing is written.
-
-    Raises:
-        DataError: a source is not there, or the folder holds other text or is damaged.
-    """
-    folder = text_directory(recipe, tokenizer, [build_source(source) for source in recipe.data.sources])
-    return build_text(recipe, tokenizer) if (folder / MANIFEST_NAME).exists() else None
-
-
 def build_text(
     recipe: Recipe,
     tokenizer: PreTrainedTokenizerBase,
@@ -73,6 +55,7 @@ def build_text(
 ) -> PreparedText:
     """Prepare the text of a recipe; returns at once if it is there."""
     data = recipe.data
+    add_bos = data.add_bos if isinstance(data.add_bos, bool) else adds_bos(tokenizer)
     limits = {
         source.name: SourceLimits(
             max_documents=source.max_documents,
@@ -88,7 +71,7 @@ def build_text(
         directory=text_directory(recipe, tokenizer, sources),
         block_size=data.block_size,
         held_out_documents=data.held_out_documents,
-        add_bos=begins_with_bos(recipe, tokenizer),
+        add_bos=add_bos,
         add_eos=data.add_eos,
         max_bad_fraction=data.max_bad_fraction,
         near_duplicate_threshold=data.near_duplicate_threshold,
@@ -113,10 +96,22 @@ def text_directory(
     return cache_dir() / "prepared" / hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def begins_with_bos(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the recipe's documents begin with BOS."""
-    add_bos = recipe.data.add_bos
-    return add_bos if isinstance(add_bos, bool) else adds_bos(tokenizer)
+def prepared_text(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreparedText | None:
+    """The text of a recipe if it is prepared already; else None, and nothing is written.
+
+    Raises:
+        DataError: a source is not there, or the folder holds other text or is damaged.
+    """
+    folder = text_directory(recipe, tokenizer, [build_source(source) for source in recipe.data.sources])
+    return build_text(recipe, tokenizer) if (folder / MANIFEST_NAME).exists() else None
+
+
+def student_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that the text is prepared with."""
+    student = recipe.student
+    if student.tokenizer:  # another repository: neither the pinned commit nor the trust is meant for it
+        return load_tokenizer(student.tokenizer)
+    return load_tokenizer(student.model, revision=student.revision, trust_remote_code=student.trust_remote_code)
 
 
 def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from collegium.alignment.comparison import ModelTokenizer, ReadText, compare
 from collegium.alignment.verdict import Comparison, unusable
-from collegium.build.ingredients import begins_with_bos, build_source
+from collegium.build.ingredients import adds_bos, build_source
 from collegium.cache.folder import Folder
 from collegium.cache.manifest import read_manifest
 from collegium.data.prepared import PreparedText
@@ -32,7 +32,9 @@ def sample_text(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, prepared: Pr
     Raises:
         DataError: a source cannot be read.
     """
-    encoder = DocumentTokenizer(tokenizer, add_bos=begins_with_bos(recipe, tokenizer), add_eos=recipe.data.add_eos)
+    data = recipe.data
+    add_bos = data.add_bos if isinstance(data.add_bos, bool) else adds_bos(tokenizer)
+    encoder = DocumentTokenizer(tokenizer, add_bos=add_bos, add_eos=data.add_eos)
     sample = {}
     for name in recipe.domains:
         texts = _first_texts(recipe, name) if prepared is None else iter(prepared.held_out_texts(name))
