@@ -25,9 +25,11 @@ from collegium.build import (
     build_student,
     build_teachers,
     build_trainer,
+    compare_teachers,
     first_student,
     fit_recipe,
     past_runs,
+    sample_text,
 )
 from collegium.callbacks import MetricsFile, StopOnSignal, TrainingProgress
 from collegium.contracts import Teacher
@@ -84,10 +86,12 @@ def preflight(recipe: Recipe) -> Preflight:
         raise RecipeError("preflight judges teachers, and this recipe has none: add some under `teachers:`")
     chosen = build_rule(recipe)
     ingredients = prepare(recipe)
+    sample = sample_text(recipe, ingredients.tokenizer, ingredients.text)
+    pairs = compare_teachers(recipe, ingredients.tokenizer, sample)
     fitted, temperatures = fit_recipe(recipe, ingredients, device=device())
     teachers = build_teachers(fitted, ingredients, device=device())
     held_out = build_held_out(recipe, ingredients, teachers, device=device())
-    return run_preflight(held_out, chosen, ALTERNATIVES, temperatures)
+    return run_preflight(held_out, chosen, ALTERNATIVES, temperatures, pairs)
 
 
 ALTERNATIVES: Mapping[str, Weighting | JointWeighting] = {

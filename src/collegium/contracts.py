@@ -25,6 +25,9 @@ from collegium.signals import TeacherSignal
 
 IGNORE_INDEX = -100
 
+PLACES_IN_DOCUMENTS = ("document_ids", "segment_starts", "segment_ends")
+"""What says of a batch where its segments lie in their documents."""
+
 
 class Capability(StrEnum):
     """What a teacher can provide, and what a term of the objective may need."""

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from collegium.alignment.verdict import Comparison, Overlap, TokenizerFacts
 from collegium.cache.verify import Verdict
+from collegium.doctor import Diagnosis
 from collegium.evaluation.preflight import Preflight
 from collegium.functional.calibration import FittedTemperature
 from collegium.terminal import is_main_rank, number_row, say, show_table
@@ -17,6 +19,7 @@ def show_preflight(result: Preflight, *, as_json: bool) -> None:
     if as_json:
         show_json(dataclasses.asdict(result))
         return
+    show_tokenizers(result.tokenizers)
     domains = list(result.oracle)
     losses = [number_row(f"teacher {name}", row, domains) for name, row in result.teachers.items()]
     losses += [number_row(f"fused: {name}", row, domains) for name, row in result.rules.items()]
@@ -48,6 +51,74 @@ def show_temperatures(temperatures: Mapping[str, Mapping[str, FittedTemperature]
     ]
     columns = ["", "fitted", "loss before", "after", "gap before", "after"]
     show_table("Temperatures, fitted on training text (gap: loss minus entropy)", columns, rows)
+
+
+def show_diagnosis(diagnosis: Diagnosis, *, as_json: bool) -> None:
+    """A line for each thing that was looked at, and a table for each pair of tokenizers."""
+    if as_json:
+        show_json(dataclasses.asdict(diagnosis))
+        return
+    for check in diagnosis.checks:
+        mark, mend = ("ok", "") if check.mend is None else ("mend", f"; {check.mend}")
+        _show_line(f"{mark:<4}  {check.name}: {check.found}{mend}")
+    show_tokenizers(diagnosis.tokenizers)
+
+
+def show_tokenizers(pairs: Sequence[Comparison]) -> None:
+    """What each teacher's tokenizer has in common with the student's, and what follows from it."""
+    for pair in pairs:
+        title = f"\nTeacher {pair.teacher}: {pair.verdict}"
+        if pair.student is None or pair.own is None or pair.overlap is None:
+            _show_line(title)
+        else:
+            columns = ["", "student", pair.teacher]
+            show_table(title, columns, [*_facts(pair.student, pair.own), *_overlap(pair.overlap)])
+        for warning in pair.warnings:
+            _show_line(f"warning: {warning}")
+
+
+def _show_line(text: str) -> None:
+    if is_main_rank():
+        print(text, flush=True)
+
+
+def _facts(student: TokenizerFacts, own: TokenizerFacts) -> list[list[str]]:
+    sides = (student, own)
+    lost = ["not known" if s.lost_bytes is None else f"{s.lost_bytes:,} of {s.num_bytes:,}" for s in sides]
+    return [
+        ["tokens", *(f"{s.num_tokens:,}" for s in sides)],
+        ["rows of the model's vocabulary", *(f"{s.num_rows:,}" for s in sides)],
+        ["BOS", *(_special(s.bos) + " before a text" * s.begins_with_bos for s in sides)],
+        ["EOS", *(_special(s.eos) for s in sides)],
+        ["normalizers (left out for teachers)", *(", ".join(s.normalizers) or "none" for s in sides)],
+        ["bytes per token of this text", *(_number(s.bytes_per_token) for s in sides)],
+        ["bytes of this text lost", *lost],
+    ]
+
+
+def _overlap(overlap: Overlap) -> list[list[str]]:
+    named = ", ".join(f"{token} {_id(ours)}/{_id(theirs)}" for token, ours, theirs in overlap.special[:2])
+    shares = (overlap.shared_of_student, overlap.shared_of_teacher)
+    return [
+        ["share of tokens with the same bytes", *(f"{share:.1%}" for share in shares)],
+        ["tokens with the same bytes", "", f"{overlap.shared:,}"],
+        ["and the same id", "", f"{overlap.same_ids:,}"],
+        ["special tokens that differ (ids)", "", f"{overlap.num_special:,}{': ' * bool(named)}{named}"],
+        ["student tokens for each of the teacher's", "", _number(overlap.student_per_teacher)],
+        *([f"positions {name}", "", f"{share:.1%}"] for name, share in (overlap.shares or {}).items()),
+    ]
+
+
+def _special(token: tuple[str, int] | None) -> str:
+    return "none" if token is None else f"{token[0]} ({token[1]})"
+
+
+def _id(token_id: int | None) -> str:
+    return "-" if token_id is None else str(token_id)
+
+
+def _number(value: float | None) -> str:
+    return "not known" if value is None else f"{value:.2f}"
 
 
 def show_evaluation(result: Mapping[str, Any], folder: Path, *, as_json: bool) -> None:

@@ -44,7 +44,7 @@ def require_same_tokenizer(
 
 def tokenizer_difference(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> str | None:
     """In words, what the second does otherwise than the first, the student's; None if nothing."""
-    ours, theirs = tokenizer.get_vocab(), other.get_vocab()
+    ours, theirs = _without_filling(tokenizer), _without_filling(other)
     differing = [token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token)]
     if differing:
         first = sorted(differing, key=lambda token: min(ours.get(token, 1 << 60), theirs.get(token, 1 << 60)))[:3]
@@ -60,6 +60,11 @@ def tokenizer_difference(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTo
                 f"{len(theirs_ids)} by the teacher's: the merges differ"
             )
     return None
+
+
+def _without_filling(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """The map but for the entries `[PADn]` that fill up the vocabulary of a GGUF file: they are in no text."""
+    return {token: i for token, i in tokenizer.get_vocab().items() if token != f"[PAD{i}]"}
 
 
 def _encode_probes(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:

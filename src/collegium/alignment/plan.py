@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
 
 from collegium.alignment.token_bytes import TokenBytes, TokenizedBytes
 from collegium.alignment.vocabulary import START, VocabularyMap, extend_keys
@@ -200,6 +201,16 @@ class Aligner:
 
     def __init__(self, student: TokenBytes, teacher: TokenBytes, vocabulary: VocabularyMap) -> None:
         self.student, self.teacher, self.vocabulary = student, teacher, vocabulary
+
+    @classmethod
+    def of(cls, student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> "Aligner":
+        """For two tokenizers; the map of their vocabularies is kept on disk.
+
+        Raises:
+            DataError: the tokens of one do not keep all of the text.
+        """
+        own, other = TokenBytes(student), TokenBytes(teacher)
+        return cls(own, other, VocabularyMap.of(own, other))
 
     def plan(
         self,

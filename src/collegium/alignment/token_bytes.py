@@ -42,6 +42,7 @@ class TokenBytes:
         lengths: Their number; 0 for None.
         bos: Token id that the tokenizer begins a text with by itself; None if it does not.
         eos: Token id that ends a text; None if there is none.
+        left_out: Normalizers that lose something, such as NFC, which texts do not go through here.
 
     Raises:
         DataError: the tokenizer is not a fast one, or its tokens lose some of the text.
@@ -73,6 +74,7 @@ class TokenBytes:
             if isinstance(special, int):
                 self.pieces[special] = None
         self.lengths: NDArray[np.int64] = np.array([len(piece or b"") for piece in self.pieces], np.int64)
+        self.left_out = _left_out(tree["normalizer"])
         self._puts_space, self._backend = _lossless(backend, tree)
         bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
         self.bos = bos if isinstance(bos, int) and tokenizer.encode("a")[:1] == [bos] else None
@@ -238,6 +240,11 @@ def _lossless(backend: tokenizers.Tokenizer, tree: dict[str, Any]) -> tuple[bool
 def _kept(normalizer: Any) -> Any:
     kept = [part for part in _nested(normalizer) if part.get("type") in KEPT_NORMALIZERS]
     return {"type": "Sequence", "normalizers": kept} if kept else None
+
+
+def _left_out(normalizer: Any) -> tuple[str, ...]:
+    names = [str(part.get("type")) for part in _nested(normalizer)]
+    return tuple(name for name in names if name not in (*KEPT_NORMALIZERS, "Prepend"))
 
 
 def _nested(part: Any) -> list[dict[str, Any]]:

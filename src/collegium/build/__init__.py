@@ -10,20 +10,31 @@ from collegium.build.cache import (
     cache_location,
     cache_plan,
     cached_text,
+    open_cache,
     require_plain,
 )
 from collegium.build.calibration import fit_recipe
 from collegium.build.continuation import PastRun, first_student, past_runs
-from collegium.build.ingredients import Ingredients, build_ingredients, build_text, own_ingredients
+from collegium.build.ingredients import (
+    Ingredients,
+    build_ingredients,
+    build_text,
+    own_ingredients,
+    prepared_text,
+    student_tokenizer,
+    teacher_tokenizer,
+)
 from collegium.build.models import load_teachers
 from collegium.build.objective import build_objective, build_rule, build_target, build_weighting
 from collegium.build.student import build_student
+from collegium.build.tokenizers import Sample, compare_teachers, sample_text
 from collegium.build.training import build_held_out, build_trainer
 
 
 __all__ = [
     "Ingredients",
     "PastRun",
+    "Sample",
     "build_builder",
     "build_held_out",
     "build_ingredients",
@@ -38,10 +49,16 @@ __all__ = [
     "cache_location",
     "cache_plan",
     "cached_text",
+    "compare_teachers",
     "first_student",
     "fit_recipe",
     "load_teachers",
+    "open_cache",
     "own_ingredients",
     "past_runs",
+    "prepared_text",
     "require_plain",
+    "sample_text",
+    "student_tokenizer",
+    "teacher_tokenizer",
 ]

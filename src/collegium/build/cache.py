@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from transformers import PretrainedConfig
 
+from collegium.alignment.plan import Aligner
 from collegium.build.ingredients import Ingredients, own_ingredients
 from collegium.build.models import alignment_policy, load_teachers, teacher_fingerprint
 from collegium.cache.builder import CacheBuilder, CacheProgress, Ranks
@@ -15,11 +16,12 @@ from collegium.cache.manifest import CacheSettings, Manifest, TeacherIdentity
 from collegium.cache.records import require_same_plan
 from collegium.contracts import Teacher
 from collegium.data.blocks import PackedBlocks
+from collegium.data.joined import JoinedText
 from collegium.errors import DataError, RecipeError, TeacherError
 from collegium.model_sections import CachedTeacherSection, LocalTeacherSection, TeachingSection
 from collegium.pretrained import cache_dir, load_config
 from collegium.recipe import Recipe
-from collegium.teachers.aligned import AlignedTeacher, align
+from collegium.teachers.aligned import AlignedTeacher
 from collegium.teachers.cached import CachedTeacher
 from collegium.teachers.restricted import RestrictedTeacher
 from collegium.tokenizer_match import tokenizer_fingerprint, vocab_size_of
@@ -61,12 +63,12 @@ def open_cache(
     inner = _open_own(recipe, section.at_one, own)
     if inner.manifest.settings.mode != "hidden_states":
         require_plain(recipe, section)
-    return align(
+    aligner = Aligner.of(ingredients.tokenizer, own.tokenizer)
+    return AlignedTeacher(
         inner,
-        ingredients.tokenizer,
-        own.tokenizer,
-        policy=alignment_policy(section),
-        text=own.text,
+        aligner,
+        alignment_policy(section),
+        by_documents=JoinedText(own.text, aligner),
         temperatures=section.temperatures,
     )
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from collegium.data.collate import BlockCollator
 from collegium.data.prepare import prepare_text
-from collegium.data.prepared import SCHEMA_VERSION, PreparedText
+from collegium.data.prepared import MANIFEST_NAME, SCHEMA_VERSION, PreparedText
 from collegium.data.settings import PrepareProgress, SourceLimits
 from collegium.data.sources import FileSource, HubSource
 from collegium.errors import DataError, TeacherError
@@ -45,13 +45,7 @@ def build_ingredients(
     recipe: Recipe, *, on_progress: Callable[[PrepareProgress], None] | None = None
 ) -> Ingredients:
     """Load the tokenizer and prepare the text, or find it prepared."""
-    student = recipe.student
-    if student.tokenizer:  # another repository: neither the pinned commit nor the trust is meant for it
-        tokenizer = load_tokenizer(student.tokenizer)
-    else:
-        tokenizer = load_tokenizer(
-            student.model, revision=student.revision, trust_remote_code=student.trust_remote_code
-        )
+    tokenizer = student_tokenizer(recipe)
     text = build_text(recipe, tokenizer, on_progress=on_progress)
     return Ingredients(tokenizer, text, vocab_size_of(tokenizer))
 
@@ -109,9 +103,7 @@ def build_text(
     data = recipe.data
     as_told = is_students and isinstance(data.add_bos, bool)
     add_bos = bool(data.add_bos) if as_told else adds_bos(tokenizer)
-    directory = text_directory(recipe, tokenizer, sources := [build_source(source) for source in data.sources])
-    if not is_students and data.directory is not None:
-        directory = directory.with_name(f"{directory.name}-{tokenizer_fingerprint(tokenizer)[:8]}")
+    sources = [build_source(source) for source in data.sources]
     limits = {
         source.name: SourceLimits(
             max_documents=source.max_documents,
@@ -123,7 +115,7 @@ def build_text(
     return prepare_text(
         sources,
         tokenizer,
-        directory=directory,
+        directory=text_directory(recipe, tokenizer, sources, is_students=is_students),
         block_size=data.block_size,
         held_out_documents=data.held_out_documents,
         add_bos=add_bos,
@@ -137,18 +129,45 @@ def build_text(
 
 
 def text_directory(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, sources: Sequence[FileSource | HubSource]
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    sources: Sequence[FileSource | HubSource],
+    *,
+    is_students: bool = True,
 ) -> Path:
-    """Where the prepared text lies: as the recipe says, else in the cache under its fingerprint.
+    """Where the prepared text lies: as the recipe says, in a teacher's own tokens beside that, else in the cache.
 
-    The content of the sources is part of that, so that an edited file is prepared anew, and so is the
-    version of what is written.
+    In the cache it is named by its fingerprint. The content of the sources is part of that, so that an edited
+    file is prepared anew, and so is the version of what is written.
     """
     if recipe.data.directory is not None:
-        return Path(recipe.data.directory)
+        told = Path(recipe.data.directory)
+        return told if is_students else told.with_name(f"{told.name}-{tokenizer_fingerprint(tokenizer)[:8]}")
     parts = [tokenizer_fingerprint(tokenizer), *(source.fingerprint for source in sources)]
     content = recipe.data.model_dump_json(exclude={"directory", "mixing"}) + "".join(parts) + str(SCHEMA_VERSION)
     return cache_dir() / "prepared" / hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def prepared_text(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, is_students: bool = True
+) -> PreparedText | None:
+    """The text of a recipe if it is prepared already; else None, and nothing is written.
+
+    Raises:
+        DataError: a source is not there, or the folder holds other text or is damaged.
+    """
+    sources = [build_source(source) for source in recipe.data.sources]
+    folder = text_directory(recipe, tokenizer, sources, is_students=is_students)
+    is_there = (folder / MANIFEST_NAME).exists()
+    return build_text(recipe, tokenizer, is_students=is_students) if is_there else None
+
+
+def student_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that the text is prepared with."""
+    student = recipe.student
+    if student.tokenizer:  # another repository: neither the pinned commit nor the trust is meant for it
+        return load_tokenizer(student.tokenizer)
+    return load_tokenizer(student.model, revision=student.revision, trust_remote_code=student.trust_remote_code)
 
 
 def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:

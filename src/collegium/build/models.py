@@ -95,7 +95,6 @@ def _load_base(section: LocalTeacherSection, device: torch.device) -> _Base:
         trust_remote_code=trust,
         device_map=section.device_map,
     )
-    check_model(model, vocab_size_of(own), name=section.name)
     return _Base(SharedBase(model if section.device_map is not None else place(model, device)), own)
 
 
@@ -104,12 +103,14 @@ def _teacher(
 ) -> Teacher:
     """A local teacher, aligned if it has another tokenizer than the student."""
     difference = tokenizer_difference(tokenizer, base.tokenizer)
+    read = tokenizer if difference is None else base.tokenizer
+    check_model(base.shared.causal_lm, vocab_size_of(read), name=section.name)
     if difference is None:
-        return _local_teacher(section, base, adapter)
+        return _local_teacher(section, base, tokenizer, adapter)
     logger.info("teacher %r has another tokenizer than the student and is aligned: %s", section.name, difference)
     try:
         return align(
-            _local_teacher(section.at_one, base, adapter),
+            _local_teacher(section.at_one, base, base.tokenizer, adapter),
             tokenizer,
             base.tokenizer,
             policy=alignment_policy(section),
@@ -125,13 +126,16 @@ def alignment_policy(section: TeachingSection) -> AlignmentPolicy:
     return AlignmentPolicy(keys.carry, keys.approximate, keys.max_unknown, keys.entropy)
 
 
-def _local_teacher(section: LocalTeacherSection, base: _Base, adapter: str | None) -> LocalTeacher:
+def _local_teacher(
+    section: LocalTeacherSection, base: _Base, tokenizer: PreTrainedTokenizerBase, adapter: str | None
+) -> LocalTeacher:
+    """A teacher over the vocabulary of `tokenizer`."""
     weight_temperature, target_temperature = section.temperatures
     return LocalTeacher(
         section.name,
         base.shared,
-        vocab_size=vocab_size_of(base.tokenizer),
-        fingerprint=teacher_fingerprint(section, base.shared.causal_lm.config, base.tokenizer),
+        vocab_size=vocab_size_of(tokenizer),
+        fingerprint=teacher_fingerprint(section, base.shared.causal_lm.config, tokenizer),
         adapter=adapter,
         weight_temperature=weight_temperature,
         target_temperature=target_temperature,

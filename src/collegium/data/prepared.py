@@ -79,6 +79,11 @@ class PreparedText:
             fingerprint=manifest["fingerprint"],
         )
 
+    def held_out_texts(self, domain: str) -> list[str]:
+        """The held-out documents of a domain, as they were read."""
+        lines = (self.directory / held_out_text_file(domain)).read_bytes().splitlines()
+        return [json.loads(line)["text"] for line in lines]
+
     @property
     def text_identity(self) -> str:
         """Identity of the documents and their numbers, whatever the tokenizer and the size of blocks.

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from collegium.alignment.verdict import Comparison
 from collegium.contracts import Positions, TeacherStats
 from collegium.evaluation.language_modeling import DocumentSums, HeldOut, Rule
 from collegium.functional.calibration import FittedTemperature
@@ -37,6 +38,7 @@ class Preflight:
         conflict: Jensen-Shannon divergence among teachers, by the recipe's rule.
         temperatures: What was fitted on training text, by teacher and key of the recipe.
         verdict: What follows, in words.
+        tokenizers: Each teacher's beside the student's.
     """
 
     teachers: dict[str, dict[str, float]]
@@ -46,6 +48,7 @@ class Preflight:
     conflict: dict[str, float]
     temperatures: dict[str, dict[str, FittedTemperature]]
     verdict: tuple[str, ...]
+    tokenizers: tuple[Comparison, ...] = ()
 
 
 def run_preflight(
@@ -53,6 +56,7 @@ def run_preflight(
     chosen: Rule,
     alternatives: Mapping[str, Callable[[TeacherStats, Positions], Tensor]],
     temperatures: Mapping[str, Mapping[str, FittedTemperature]] | None = None,
+    tokenizers: Sequence[Comparison] = (),
 ) -> Preflight:
     """Measure teachers and rules on held-out text.
 
@@ -61,6 +65,7 @@ def run_preflight(
         chosen: The recipe's own rule.
         alternatives: Weightings to compare with, by name; each is tried with the mixture.
         temperatures: What was fitted before, to be told with the rest.
+        tokenizers: What was found of them, likewise.
     """
     rules = {
         "recipe": chosen,
@@ -90,6 +95,7 @@ def run_preflight(
             for name, fits in (temperatures or {}).items()
         },
         verdict=tuple(verdict(teachers, rule_losses, gaps)),
+        tokenizers=tuple(tokenizers),
     )
 
 

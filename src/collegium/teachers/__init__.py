@@ -108,7 +108,8 @@ def _local_teacher(
         fingerprint = reference_fingerprint(teacher, model.config)
     else:
         model, fingerprint = teacher, f"object:{name}"
-    vocab_size = vocab_size_of(own)
+    is_same = tokenizer_difference(tokenizer, own) is None
+    vocab_size = vocab_size_of(tokenizer if is_same else own)
     check_model(model, vocab_size, name=name)
     local = LocalTeacher(name, place(model, device), vocab_size=vocab_size, fingerprint=fingerprint)
-    return local if tokenizer_difference(tokenizer, own) is None else align(local, tokenizer, own)
+    return local if is_same else align(local, tokenizer, own)

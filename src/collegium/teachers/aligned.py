@@ -9,7 +9,7 @@ Planning is numpy and a tokenizer, so that workers of the data loader do it (`re
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -18,9 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from collegium.alignment.edit_distance import nearest_tokens
-from collegium.alignment.plan import Aligner, Carry
-from collegium.alignment.token_bytes import TokenBytes
-from collegium.alignment.vocabulary import VocabularyMap
+from collegium.alignment.plan import Aligner, Carry, Reading, Text
 from collegium.contracts import (
     AlignedSpans,
     Batch,
@@ -31,7 +29,6 @@ from collegium.contracts import (
     TeacherOutput,
     predicted_positions,
 )
-from collegium.data.prepared import PreparedText
 from collegium.functional.alignment import CarryRows, LabelsElsewhere, LogitCarrier, unknown_share
 from collegium.functional.carried_lists import carried_lists, certain_elsewhere
 from collegium.functional.teacher_stats import teacher_stats
@@ -47,7 +44,6 @@ from collegium.teachers.batch_plan import (
     without_entries,
 )
 from collegium.teachers.cached import CachedTeacher
-from collegium.teachers.joined import JoinedText
 
 
 Approximation = Literal["none", "split", "inside"]
@@ -64,6 +60,14 @@ tokens of a span, for each of the student's tokens in it."""
 
 CHUNK_ELEMENTS = 2**25
 """Logits alive at once where a teacher's own entropy is taken: 128 MB."""
+
+
+class TextReader(Protocol):
+    """Finds what a teacher reads of the student's batches in text that it has read before."""
+
+    def read(self, inputs: Mapping[str, Tensor]) -> tuple[list[Text], Reading]:
+        """The student's segments, and the teacher's blocks in which they lie."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ class AlignedTeacher:
         teacher: The teacher, at temperature 1, for its own vocabulary.
         aligner: Of the student's vocabulary and the teacher's.
         policy: What is carried.
-        joined: The teacher's own text, where it is read from a cache; else it reads the batch's.
+        by_documents: Finds the batch in the teacher's own text, where it is read from a cache.
         temperatures: That of the weight and that of the target, of the carried distributions.
     """
 
@@ -101,12 +105,12 @@ class AlignedTeacher:
         aligner: Aligner,
         policy: AlignmentPolicy,
         *,
-        joined: JoinedText | None = None,
+        by_documents: TextReader | None = None,
         temperatures: tuple[float, float] = (1.0, 1.0),
     ) -> None:
         self.teacher, self.aligner, self._policy = teacher, aligner, policy
         self._highest = {"none": Carry.EXACT, "split": Carry.SPLIT, "inside": Carry.INSIDE}[policy.approximate]
-        self._temperatures, self._joined = temperatures, joined
+        self._temperatures, self._by_documents = temperatures, by_documents
         self._vocab_size = aligner.student.size
         vocabulary = aligner.vocabulary
         first = vocabulary.first
@@ -141,20 +145,20 @@ class AlignedTeacher:
     @property
     def is_direct(self) -> bool:
         """Whether the tokenizers are one and the same, so that the teacher reads the student's own tokens."""
-        return self._joined is None and self.aligner.student.fingerprint == self.aligner.teacher.fingerprint
+        return self._by_documents is None and self.aligner.student.fingerprint == self.aligner.teacher.fingerprint
 
     def read(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The plan of a batch, as tensors, and what a cache says of it; nothing where it is direct."""
         if self.is_direct:
             return {}
-        if self._joined is None:
+        if self._by_documents is None:
             names = ("input_ids", "attention_mask", "position_ids")
             tokens, mask, positions = (inputs[name].cpu().numpy() for name in names)
             starts = inputs.get("segment_starts")
             known = None if starts is None else starts.cpu().numpy()
             return tensors_of(self.aligner.plan(tokens, mask.astype(bool), positions, known))
         assert isinstance(self.teacher, CachedTeacher), "read by documents"
-        plan = tensors_of(self.aligner.join(*self._joined.read(inputs)))
+        plan = tensors_of(self.aligner.join(*self._by_documents.read(inputs)))
         return {**plan, **{CACHED + name: values for name, values in self.teacher.read(plan).items()}}
 
     def score(self, batch: Batch, positions: Positions, *, need: frozenset[Capability]) -> TeacherOutput:
@@ -264,26 +268,22 @@ def align(
     teacher_tokenizer: PreTrainedTokenizerBase,
     *,
     policy: AlignmentPolicy | None = None,
-    text: PreparedText | None = None,
     temperatures: tuple[float, float] = (1.0, 1.0),
 ) -> AlignedTeacher:
-    """A teacher for a student with another tokenizer.
+    """A teacher that runs here, for a student with another tokenizer.
 
     Args:
         teacher: The teacher, at temperature 1, for its own vocabulary.
         student_tokenizer: The student's.
         teacher_tokenizer: The teacher's own.
         policy: What is carried.
-        text: Prepared with its tokenizer, of a teacher that is read from a cache.
         temperatures: That of the weight and that of the target, of the carried distributions.
 
     Raises:
         DataError: the tokens of one do not keep all of the text.
     """
-    student, own = TokenBytes(student_tokenizer), TokenBytes(teacher_tokenizer)
-    aligner = Aligner(student, own, VocabularyMap.of(student, own))
-    joined = None if text is None else JoinedText(text, aligner)
-    return AlignedTeacher(teacher, aligner, policy or AlignmentPolicy(), joined=joined, temperatures=temperatures)
+    aligner = Aligner.of(student_tokenizer, teacher_tokenizer)
+    return AlignedTeacher(teacher, aligner, policy or AlignmentPolicy(), temperatures=temperatures)
 
 
 def _and(valid: Tensor | None, other: Tensor) -> Tensor:

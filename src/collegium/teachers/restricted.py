@@ -14,12 +14,11 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from collegium.contracts import Batch, Capability, Positions, Teacher, TeacherOutput
+from collegium.contracts import PLACES_IN_DOCUMENTS, Batch, Capability, Positions, Teacher, TeacherOutput
 from collegium.errors import DataError
 from collegium.signals import CarriedSignal, Carrier, DenseSignal, ProjectedSignal, TeacherSignal, TopKSignal
 from collegium.teachers.aligned import AlignedTeacher
 from collegium.teachers.cached import CachedTeacher
-from collegium.teachers.joined import PLACES_IN_DOCUMENTS
 
 
 class RestrictedTeacher:

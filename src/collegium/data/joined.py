@@ -17,13 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from collegium.alignment.plan import Aligner, Ints, Piece, Reading, Text, text_of
+from collegium.contracts import PLACES_IN_DOCUMENTS
 from collegium.data.document_index import DocumentIndex, SegmentPlace
 from collegium.data.prepared import PreparedText
 from collegium.errors import DataError
 
-
-PLACES_IN_DOCUMENTS = ("document_ids", "segment_starts", "segment_ends")
-"""Of a batch: where its segments lie in their documents."""
 
 _Row = tuple[str, int]
 
