@@ -166,6 +166,14 @@ class LocalTeacher:
         )
         return TeacherOutput(signal, None if read is None else read.states().to(hidden.device))
 
+    @torch.no_grad()
+    def embed(self, token_ids: Int[Tensor, "*"]) -> Float[Tensor, "* E"]:
+        """Input embeddings of some tokens."""
+        embedding = self._base.causal_lm.get_input_embeddings()
+        device = next(embedding.parameters()).device
+        embedded: Tensor = embedding(token_ids.to(device))
+        return embedded.to(token_ids.device)
+
     def next_tokens(self, max_new_tokens: int) -> "LocalNextTokens":
         """Begin a continuation. See `collegium.contracts.GeneratingTeacher`."""
         decoder = Decoder(trunk_of(self._base.model), self._head, max_new_tokens)
