@@ -38,7 +38,7 @@ from collegium.functional.teacher_stats import TeacherWeighting
 from collegium.functional.weighting import GivenScores, Weighting
 from collegium.loss_metrics import loss_metrics
 from collegium.metrics import Mean
-from collegium.own_views import student_rows
+from collegium.own_views import StudentRows
 from collegium.routing import Router
 from collegium.schedule import Schedule, largest, smallest, value_at
 from collegium.signals import Head
@@ -219,28 +219,33 @@ class Objective(nn.Module):
             missed = self.router.loss(scores, sums.stats.cross_entropy, sums.stats.valid)
             loss = loss + self.router.loss_weight * missed / predicted
             metrics["router_loss"] = Mean(missed.detach(), predicted_here)
-        if self.feature_terms:
-            of_features, logged = self._features(student_states, outputs, batch, positions, guidance)
-            terms |= {name: value / counts.attended.clamp_min(1) for name, value in of_features.items()}
-            loss = loss + _total([factors.get(name, 1.0) * terms[name] for name in of_features])
-            metrics |= logged
-        if self.cross_tokenizer is not None:
-            student = student_rows(
-                student_hidden,
-                student_head,
-                batch,
-                positions,
-                vocab_size=vocab_size,
-                chunk_size=chunk_size,
-                embed=student_embed,
-            )
-            compared, logged = self.cross_tokenizer(student, outputs, self.progress)
-            terms |= {name: value / predicted for name, value in compared.items()}
-            loss = loss + _total([factors.get(name, 1.0) * terms[name] for name in compared])
-            metrics |= logged
+        rows = StudentRows(student_hidden, student_head, batch, positions, vocab_size, chunk_size, student_embed)
+        others, logged = self._others(rows, student_states, outputs, guidance, counts)
+        loss = sum((factors.get(name, 1.0) * value for name, value in others.items()), start=loss)
+        terms, metrics = terms | others, metrics | logged
         if self.balancer is not None:
             loss = loss + self.balancer.penalty(terms, predicted_here / predicted)
         return LossOutput(loss, metrics)
+
+    def _others(
+        self,
+        rows: StudentRows,
+        student_states: InnerStates | None,
+        outputs: Sequence[TeacherOutput],
+        guidance: Guidance | None,
+        counts: ItemCounts,
+    ) -> tuple[dict[str, Tensor], dict[str, Mean]]:
+        """Weighted terms beside those of the logits, divided by their counts, and what is logged of them."""
+        terms: dict[str, Tensor] = {}
+        metrics: dict[str, Mean] = {}
+        if self.feature_terms:
+            sums, metrics = self._features(student_states, outputs, rows.batch, rows.positions, guidance)
+            terms = {name: value / counts.attended.clamp_min(1) for name, value in sums.items()}
+        if self.cross_tokenizer is not None:
+            sums, logged = self.cross_tokenizer(rows, outputs, self.progress)
+            terms |= {name: value / counts.predicted.clamp_min(1) for name, value in sums.items()}
+            metrics |= logged
+        return terms, metrics
 
     def _guidance(
         self, student_hidden: Tensor, student_head: Head, positions: Positions, chunk_size: int

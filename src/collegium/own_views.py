@@ -6,6 +6,7 @@ trivial one is made, in which each position is a stretch of text of its own, so 
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -30,9 +31,8 @@ class StudentRows:
     Attributes:
         hidden: Last hidden states.
         head: Projects them to logits.
+        batch: The tokens.
         positions: The positions.
-        inputs: The token that predicts, at each.
-        usable: False beside a place of the text that is not predicted: a stretch may be cut short there.
         vocab_size: Number of logits.
         chunk_size: Positions whose logits are alive at once.
         embed: Input embeddings of token ids [*] as [* D]; None where they cannot be asked for.
@@ -40,12 +40,21 @@ class StudentRows:
 
     hidden: Float[Tensor, "N D"]
     head: Head
+    batch: Batch
     positions: Positions
-    inputs: Int[Tensor, " N"]
-    usable: Bool[Tensor, " N"]
     vocab_size: int
     chunk_size: int
     embed: Callable[[Tensor], Tensor] | None = None
+
+    @cached_property
+    def inputs(self) -> Int[Tensor, " N"]:
+        """The token that predicts, at each position."""
+        return self.batch.input_ids.flatten()[self.positions.index]
+
+    @cached_property
+    def usable(self) -> Bool[Tensor, " N"]:
+        """False beside a place of the text that is not predicted: a stretch may be cut short there."""
+        return between_predicted(self.batch, self.positions)
 
     def logprobs(self, rows: Int[Tensor, " n"], temperature: float = 1.0) -> Float[Tensor, "n V"]:
         """Its distributions, softened, with their gradient."""
@@ -55,22 +64,6 @@ class StudentRows:
         """Chunks of `count` rows whose logits over vocabularies of these sizes take no more memory."""
         largest = max(self.vocab_size, *vocab_sizes, 1)
         return chunks(count, max(1, self.chunk_size * self.vocab_size // largest))
-
-
-def student_rows(
-    hidden: Float[Tensor, "N D"],
-    head: Head,
-    batch: Batch,
-    positions: Positions,
-    *,
-    vocab_size: int,
-    chunk_size: int,
-    embed: Callable[[Tensor], Tensor] | None = None,
-) -> StudentRows:
-    """The student on a batch; see `StudentRows`."""
-    inputs = batch.input_ids.flatten()[positions.index]
-    usable = between_predicted(batch, positions)
-    return StudentRows(hidden, head, positions, inputs, usable, vocab_size, chunk_size, embed)
 
 
 def between_predicted(batch: Batch, positions: Positions) -> Bool[Tensor, " N"]:

@@ -85,7 +85,10 @@ def _term(
             running = [_running(key, teacher) for teacher in teachers]
             return DualSpaceTerm(
                 names,
-                (cast(Tensor, embedding.weight).shape[-1], causal_lm_of(student).config.get_text_config().hidden_size),
+                (
+                    cast(Tensor, embedding.weight).shape[-1],
+                    causal_lm_of(student).config.get_text_config().hidden_size,
+                ),
                 [teacher.hidden_size for teacher in running],
                 embeds=[teacher.embed for teacher in running],
                 temperature=section.temperature,
