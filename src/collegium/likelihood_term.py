@@ -71,7 +71,8 @@ class AlmTerm(CrossTokenizerTerm):
         behind = rows_behind(spans.last, positions.index, positions.segments)
         own_places = torch.arange(len(view.segments), device=view.segments.device)
         own_behind = rows_behind(spans.own_last, own_places, view.segments)
-        own_end = own_boundary[own_behind].masked_fill((behind < 0) | (own_behind < 0), torch.nan)
+        unknown = (behind < 0) | (own_behind < 0) | ~usable[own_behind]
+        own_end = own_boundary[own_behind].masked_fill(unknown, torch.nan)
         chunk = chunk_of_spans(own_end, spans.adjoins, self.threshold)
         num_chunks = int(chunk[-1]) + 1 if len(chunk) else 0
         chunk_of = torch.nn.functional.pad(chunk, (0, 1), value=-1)  # the last is what -1 points at
