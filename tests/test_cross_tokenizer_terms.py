@@ -111,6 +111,27 @@ def test_value_and_gradient_are_those_of_a_loop(name):
     assert all(float(gradient.abs().max()) > 0 for gradient in gradients.values())
 
 
+def test_dskd_teaches_what_the_projected_states_predict_right():
+    teachers, batch = teachers_of(), batch_of(TEXTS)
+    model = model_with(dual_space(teachers))
+    term = model.objective.cross_tokenizer.terms[0]
+    labels = predicted_positions(batch).labels
+    common = model.student.get_output_embeddings().weight[labels.mode().values].detach()
+    with torch.no_grad():
+        term.projections[0]["t2s"].bias.copy_(10 * common)
+        term.projections[1]["t2s"].bias.copy_(3 * common)
+    metrics = output_of(model, batch, teachers).metrics
+    shares = [metrics[f"cross_tokenizer/0/{name}/projected_accuracy"].value for name in NAMES]
+    assert all(0.0 < share < 1.0 for share in shares)
+    loss, gradients = run(model, batch, teachers)
+    model.zero_grad()
+    expected = sum(EXPECTED["dskd"](Reference(model, t, batch), term, m) for m, t in enumerate(teachers))
+    (expected / len(labels)).backward()
+    assert float(loss) == pytest.approx(float(expected.detach()) / len(labels), rel=1e-8)
+    for key, parameter in model.named_parameters():
+        torch.testing.assert_close(gradients[key], parameter.grad, rtol=1e-5, atol=1e-6, msg=key)
+
+
 def test_stretches_are_worth_the_name():
     """The tokenizers differ in some stretches and agree in others, or the tests above would show little."""
     teacher, batch = aligned_teacher(), batch_of(TEXTS)
