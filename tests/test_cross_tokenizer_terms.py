@@ -279,6 +279,22 @@ def test_a_stretch_beside_what_is_not_predicted_is_left_out():
     assert int(count.count) == len(positions)
 
 
+@each_term
+def test_half_precision_changes_little(name):
+    """Autocast rounds the student's products; what is compared of them is in float32."""
+    teachers, batch = teachers_of(), batch_of(TEXTS)
+    for teacher in teachers:
+        getattr(teacher, "teacher", teacher)._base.model.float()
+    model = model_with(TERMS[name](teachers)).float()
+    exact = output_of(model, batch, teachers).loss
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = output_of(model, batch, teachers).loss
+    rounded.backward()
+    assert rounded.dtype == torch.float32
+    assert float(rounded.detach()) == pytest.approx(float(exact.detach()), rel=0.05)
+    assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in model.parameters())
+
+
 # ---- lists
 
 

@@ -12,6 +12,7 @@ from collegium.contracts import OwnView
 from collegium.cross_tokenizer_terms import CrossTokenizerTerm
 from collegium.functional.cross_model_attention import attend, frozen, keys_of, scaled_by_segment
 from collegium.functional.divergences import forward_kl
+from collegium.functional.elementwise import full_precision
 from collegium.metrics import Mean
 from collegium.own_views import StudentRows, softened, summed, teacher_logprobs, vocab_size_of_signal
 from collegium.schedule import Schedule
@@ -31,10 +32,9 @@ class _Side:
 
     def read(self, other: "_Side", rows: slice) -> Float[Tensor, "n W"]:
         """Values of the other side at some of these rows."""
-        keys = keys_of(self.segments[rows], other.segments)
-        return attend(
-            self.index[rows], other.index[keys], other.values[keys], self.segments[rows], other.segments[keys]
-        )
+        mine, keys = self.segments[rows], keys_of(self.segments[rows], other.segments)
+        with torch.autocast(self.index.device.type, enabled=False):
+            return attend(self.index[rows], other.index[keys], other.values[keys], mine, other.segments[keys])
 
     def meets(self, other: "_Side") -> Tensor:
         """Rows whose segment has rows of the other side."""
@@ -112,7 +112,7 @@ class DualSpaceTerm(CrossTokenizerTerm):
         """Student and teacher."""
         assert student.embed is not None, "see of_teacher"
         projections = cast(nn.ModuleDict, self.projections[m])
-        dtype = student.hidden.dtype
+        dtype = full_precision(student.hidden).dtype
         with torch.no_grad():
             inputs, targets = student.embed(student.inputs), student.embed(student.positions.labels)
             index = torch.cat([inputs, targets], -1).to(dtype)
@@ -123,9 +123,11 @@ class DualSpaceTerm(CrossTokenizerTerm):
                 scaled_by_segment(states.to(dtype), places, len(number))
                 for states in (torch.cat([embed(view.inputs[rows]), own_targets], -1), own_targets, hidden)
             )
+        query, to_teacher = projections["query"](index), projections["s2t"](student.hidden)
+        to_student = projections["t2s"](hidden + own_targets)
         return (
-            _Side(projections["query"](index), projections["s2t"](student.hidden), student.positions.segments),
-            _Side(own_index, projections["t2s"](hidden + own_targets), segments),
+            _Side(full_precision(query), full_precision(to_teacher), student.positions.segments),
+            _Side(own_index, full_precision(to_student), segments),
         )
 
     def _teacher_to_student(self, student: StudentRows, mine: _Side, theirs: _Side) -> tuple[Tensor, ...]:
@@ -160,4 +162,4 @@ class DualSpaceTerm(CrossTokenizerTerm):
             return (divergence.masked_fill(bad | ~met[part], 0.0).sum(),)
 
         (value,) = summed(of_rows, student.chunks(len(rows), vocab_size_of_signal(signal)))
-        return value.to(student.hidden.dtype)
+        return value
