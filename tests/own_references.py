@@ -41,7 +41,7 @@ class Reference:
 
 
 def replace_rows(stretch, rows):
-    return replace(stretch, student=rows, teacher=rows, student_behind=None, teacher_behind=None)
+    return replace(stretch, student=rows, teacher=rows)
 
 
 def unspelt(batch):
@@ -98,16 +98,12 @@ def alm(reference, tau, threshold=None):
     for i, s in enumerate(reference.stretches):
         chunk[0] = chunk[0] * math.prod(q[row, reference.labels[row]] for row in s.student)
         chunk[1] = chunk[1] * math.prod(p[row, reference.own_labels[row]] for row in s.teacher)
-        if debias:
-            known = s.student_behind is not None and s.teacher_behind is not None
-            ends = i + 1 == len(reference.stretches) or reference.stretches[i + 1].segment != s.segment
-            if known:
-                behind = [q[s.student_behind, ids[0]].sum(), p[s.teacher_behind, ids[1]].sum()]
-                ends = ends or bool(behind[1] > threshold)
-            if not ends:
+        behind = reference.stretches[i + 1] if i + 1 < len(reference.stretches) else None
+        if debias and behind is not None and behind.segment == s.segment:
+            factors = [q[behind.student[0], ids[0]].sum(), p[behind.teacher[0], ids[1]].sum()]
+            if not factors[1] > threshold:
                 continue
-            if known:
-                chunk = [c * b for c, b in zip(chunk, behind, strict=True)]
+            chunk = [c * factor for c, factor in zip(chunk, factors, strict=True)]
         y, x = (c.log().div(tau).sub(1e-6).exp() for c in chunk)
         total = total + x * (x / y).log() + (1 - x) * ((1 - x) / (1 - y)).log()
         chunk = [torch.ones((), dtype=q.dtype), torch.ones((), dtype=q.dtype)]

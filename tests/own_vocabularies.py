@@ -66,12 +66,10 @@ TEXTS = [
 
 @dataclass
 class Stretch:
-    """Text between two common cuts: rows that predict its tokens, and those behind, in the flattened grids."""
+    """Text between two common cuts: rows that predict its tokens in the flattened grids, and its segment."""
 
     student: list[int]
     teacher: list[int]
-    student_behind: int | None
-    teacher_behind: int | None
     segment: int
 
 
@@ -108,16 +106,7 @@ def stretches_of(batch: Batch, own: Batch, own_table: TokenBytes) -> list[Stretc
         for begin, end in pairwise(cuts):
             rows = [left[i - 1] for i in range(1, len(left)) if begin < ends[i] <= end]
             own_rows = [right[i - 1] for i in range(1, len(right)) if begin < own_ends[i] <= end]
-            behind, own_behind = rows[-1] + 1, own_rows[-1] + 1
-            found.append(
-                Stretch(
-                    rows,
-                    own_rows,
-                    behind if behind != left[-1] else None,
-                    own_behind if own_behind != right[-1] else None,
-                    number,
-                )
-            )
+            found.append(Stretch(rows, own_rows, number))
     return found
 
 

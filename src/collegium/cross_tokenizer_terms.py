@@ -29,6 +29,7 @@ from collegium.own_views import (
     StudentRows,
     concatenated,
     full_signal,
+    is_trivial,
     own_view,
     summed,
     teacher_figures,
@@ -90,8 +91,7 @@ class CrossTokenizerTerm(nn.Module):
 
 def spans_of(student: StudentRows, view: OwnView, own_usable: Tensor | None) -> CommonSpans:
     """What can be compared; of single positions it does not matter what is beside them."""
-    alone = view.spans.student is view.spans.teacher
-    usable = None if alone else student.usable
+    usable = None if is_trivial(view) else student.usable
     return common_spans(view.spans, student.positions.segments, usable=usable, own_usable=own_usable)
 
 

@@ -9,11 +9,10 @@ from torch import Tensor
 
 from collegium.contracts import Capability, OwnView
 from collegium.cross_tokenizer_terms import CrossTokenizerTerm, compared, spans_of
-from collegium.functional.common_spans import rows_behind
 from collegium.functional.cross_tokenizer import binary_kl, chunk_of_spans, label_and_boundary, sum_by
 from collegium.functional.teacher_stats import teacher_stats
 from collegium.metrics import Mean
-from collegium.own_views import StudentRows, concatenated, teacher_figures, vocab_size_of_signal
+from collegium.own_views import StudentRows, concatenated, is_trivial, teacher_figures, vocab_size_of_signal
 from collegium.schedule import Schedule
 from collegium.signals import TopKSignal
 
@@ -23,9 +22,9 @@ class AlmTerm(CrossTokenizerTerm):
 
     arXiv:2503.20083. A chunk is one stretch, or several until the teacher finds a token boundary likely behind
     them; both probabilities are multiplied by that of the boundary, so that neither says which tokens would
-    have gone on ("outcome chunk debiasing"). At the end of a segment there is nothing behind. A teacher with
-    the student's tokenizer has no such bias, and one that gives lists does not know the boundary: with these
-    each stretch is a chunk and its probability is left as it is.
+    have gone on ("outcome chunk debiasing"). Where no stretch follows at once there is nothing behind. A
+    teacher with the student's tokenizer has no such bias, and one that gives lists does not know the boundary:
+    with these each stretch is a chunk and its probability is left as it is.
 
     Args:
         teacher_names: See `CrossTokenizerTerm`.
@@ -58,7 +57,7 @@ class AlmTerm(CrossTokenizerTerm):
 
     def of_teacher(self, m: int, student: StudentRows, view: OwnView) -> tuple[Tensor, Mapping[str, Mean]]:
         """See `CrossTokenizerTerm`."""
-        theirs = cast(Tensor | None, getattr(self, f"boundary_{m}"))
+        theirs = None if is_trivial(view) else cast(Tensor | None, getattr(self, f"boundary_{m}"))
         own_label, own_boundary = self._teacher(student, view, theirs)
         usable = ~own_label.isnan()
         if view.signal.valid is not None:
@@ -67,12 +66,8 @@ class AlmTerm(CrossTokenizerTerm):
         debias = theirs is not None and not isinstance(view.signal, TopKSignal)
         label, boundary = self._student(student, cast(Tensor, self.boundary) if debias else None)
 
-        positions = student.positions
-        behind = rows_behind(spans.last, positions.index, positions.segments)
-        own_places = torch.arange(len(view.segments), device=view.segments.device)
-        own_behind = rows_behind(spans.own_last, own_places, view.segments)
-        unknown = (behind < 0) | (own_behind < 0) | ~usable[own_behind]
-        own_end = own_boundary[own_behind].masked_fill(unknown, torch.nan)
+        behind, own_behind = (rows.roll(-1) for rows in (spans.first, spans.own_first))
+        own_end = own_boundary[own_behind].masked_fill(~spans.adjoins, torch.nan)
         chunk = chunk_of_spans(own_end, spans.adjoins, self.threshold)
         num_chunks = int(chunk[-1]) + 1 if len(chunk) else 0
         chunk_of = torch.nn.functional.pad(chunk, (0, 1), value=-1)  # the last is what -1 points at

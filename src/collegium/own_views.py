@@ -102,6 +102,11 @@ def own_view(name: str, output: TeacherOutput, student: StudentRows) -> OwnView:
     )
 
 
+def is_trivial(view: OwnView) -> bool:
+    """Whether each position is a stretch of its own, as `own_view` makes them."""
+    return view.spans.student is view.spans.teacher
+
+
 def full_signal(name: str, signal: TeacherSignal) -> FullSignal:
     """A signal, if it has whole distributions.
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from collegium.contracts import AlignedSpans
-from collegium.functional.common_spans import common_spans, rows_behind
+from collegium.functional.common_spans import common_spans
 
 
 def spans_of(student, teacher, num_spans):
@@ -25,7 +25,7 @@ def test_rows_and_neighbours():
         "last": [0, 2, 3, 5],
         "own_first": [0, 1, 2, 4],
         "own_last": [0, 1, 3, 4],
-        "adjoins": [True, True, False, False],
+        "adjoins": [True, True, False, False],  # a token without bytes follows on span 2, then a segment
         "of_student": [0, 1, 1, 2, -1, 3],
         "of_teacher": [0, 1, 2, 2, 3],
     }
@@ -42,6 +42,12 @@ def test_a_span_with_a_row_that_may_not_be_read_is_left_out():
     theirs = common_spans(spans, segments, own_usable=own_usable)
     assert theirs.of_teacher.tolist() == [0, 1, -1, -1, 2]
     assert len(common_spans(spans, segments, usable=usable, own_usable=own_usable)) == 2
+
+
+def test_spans_that_a_side_reads_elsewhere_do_not_adjoin():
+    """A teacher's block ended behind span 0; its rows in between are of other text."""
+    found = common_spans(spans_of([0, 1, 2], [0, -1, 1, 2], 3), torch.zeros(3, dtype=torch.int64))
+    assert found.adjoins.tolist() == [False, True, False]
 
 
 def test_none_at_all():
@@ -77,10 +83,3 @@ def test_is_a_loop(data):
     assert found.last.tolist() == [a[-1] for a, _ in kept]
     assert found.own_first.tolist() == [b[0] for _, b in kept]
     assert found.own_last.tolist() == [b[-1] for _, b in kept]
-
-
-def test_rows_behind_stay_in_their_segment_and_leave_no_gap():
-    place, segments = torch.tensor([0, 1, 3, 4, 5]), torch.tensor([1, 1, 1, 1, 2])
-    assert rows_behind(torch.tensor([0, 1, 2, 3, 4]), place, segments).tolist() == [1, -1, 3, -1, -1]
-    nothing = torch.zeros(0, dtype=torch.int64)
-    assert rows_behind(nothing, nothing, nothing).tolist() == []

@@ -12,6 +12,7 @@ from collegium.functional.cross_tokenizer import (
     binary_kl,
     chunk_of_spans,
     hybrid,
+    in_order,
     label_and_boundary,
     sorted_l1,
     sum_by,
@@ -51,6 +52,16 @@ def test_sorted_l1_forgets_names_and_lies_between_0_and_2(seed, size, other):
     assert bool((sorted_l1(student, shuffled) == 0).all())
     padded = torch.nn.functional.pad(student, (0, 3))
     torch.testing.assert_close(sorted_l1(padded, teacher), distance)
+
+
+def test_order_and_its_gradient_are_those_of_torch():
+    values, upstream = draw(4, 9).requires_grad_(), draw(4, 9, seed=1)
+    (found,) = torch.autograd.grad(in_order(values), values, upstream)
+    (expected,) = torch.autograd.grad(values.sort(-1).values, values, upstream)
+    assert torch.equal(found, expected)
+    for probs in (values, values.detach(), values.detach().float()):
+        assert torch.equal(in_order(probs), probs.sort(-1).values)
+    assert in_order(values[:0]).shape == (0, 9)
 
 
 def test_sorted_l1_gradient():

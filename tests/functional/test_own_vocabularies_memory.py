@@ -70,7 +70,8 @@ def test_memory_does_not_grow_with_the_number_of_positions(name):
 
 @pytest.mark.parametrize("name", TERMS)
 def test_a_large_vocabulary_of_the_teacher_takes_smaller_chunks(name):
-    assert peak_of(name, 8, 8 * VOCAB_SIZE) <= 1.6 * peak_of(name, 8)
+    head = 8 * WIDTH / CHUNK_SIZE  # in buffers; its product may copy it
+    assert peak_of(name, 8, 8 * VOCAB_SIZE) <= peak_of(name, 8) + head + 0.05
 
 
 @pytest.mark.parametrize(("name", "num_buffers"), [("uld", 10), ("gold", 10.5), ("alm", 4), ("dskd", 7)])

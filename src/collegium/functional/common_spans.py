@@ -1,7 +1,7 @@
 """Stretches of text that two models with different tokenizers have both predicted in full.
 
 Between two places where both tokenizers have cut, each model says how probable the text in between is. What
-is compared there needs the rows of either model that predict it, and those that predict from behind it.
+is compared there needs the rows of either model that predict it, and to know which stretch follows at once.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,8 @@ class CommonSpans:
         last: Likewise the last token.
         own_first: Teacher row that predicts the first token of each.
         own_last: Likewise the last token.
-        adjoins: Whether the next of these spans begins where this one ends, in the same segment.
+        adjoins: Whether the next of these spans follows at once, in rows of both and in the same segment: then
+            its first rows are those that predict from behind this one.
         of_student: Span of each student row; -1 in none of these.
         of_teacher: Span of each teacher row; -1 in none of these.
     """
@@ -62,16 +63,11 @@ def common_spans(
     place[number] = torch.arange(len(number), device=number.device)
     segment = segments[first[number]]
     adjoins = torch.zeros_like(number, dtype=torch.bool)
-    adjoins[:-1] = (number[1:] == number[:-1] + 1) & (segment[1:] == segment[:-1])
-    return CommonSpans(
-        first[number],
-        last[number],
-        own_first[number],
-        own_last[number],
-        adjoins,
-        place[spans.student],
-        place[spans.teacher],
+    first, last, own_first, own_last = (rows[number] for rows in (first, last, own_first, own_last))
+    adjoins[:-1] = (
+        (segment[1:] == segment[:-1]) & (first[1:] == last[:-1] + 1) & (own_first[1:] == own_last[:-1] + 1)
     )
+    return CommonSpans(first, last, own_first, own_last, adjoins, place[spans.student], place[spans.teacher])
 
 
 def _extent(
@@ -86,18 +82,3 @@ def _extent(
     if usable is not None:
         kept[span[~usable[rows]]] = False
     return first, last, kept
-
-
-def rows_behind(
-    rows: Int[Tensor, " G"], place: Int[Tensor, " R"], segments: Int[Tensor, " R"]
-) -> Int[Tensor, " G"]:
-    """The row that predicts what follows on what each of these predicts; -1 where there is none.
-
-    Args:
-        rows: Rows.
-        place: Where each of all rows stands in the text; neighbours differ by one.
-        segments: Segment of each of all rows.
-    """
-    behind = (rows + 1).clamp_max(max(len(place) - 1, 0))
-    follows = (place[behind] == place[rows] + 1) & (segments[behind] == segments[rows])
-    return torch.where(follows, behind, -1)

@@ -6,7 +6,9 @@ a span, the probability of its text.
 """
 
 import math
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -16,16 +18,43 @@ from collegium.functional.divergences import LOG_ZERO, generalized_jsd
 
 
 def sorted_l1(student_probs: Float[Tensor, "n V"], teacher_probs: Float[Tensor, "n T"]) -> Float[Tensor, " n"]:
-    """sum_i |sort(q)_i - sort(p)_i|, both descending, the shorter one continued by zeros.
+    """sum_i |sort(q)_i - sort(p)_i|, the most probable beside the most probable, the shorter one filled by zeros.
 
     ULD's Wasserstein distance for a cost that is the same for all pairs of tokens (arXiv:2402.12030, eq. 3).
     """
     size = max(student_probs.shape[-1], teacher_probs.shape[-1])
     student, teacher = (
-        pad(probs.sort(-1, descending=True).values, (0, size - probs.shape[-1]))
-        for probs in (student_probs, teacher_probs)
+        pad(in_order(probs), (size - probs.shape[-1], 0)) for probs in (student_probs, teacher_probs)
     )
     return (student - teacher).abs().sum(-1)
+
+
+def in_order(values: Float[Tensor, "n V"]) -> Float[Tensor, "n V"]:
+    """Each row in ascending order; by numpy on a CPU.
+
+    For 128 rows of 49,152 on one AVX-512 core: 0.02 s, and 0.08 s where a gradient is needed; torch takes 0.37 s.
+    """
+    if values.device.type != "cpu":
+        return values.sort(-1).values
+    if not (values.requires_grad and torch.is_grad_enabled()):
+        return torch.from_numpy(np.sort(values.detach().numpy(), -1))
+    result: Tensor = _InOrder.apply(values)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _InOrder(torch.autograd.Function):
+    """Numpy's order, with the gradient put back in place."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        order = torch.from_numpy(np.argsort(values.detach().numpy(), -1))
+        ctx.save_for_backward(order)
+        return values.gather(-1, order)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (order,) = ctx.saved_tensors
+        return torch.zeros_like(gradients[0]).scatter(-1, order, gradients[0])
 
 
 def with_path(logprobs: Float[Tensor, "n V"], path: Float[Tensor, " n"]) -> Float[Tensor, "n V"]:
