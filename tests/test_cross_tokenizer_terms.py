@@ -103,7 +103,7 @@ def test_value_and_gradient_are_those_of_a_loop(name):
     expected = sum(EXPECTED[name](Reference(model, t, batch), term, m) for m, t in enumerate(teachers))
     expected = expected / len(predicted_positions(batch))
     expected.backward()
-    assert float(loss) == pytest.approx(float(expected.detach()), rel=1e-8)
+    assert float(loss) == pytest.approx(float(expected.detach()), rel=1e-10)
     for key, parameter in model.named_parameters():
         torch.testing.assert_close(
             gradients[key], parameter.grad, rtol=1e-5, atol=1e-7, msg=key
@@ -127,7 +127,7 @@ def test_dskd_teaches_what_the_projected_states_predict_right():
     model.zero_grad()
     expected = sum(EXPECTED["dskd"](Reference(model, t, batch), term, m) for m, t in enumerate(teachers))
     (expected / len(labels)).backward()
-    assert float(loss) == pytest.approx(float(expected.detach()) / len(labels), rel=1e-8)
+    assert float(loss) == pytest.approx(float(expected.detach()) / len(labels), rel=1e-10)
     for key, parameter in model.named_parameters():
         torch.testing.assert_close(gradients[key], parameter.grad, rtol=1e-5, atol=1e-6, msg=key)
 
