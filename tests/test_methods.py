@@ -77,6 +77,16 @@ def taid(p, q, labels):
     return -(blend * q.log()).sum(-1)
 
 
+def sorted_distance(p, q, labels):
+    return (p.sort(-1).values - q.sort(-1).values).abs().sum(-1)
+
+
+def chunk_likelihood(p, q, labels):
+    """One tokenizer: a chunk is a position."""
+    x, y = ((d.gather(-1, labels[:, None]).squeeze(-1).log() / 100 - 1e-6).exp() for d in (p, q))
+    return x * (x / y).log() + (1 - x) * ((1 - x) / (1 - y)).log()
+
+
 REFERENCES = {
     # method: (weight of the divergence, of the cross-entropy, the divergence of p and q)
     "ce": (0.0, 1.0, None),
@@ -98,6 +108,9 @@ REFERENCES = {
     "taid": (1.0, 0.0, taid),
     "gkd": (1.0, 0.0, lambda p, q, y: 0.5 * kl(p, 0.5 * (p + q)) + 0.5 * kl(q, 0.5 * (p + q))),
     "minillm": (0.5, 0.5, lambda p, q, y: kl(p, q)),
+    "uld": (1.5, 1.0, sorted_distance),
+    "gold": (1.0, 0.0, lambda p, q, y: 0.5 * kl(p, 0.5 * (p + q)) + 0.5 * kl(q, 0.5 * (p + q))),
+    "alm": (1.0, 0.0, chunk_likelihood),
 }
 """On text of the corpus, after any warm-up."""
 

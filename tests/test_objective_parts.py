@@ -10,6 +10,8 @@ from test_trainer import same, stop_after
 from collegium.balancing import GradientFree, UncertaintyWeighting
 from collegium.contracts import predicted_positions
 from collegium.course import TaidCourse
+from collegium.cross_tokenizer_terms import CrossTokenizerLoss, GoldTerm, UldTerm
+from collegium.dual_space_term import DualSpaceTerm
 from collegium.dynamic import DynamicDistillation
 from collegium.feature_terms import HiddenStatesTerm
 from collegium.functional.chunked import KdTarget
@@ -18,6 +20,7 @@ from collegium.functional.positional_divergences import Blend
 from collegium.functional.uncertainty import student_figures
 from collegium.functional.weighting import Weighting
 from collegium.head import ProjectionHead
+from collegium.likelihood_term import AlmTerm
 from collegium.objective import Objective, term_names
 from collegium.pretrained import last_hidden_states
 from collegium.routing import Router
@@ -54,7 +57,21 @@ def scheduled():
     return Objective(NAMES, kd_weight=Schedule("linear", 0.0, 2.0), ce_weight=Schedule("cosine", 1.0, 0.2))
 
 
-OBJECTIVES = [router, taid, uncertainty, gradient_free, scheduled]
+def own_vocabularies():
+    embeds = [pico_llama(seed).get_input_embeddings() for seed in (1, 2)]
+    torch.manual_seed(5)
+    terms = [
+        DualSpaceTerm(NAMES, (32, 32), [32, 32], embeds=embeds),
+        GoldTerm(NAMES, weight=Schedule("linear", 0.0, 2.0)),
+        AlmTerm(NAMES, weight=50.0),
+        UldTerm(NAMES, weight=Schedule("step", 1.0, 0.0, begin=0.5)),
+    ]
+    cross_tokenizer = CrossTokenizerLoss(Schedule("step", 0.5, 1.0, begin=0.5), terms)
+    balancer = GradientFree(term_names(0, 4))
+    return Objective(NAMES, kd_weight=0.2, cross_tokenizer=cross_tokenizer, balancer=balancer, chunk_size=13)
+
+
+OBJECTIVES = [router, taid, uncertainty, gradient_free, scheduled, own_vocabularies]
 each_objective = pytest.mark.parametrize("make", OBJECTIVES, ids=lambda make: make.__name__)
 
 
@@ -100,8 +117,10 @@ def test_what_is_learned_moves(tmp_path):
     assert float(scales["feature/0"]) != 1.0
 
 
-def test_the_student_is_saved_without_them(tmp_path):
-    trainer = trained(tmp_path, router)
+@pytest.mark.parametrize("make", [router, own_vocabularies])
+def test_the_student_is_saved_without_them(tmp_path, make):
+    trainer = trained(tmp_path, make)
+    assert any(name.startswith("objective.") for name, _ in trainer.distillation_model.named_parameters())
     trainer.save_model(str(tmp_path / "student"))
     names = {path.name for path in (tmp_path / "student").iterdir()}
     assert "model.safetensors" in names

@@ -20,6 +20,18 @@ LayerReduction = Literal["mean", "sum"]
 Pairs = tuple[tuple[int, int], ...]
 
 
+def normalized_importance(importance: Sequence[float] | None, num_teachers: int) -> list[float]:
+    """What each teacher counts in a term; the sum is 1.
+
+    Raises:
+        ValueError: the importances do not fit the teachers.
+    """
+    betas = [1.0] * num_teachers if importance is None else list(importance)
+    if len(betas) != num_teachers or min(betas) < 0 or sum(betas) <= 0:
+        raise ValueError(f"importance must be 0 or more for each of {num_teachers} teachers, got {betas}")
+    return [beta / sum(betas) for beta in betas]
+
+
 class FeatureTerm(nn.Module):
     """Sum over teachers k of beta_k times what a sub-class says of one teacher.
 
@@ -52,10 +64,7 @@ class FeatureTerm(nn.Module):
         weight: float | Schedule = 1.0,
     ) -> None:
         super().__init__()
-        betas = [1.0] * num_teachers if importance is None else list(importance)
-        if len(betas) != num_teachers or min(betas) < 0 or sum(betas) <= 0:
-            raise ValueError(f"importance must be 0 or more for each of {num_teachers} teachers, got {betas}")
-        self.betas = [beta / sum(betas) for beta in betas]
+        self.betas = normalized_importance(importance, num_teachers)
         self.weight = weight
         self.progress = 0.0
 

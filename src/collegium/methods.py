@@ -162,6 +162,39 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
             "feature": [{"kind": "relations", "num_relation_heads": "auto", "layer": "last"}],
         }
     },
+    # Teachers with other tokenizers, compared in their own vocabularies.
+    "uld": {
+        "objective": {
+            "kd_weight": 0.0,
+            "ce_weight": 1.0,
+            "cross_tokenizer_weight": 1.5,
+            "cross_tokenizer": [{"kind": "uld", "temperature": 1.0}],
+        }
+    },
+    "gold": {
+        "objective": {
+            "kd_weight": 0.0,
+            "ce_weight": 0.0,
+            "cross_tokenizer_weight": 1.0,
+            "cross_tokenizer": [{"kind": "gold", "beta": 0.5, "merge": "bayesian", "temperature": 1.0}],
+        }
+    },
+    "alm": {
+        "objective": {
+            "kd_weight": 0.0,
+            "ce_weight": 0.0,
+            "cross_tokenizer_weight": 1.0,
+            "cross_tokenizer": [{"kind": "alm", "tau": 100.0, "debias": True, "threshold": 0.1}],
+        }
+    },
+    "dskd": {
+        "objective": {
+            "kd_weight": 0.0,
+            "ce_weight": 0.5,
+            "cross_tokenizer_weight": 0.5,
+            "cross_tokenizer": [{"kind": "dskd", "temperature": 2.0}],
+        }
+    },
     "gkd": {
         "objective": {"kd_weight": 1.0, "divergence": {"kind": "jsd", "beta": 0.5}, "weighting": "uniform"},
         "on_policy": {"fraction": 0.5, "max_new_tokens": 128, "temperature": 0.9, "loss": "divergence"},

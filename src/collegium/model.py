@@ -59,6 +59,7 @@ class DistillationModel(nn.Module):
             outputs,
             counts,
             self.vocab_size,
+            self.causal_lm.get_input_embeddings(),
         )
         return loss
 

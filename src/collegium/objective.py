@@ -1,14 +1,14 @@
-"""The loss of one method: kd_weight * KD + (1 - kd_weight) * CE + feature_weight * sum of w_i * F_i.
+"""The loss of one method: kd_weight * KD + (1 - kd_weight) * CE + feature_weight * sum of w_i * F_i, and more.
 
 Every term is a sum over positions divided once by a global count, so that the loss and its gradient do
 not depend on how a step's blocks are cut into micro-batches and ranks. A batch may bring weights of its own
 for the first two terms, one pair a position (`Batch.weights`). The objective owns what is trained besides the
-student (projections of feature terms); they never reach the exported student.
+student (projections of its terms); they never reach the exported student.
 """
 
 import functools
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -27,6 +27,7 @@ from collegium.contracts import (
     TeacherOutput,
 )
 from collegium.course import Course
+from collegium.cross_tokenizer_terms import CrossTokenizerLoss, cross_tokenizer_names
 from collegium.dynamic import DynamicDistillation, Guidance
 from collegium.feature_terms import FeatureTerm
 from collegium.functional.chunked import KdTarget
@@ -37,6 +38,7 @@ from collegium.functional.teacher_stats import TeacherWeighting
 from collegium.functional.weighting import GivenScores, Weighting
 from collegium.loss_metrics import loss_metrics
 from collegium.metrics import Mean
+from collegium.own_views import StudentRows
 from collegium.routing import Router
 from collegium.schedule import Schedule, largest, smallest, value_at
 from collegium.signals import Head
@@ -62,6 +64,7 @@ class Objective(nn.Module):
         router: Learns how much each teacher counts, instead.
         feature_weight: Weight of the feature terms together.
         features: The terms, each with its own weight among them, if feature_weight is above 0.
+        cross_tokenizer: Terms that compare the student with teachers in their own vocabularies.
         balancer: Weighs the terms against one another; none leaves the weights as they are given.
         dynamic: Lets the student's uncertainty decide what it is taught.
         course: Moves the target's parameter along with the training.
@@ -87,6 +90,7 @@ class Objective(nn.Module):
         router: Router | None = None,
         feature_weight: float | Schedule = 0.0,
         features: Sequence[FeatureTerm] = (),
+        cross_tokenizer: CrossTokenizerLoss | None = None,
         balancer: Balancer | None = None,
         dynamic: DynamicDistillation | None = None,
         course: Course | None = None,
@@ -106,6 +110,7 @@ class Objective(nn.Module):
         self.weighting = weighting or Weighting()
         self.router = router
         self.features = nn.ModuleList(features)
+        self.cross_tokenizer = cross_tokenizer
         self.balancer = balancer
         self.dynamic = dynamic
         self.course = course
@@ -141,6 +146,8 @@ class Objective(nn.Module):
         if self.distils:
             linear = self.target.divergence is forward_kl and self.target.fusion is mixture_logprobs
             need = {Capability.SAMPLES if linear else Capability.TOP_K}
+        if self.cross_tokenizer is not None:
+            need |= self.cross_tokenizer.need
         return frozenset(need).union(*(term.need for term in self.feature_terms))
 
     @property
@@ -169,6 +176,7 @@ class Objective(nn.Module):
         outputs: Sequence[TeacherOutput],
         counts: ItemCounts,
         vocab_size: int,
+        student_embed: Callable[[Tensor], Tensor] | None = None,
     ) -> LossOutput:
         """Loss of one micro-batch.
 
@@ -181,6 +189,7 @@ class Objective(nn.Module):
             outputs: One per teacher; none if `need` is empty.
             counts: Global counts of the optimizer step.
             vocab_size: Student's vocabulary.
+            student_embed: Its input embeddings of token ids, if a term may read them.
         """
         chunk_size = self.chunk_size or default_chunk_size(vocab_size, student_hidden.device)
         signals = [output.signal for output in outputs] if self.distils else []
@@ -210,14 +219,33 @@ class Objective(nn.Module):
             missed = self.router.loss(scores, sums.stats.cross_entropy, sums.stats.valid)
             loss = loss + self.router.loss_weight * missed / predicted
             metrics["router_loss"] = Mean(missed.detach(), predicted_here)
-        if self.feature_terms:
-            of_features, logged = self._features(student_states, outputs, batch, positions, guidance)
-            terms |= {name: value / counts.attended.clamp_min(1) for name, value in of_features.items()}
-            loss = loss + _total([factors.get(name, 1.0) * terms[name] for name in of_features])
-            metrics |= logged
+        rows = StudentRows(student_hidden, student_head, batch, positions, vocab_size, chunk_size, student_embed)
+        others, logged = self._others(rows, student_states, outputs, guidance, counts)
+        loss = sum((factors.get(name, 1.0) * value for name, value in others.items()), start=loss)
+        terms, metrics = terms | others, metrics | logged
         if self.balancer is not None:
             loss = loss + self.balancer.penalty(terms, predicted_here / predicted)
         return LossOutput(loss, metrics)
+
+    def _others(
+        self,
+        rows: StudentRows,
+        student_states: InnerStates | None,
+        outputs: Sequence[TeacherOutput],
+        guidance: Guidance | None,
+        counts: ItemCounts,
+    ) -> tuple[dict[str, Tensor], dict[str, Mean]]:
+        """Weighted terms beside those of the logits, divided by their counts, and what is logged of them."""
+        terms: dict[str, Tensor] = {}
+        metrics: dict[str, Mean] = {}
+        if self.feature_terms:
+            sums, metrics = self._features(student_states, outputs, rows.batch, rows.positions, guidance)
+            terms = {name: value / counts.attended.clamp_min(1) for name, value in sums.items()}
+        if self.cross_tokenizer is not None:
+            sums, logged = self.cross_tokenizer(rows, outputs, self.progress)
+            terms |= {name: value / counts.predicted.clamp_min(1) for name, value in sums.items()}
+            metrics |= logged
+        return terms, metrics
 
     def _guidance(
         self, student_hidden: Tensor, student_head: Head, positions: Positions, chunk_size: int
@@ -292,6 +320,8 @@ class Objective(nn.Module):
         if self.balancer is not None:
             weights = {"kd": self.kd_weight, "ce": self.ce_weight}
             weights |= {name: self._weight_of(name) for name, _ in self._named_features()}
+            if self.cross_tokenizer is not None:
+                weights |= self.cross_tokenizer.weights(self.progress)
             metrics = {"kd": "kd_loss", "ce": "cross_entropy"}
             present = [name for name, weight in weights.items() if weight > 0]
             self.balancer.after_step({name: means.get(metrics.get(name, name), 0.0) for name in present})
@@ -304,6 +334,8 @@ class Objective(nn.Module):
         names: set[str] = set()
         if self.balancer is not None and self.balancer.watches:
             names |= {"kd_loss", "cross_entropy", *(name for name, _ in self._named_features())}
+            if self.cross_tokenizer is not None:
+                names |= self.cross_tokenizer.weights(self.progress).keys()
         if self.course is not None and self.course.watches:
             names.add("kd_loss")
         return frozenset(names)
@@ -317,9 +349,10 @@ class Objective(nn.Module):
         return {name: share for name, share in shares.items() if share > self.max_invalid_fraction}
 
 
-def term_names(num_features: int) -> tuple[str, ...]:
+def term_names(num_features: int, num_cross_tokenizer: int = 0) -> tuple[str, ...]:
     """Names of the terms that a balancer weighs."""
-    return ("kd", "ce", *(f"feature/{i}" for i in range(num_features)))
+    features = (f"feature/{i}" for i in range(num_features))
+    return ("kd", "ce", *features, *cross_tokenizer_names(num_cross_tokenizer))
 
 
 def _check_weights(

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from collegium.cross_tokenizer_sections import CrossTokenizerSection
 from collegium.divergence_sections import DivergenceSection, ForwardKlSection
 from collegium.feature_sections import FeatureSection, HiddenStatesSection
 from collegium.schedule import largest
@@ -122,7 +123,7 @@ Features = Annotated[
 
 
 class ObjectiveSection(Section):
-    """kd_weight * KD + ce_weight * CE + feature_weight * feature loss."""
+    """kd_weight * KD + ce_weight * CE + feature_weight * feature loss + cross_tokenizer_weight * its terms."""
 
     kd_weight: Weight = 0.5
     """Weight of the distillation loss; 0 is cross-entropy alone. A number, or a schedule."""
@@ -144,6 +145,10 @@ class ObjectiveSection(Section):
     """Weight of the feature loss; 0 leaves it out."""
     feature: Features = HiddenStatesSection()
     """One term on inner states, or a list of them, each with `kind`; only read when feature_weight is above 0."""
+    cross_tokenizer_weight: Weight = 0.0
+    """Weight of the terms that compare vocabularies as they are; 0 leaves them out."""
+    cross_tokenizer: Many[CrossTokenizerSection] = ()
+    """Such terms, each with `kind`; given if and only if cross_tokenizer_weight is above 0."""
     conflict_limit: float | None = Field(default=None, ge=0)
     """Nats of conflict among teachers above which a position is left to the text alone."""
     balance: Literal["fixed", "gradient_free", "uncertainty"] = "fixed"
@@ -159,6 +164,10 @@ class ObjectiveSection(Section):
         kd_weight, feature_weight = schedule_of(self.kd_weight), schedule_of(self.feature_weight)
         if self.ce_weight is None and largest(kd_weight) > 1:
             raise ValueError(f"kd_weight reaches {largest(kd_weight):g}; above 1 give ce_weight too")
+        if self.compares_vocabularies != bool(self.cross_tokenizer):
+            raise ValueError(
+                "cross_tokenizer and a cross_tokenizer_weight above 0 go together: give both, or leave out both"
+            )
         if self.dynamic is not None:
             if largest(kd_weight) == 0:
                 raise ValueError("dynamic decides on the distillation loss: set kd_weight above 0")
@@ -184,6 +193,21 @@ class ObjectiveSection(Section):
     def matches_features(self) -> bool:
         """Whether teachers' inner states are read at any time."""
         return largest(schedule_of(self.feature_weight)) > 0
+
+    @property
+    def needs_teachers(self) -> bool:
+        """Whether teachers are asked for anything at any time."""
+        return self.distils or self.matches_features or self.compares_vocabularies
+
+    @property
+    def compares_vocabularies(self) -> bool:
+        """Whether teachers are read in their own vocabularies at any time."""
+        return largest(schedule_of(self.cross_tokenizer_weight)) > 0
+
+    @property
+    def named_cross_tokenizer(self) -> dict[str, CrossTokenizerSection]:
+        """The terms that do so, by their keys in a recipe."""
+        return {f"objective.cross_tokenizer.{i}": section for i, section in enumerate(self.cross_tokenizer)}
 
     @property
     def features(self) -> tuple[FeatureSection, ...]:

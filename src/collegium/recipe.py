@@ -245,16 +245,17 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _teachers_fit_objective(self) -> Self:
         objective, names = self.objective, {teacher.name for teacher in self.teachers}
-        if not names and (objective.distils or objective.matches_features):
+        if not names and objective.needs_teachers:
             raise ValueError(
-                "no teachers, but objective.kd_weight or feature_weight is above 0: "
-                "add teachers, or set both to 0 for cross-entropy alone"
+                "no teachers, but objective.kd_weight, feature_weight or cross_tokenizer_weight is above 0: "
+                "add teachers, or set all of them to 0 for cross-entropy alone"
             )
         tables: dict[str, Mapping[str, Any] | None] = {"objective.weighting.values": objective.weighting.values}
         for key, feature in objective.named_features.items():
             tables[f"{key}.importance"] = feature.importance
             if feature.kind == "relations" and isinstance(feature.layer, dict):
                 tables[f"{key}.layer"] = feature.layer
+        tables |= {f"{key}.importance": term.importance for key, term in objective.named_cross_tokenizer.items()}
         for key, table in tables.items():
             if table is not None and set(table) != names:
                 raise ValueError(
@@ -267,19 +268,21 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _caches_hold_features(self) -> Self:
-        if not self.objective.matches_features:
-            return self
+    def _caches_hold_what_is_read(self) -> Self:
+        objective = self.objective
+        features = objective.named_features if objective.matches_features else {}
+        weights = dict.fromkeys(features, "feature_weight")
+        weights |= dict.fromkeys(objective.named_cross_tokenizer, "cross_tokenizer_weight")
         for teacher in self.teachers:
             if teacher.kind == "local" and not teacher.cached:
                 continue
             mode = self.cache.mode if teacher.kind == "local" else None
-            for key, feature in self.objective.named_features.items():
-                if lacking := feature.lacks(mode):
+            for key, term in (features | objective.named_cross_tokenizer).items():
+                if lacking := term.lacks(mode):
                     raise ValueError(
-                        f"teacher {teacher.name!r} is cached, but {key} (kind: {feature.kind}) reads "
+                        f"teacher {teacher.name!r} is cached, but {key} (kind: {term.kind}) reads "
                         f"{lacking[0]}: set {lacking[1]}, run the teacher (kind: local, cached: false), or set "
-                        "objective.feature_weight to 0"
+                        f"objective.{weights[key]} to 0"
                     )
         return self
 
@@ -343,6 +346,7 @@ class Recipe(Section):
             "dynamic": objective.dynamic is not None,
             "balance": objective.balance == "uncertainty",
             "conflict_limit": objective.conflict_limit is not None,
+            "cross_tokenizer": objective.compares_vocabularies,
         }.items():
             if clashes:
                 raise ValueError(

@@ -4,10 +4,8 @@ from functools import partial
 
 import pytest
 import torch
+from buffers import CHUNK_SIZE, VOCAB_SIZE, WIDTH, BufferCounter
 from torch import nn
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from collegium.contracts import Positions
 from collegium.functional import chunked, compiled, fused
@@ -20,35 +18,12 @@ from collegium.head import ProjectionHead
 from collegium.signals import ProjectedSignal
 
 
-CHUNK_SIZE, WIDTH, VOCAB_SIZE = 32, 8, 2000
-BUFFER = CHUNK_SIZE * VOCAB_SIZE * 4  # bytes, float32
-
 DIVERGENCES = {
     "forward_kl": forward_kl,
     "reverse_kl": reverse_kl,
     "jsd": partial(generalized_jsd, beta=0.5),
 }
 FUSIONS = {"mixture": mixture_logprobs, "geometric": geometric_logprobs}
-
-
-class BufferCounter(TorchDispatchMode):
-    """Follows every storage of at least half a buffer that an operation returns."""
-
-    def __init__(self):
-        super().__init__()
-        self.live = {}
-        self.peak = 0.0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor):
-                storage = tensor.untyped_storage()
-                if storage.nbytes() >= BUFFER // 2:
-                    self.live[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
-        self.live = {key: live for key, live in self.live.items() if not live[0].expired()}
-        self.peak = max(self.peak, sum(size for _, size in self.live.values()) / BUFFER)
-        return result
 
 
 def make_signals(num_teachers, num_positions):

@@ -8,6 +8,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from collegium.balancing import Balancer, GradientFree, UncertaintyWeighting
+from collegium.build.cross_tokenizer import build_cross_tokenizer
 from collegium.build.divergence import build_course, build_divergence
 from collegium.build.features import build_features
 from collegium.contracts import Capability, Teacher
@@ -45,6 +46,7 @@ def build_objective(
     """
     section = recipe.objective
     features = build_features(section, student, teachers, tokenizer)
+    cross_tokenizer = build_cross_tokenizer(section, student, teachers)
     objective = Objective(
         [teacher.name for teacher in teachers],
         kd_weight=schedule_of(section.kd_weight),
@@ -54,7 +56,8 @@ def build_objective(
         router=build_router(section.weighting, student, teachers),
         feature_weight=schedule_of(section.feature_weight),
         features=features,
-        balancer=build_balancer(section, num_features=len(features)),
+        cross_tokenizer=cross_tokenizer,
+        balancer=build_balancer(section, len(features), len(section.cross_tokenizer)),
         dynamic=build_dynamic(section.dynamic),
         course=build_course(section.divergence),
         label_smoothing=section.label_smoothing,
@@ -75,6 +78,7 @@ _MENDS = {
     Capability.TOP_K: "draws serve the forward KL to a mixture only; set objective.divergence and fusion so",
     Capability.HIDDEN_STATES: "set feature_weight to 0",
     Capability.ATTENTION: "choose an objective.feature without attention, or set feature_weight to 0",
+    Capability.FULL_VOCAB: "use kind: alm in objective.cross_tokenizer, or cache.mode: hidden_states",
     Capability.SAMPLES: "set kd_weight to 0",
 }
 
@@ -99,9 +103,9 @@ def build_target(section: ObjectiveSection) -> KdTarget:
 BALANCERS: Mapping[str, type[Balancer]] = {"gradient_free": GradientFree, "uncertainty": UncertaintyWeighting}
 
 
-def build_balancer(section: ObjectiveSection, *, num_features: int) -> Balancer | None:
+def build_balancer(section: ObjectiveSection, num_features: int, num_cross_tokenizer: int) -> Balancer | None:
     """How terms are weighed against one another; None if not at all."""
-    names = term_names(num_features)
+    names = term_names(num_features, num_cross_tokenizer)
     return None if section.balance == "fixed" else BALANCERS[section.balance](names)
 
 
