@@ -13,7 +13,7 @@ from collegium.alignment.plan import Aligner
 from collegium.alignment.token_bytes import TokenBytes
 from collegium.alignment.vocabulary import make_map
 from collegium.contracts import Batch
-from collegium.teachers.aligned import AlignedTeacher
+from collegium.teachers.aligned import AlignedTeacher, AlignmentPolicy
 from collegium.teachers.local import LocalTeacher
 
 
@@ -34,9 +34,8 @@ def aligned_teacher(
     """A pico teacher with a tokenizer of its own."""
     student, own = TokenBytes(STUDENT), TokenBytes(tokenizer)
     own.bos = tokenizer.bos_token_id
-    return AlignedTeacher(
-        local_teacher(seed, own.size, width=width), Aligner(student, own, make_map(student, own))
-    )
+    aligner = Aligner(student, own, make_map(student, own))
+    return AlignedTeacher(local_teacher(seed, own.size, width=width), aligner, AlignmentPolicy())
 
 
 def batch_of(blocks: Sequence[Sequence[str]], length: int = 60) -> Batch:

@@ -232,7 +232,7 @@ class OwnView:
         labels: Its token that is predicted.
         segments: Segment of each position, numbered as the student's `Positions.segments`.
         spans: Where both tokenizations meet.
-        shared_tokens: Student and teacher ids of tokens of the same bytes, in the student's order.
+        shared_tokens: Student and teacher ids of tokens of the same bytes, and of EOS, in the student's order.
         embed: Its input embeddings of token ids [*] as [* E]; None for a teacher that does not run here.
     """
 
