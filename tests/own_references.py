@@ -20,7 +20,8 @@ class Reference:
         table = TABLES["other" if self.aligned else "student"]
         if self.aligned:
             self.stretches = stretches_of(batch, self.own, table)
-            self.shared = teacher.aligner.vocabulary.shared.tolist()
+            aligner = teacher.aligner
+            self.shared = [*aligner.vocabulary.shared.tolist(), [aligner.student.eos, aligner.teacher.eos]]
         else:
             self.stretches = [
                 replace_rows(s, [row]) for s in stretches_of(batch, batch, table) for row in s.student

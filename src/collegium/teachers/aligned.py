@@ -119,7 +119,7 @@ class AlignedTeacher:
         self._first: Int[Tensor, " T"] = torch.from_numpy(np.where(first < 0, self._vocab_size, first))
         self._entry_tokens: Int[Tensor, " E"] = torch.from_numpy(vocabulary.tokens)
         self._entry_follows: Int[Tensor, " E"] = torch.from_numpy(vocabulary.follows)
-        shared = {student: own for student, own in vocabulary.shared.tolist()}
+        shared = dict(vocabulary.shared.tolist())
         if aligner.student.eos is not None and aligner.teacher.eos is not None:
             shared[aligner.student.eos] = aligner.teacher.eos
         self._shared: Int[Tensor, "P 2"] = torch.tensor(sorted(shared.items()), dtype=torch.int64).reshape(-1, 2)
