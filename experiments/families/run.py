@@ -82,7 +82,7 @@ def paired(with_it: Sequence[Mapping[str, Any]], without: Sequence[Mapping[str, 
 def main() -> None:
     """All runs, one after another."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--seeds", type=int, default=3, choices=range(1, 9), help="seeds of the order of text")
     parser.add_argument("--output", type=Path, default=HERE / "results.json")
     options = parser.parse_args()

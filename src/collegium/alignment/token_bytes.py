@@ -12,6 +12,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -120,7 +121,7 @@ class TokenBytes:
             begins: Which of them are the beginning of a text, before which the tokenizer puts a space if it is
                 its custom; none if not given.
         """
-        parts = [list(_whole_characters(content)) for content in contents]
+        parts = [list(self._parts_of(content)) for content in contents]
         spaced = [
             self._puts_space and is_begun and bool(part) and _wants_space(part[0])
             for part, is_begun in zip(parts, begins or [False] * len(parts), strict=True)
@@ -134,10 +135,19 @@ class TokenBytes:
         encodings = iter(self._backend.encode_batch(texts, add_special_tokens=False))
         return [self._joined(content, encodings, space) for content, space in zip(parts, spaced, strict=True)]
 
+    def _parts_of(self, content: bytes) -> Iterator[str | bytes]:
+        """Text, and bytes that would not be read as they are: no characters, or the mark for a space."""
+        mark = b"" if self._spells_bytes else SPACE_MARK.encode()
+        pieces = [content] if not mark else content.split(mark)
+        for i, piece in enumerate(pieces):
+            if i:
+                yield mark
+            yield from _whole_characters(piece)
+
     def _joined(
         self, parts: Sequence[str | bytes], encodings: Iterator[tokenizers.Encoding], spaced: bool
     ) -> "TokenizedBytes":
-        tokens, lengths = [], []
+        tokens, ends, size = [], [], 0
         for i, part in enumerate(parts):
             if isinstance(part, str):
                 space = spaced and i == 0
@@ -147,9 +157,10 @@ class TokenBytes:
             else:
                 ids, sizes = self._of_bytes(part)
             tokens.append(ids)
-            lengths.append(sizes)
+            ends.append(size + np.cumsum(sizes))
+            size += len(part.encode() if isinstance(part, str) else part)
         none = np.zeros(0, np.int64)
-        return TokenizedBytes(np.concatenate([none, *tokens]), np.concatenate([none, *lengths]))
+        return TokenizedBytes(np.concatenate([none, *tokens]), np.concatenate([none, *ends]))
 
     def _of_text(self, text: str, encoding: tokenizers.Encoding) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         ids = np.array(encoding.ids, np.int64)
@@ -177,21 +188,17 @@ class TokenBytes:
         return token.replace(SPACE_MARK, " ").encode()
 
 
+@dataclass(frozen=True)
 class TokenizedBytes:
     """Tokens of a text and where each ends in its bytes.
 
-    Args:
-        tokens: Token ids.
-        lengths: Bytes that each stands for; 0 for one that stands for none.
-
     Attributes:
         tokens: Token ids.
-        ends: Bytes of the text up to the end of each.
+        ends: Bytes of the text up to the end of each. Bytes that no token stands for lie between two.
     """
 
-    def __init__(self, tokens: NDArray[np.int64], lengths: NDArray[np.int64]) -> None:
-        self.tokens = tokens
-        self.ends: NDArray[np.int64] = np.cumsum(lengths)
+    tokens: NDArray[np.int64]
+    ends: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.tokens)
