@@ -192,7 +192,7 @@ def test_another_eos_of_the_same_tokenizer_is_warned_of() -> None:
 
 
 def test_bytes_that_tokens_do_not_give_back_are_counted() -> None:
-    """A character that a Unigram vocabulary lacks; NFC. A mark for spaces in a text is read as bytes by a teacher."""
+    """A character that a Unigram vocabulary lacks; NFC. A mark for spaces is read as bytes."""
     assert compared(byte_level(), unigram(), "the \u0416 cat").own.lost_bytes == 2
     assert compared(byte_level(), sentencepiece_bpe(), "the ▁ cat").own.lost_bytes == 0
     composed = compared(byte_level(), byte_level(), "cafe\u0301 and").student
