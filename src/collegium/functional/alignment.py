@@ -99,6 +99,8 @@ def carried_logprobs(
 ) -> Float[Tensor, "n V"]:
     """Log-probabilities over the student's vocabulary, at least `LOG_ZERO`; equal ones where nothing is carried.
 
+    NaN where the teacher says NaN, or rules out all that is carried from it.
+
     Args:
         logits: The teacher's, at consecutive rows.
         own_labels: The teacher's token that follows each.
@@ -112,6 +114,7 @@ def carried_logprobs(
     path, chain = path_probs(gold, rows)
     if len(pooled):
         carried = pooled[rows.main.clamp_min(0)].mul_(path.unsqueeze(-1))
+        carried[rows.main < 0] = 0.0  # 0 * NaN is NaN
     else:
         carried = pooled.new_zeros((len(rows), vocab_size + 1))
     known = rows.entry_follows >= 0
@@ -123,18 +126,27 @@ def carried_logprobs(
     carried.index_put_((split, rows.labels[split]), moved[split], accumulate=True)
     carried = carried[:, :vocab_size].clamp_min_(0.0)
     total = carried.sum(-1, keepdim=True)
-    # Only where nothing is carried it is 0; a teacher's NaN must show.
-    return carried.div_(total.masked_fill(total == 0.0, 1.0)).log_().clamp_min_(LOG_ZERO)
+    # A teacher's NaN must show, and so must a place at which it rules out all that could be said.
+    nothing = ((rows.main < 0) & (rows.before < 0)).unsqueeze(-1)
+    return carried.div_(total.masked_fill(nothing, 1.0)).log_().clamp_min_(LOG_ZERO)
 
 
 def path_probs(gold: Float[Tensor, " R"], rows: CarryRows) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
     """Probability of the teacher's tokens since the cut before, 0 without `main`; and of those of the chain."""
     logs = gold.double().clamp_min(torch.finfo(gold.dtype).tiny).log()  # a sum that is -inf would not end
-    sums = torch.nn.functional.pad(logs.cumsum(0), (1, 0))  # [R + 1]
+    is_bad = logs.isnan()
+    # Sums over differences: one NaN in them would be everyone's from there on.
+    sums, bad = (
+        torch.nn.functional.pad(values.cumsum(0), (1, 0)) for values in (logs.masked_fill(is_bad, 0.0), is_bad)
+    )  # [R + 1]
     start = rows.main.clamp_min(0)
     before = torch.where(rows.before >= 0, rows.before, start)
-    path = torch.where(rows.main >= 0, sums[start] - sums[before], -torch.inf).exp()
-    chain = (sums[start + rows.chain] - sums[start]).exp()
+
+    def between(first: Tensor, last: Tensor) -> Tensor:
+        return (sums[last] - sums[first]).masked_fill(bad[last] > bad[first], torch.nan)
+
+    path = torch.where(rows.main >= 0, between(before, start), -torch.inf).exp()
+    chain = between(start, start + rows.chain).exp()
     return path.to(gold.dtype), chain.to(gold.dtype)
 
 
