@@ -24,7 +24,15 @@ from torch import Tensor
 
 from collegium.functional.divergences import LOG_ZERO
 from collegium.functional.elementwise import full_precision
-from collegium.signals import Carrier, LinearHead, ProjectedSignal, TeacherSignal, TopKSignal, TransparentHead
+from collegium.signals import (
+    Carrier,
+    DenseSignal,
+    LinearHead,
+    ProjectedSignal,
+    TeacherSignal,
+    TopKSignal,
+    TransparentHead,
+)
 
 
 @dataclass(frozen=True)
@@ -228,7 +236,9 @@ def _logits_at(signal: TeacherSignal, rows: Int[Tensor, " R"]) -> Float[Tensor, 
     return signal.logits(slice(first, last))[rows - first]
 
 
-def unknown_share(signal: ProjectedSignal, rows: CarryRows, inside: Bool[Tensor, " N"]) -> Float[Tensor, " N"]:
+def unknown_share(
+    signal: ProjectedSignal | DenseSignal, rows: CarryRows, inside: Bool[Tensor, " N"]
+) -> Float[Tensor, " N"]:
     """Of what a teacher may have written at places inside one of its tokens, the share that ends there.
 
     What follows such a token it would have said from a text that it did not read. Of the head only the rows of
@@ -236,8 +246,9 @@ def unknown_share(signal: ProjectedSignal, rows: CarryRows, inside: Bool[Tensor,
     """
     here = inside[rows.entry_rows]
     place, tokens = rows.entry_rows[here], rows.entry_tokens[here]
-    linear = signal.head.as_linear() if isinstance(signal.head, TransparentHead) else None
-    if linear is not None:
+    head = signal.head if isinstance(signal, ProjectedSignal) else None
+    linear = head.as_linear() if isinstance(head, TransparentHead) else None
+    if linear is not None and isinstance(signal, ProjectedSignal):
         logits = _logits_of_tokens(linear, signal.hidden[rows.before[place]], tokens)
     else:
         places, inverse = rows.before[place].unique(return_inverse=True)

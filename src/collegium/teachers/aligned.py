@@ -29,9 +29,9 @@ from collegium.contracts import (
     predicted_positions,
 )
 from collegium.functional.alignment import CarryRows, LabelsElsewhere, LogitCarrier, unknown_share
-from collegium.functional.carried_lists import carried_lists, certain_elsewhere
+from collegium.functional.carried_lists import carried_lists, certain_elsewhere, unknown_share_at_most
 from collegium.functional.teacher_stats import teacher_stats
-from collegium.signals import CarriedSignal, Carrier, ProjectedSignal, TeacherSignal, TopKSignal
+from collegium.signals import CarriedSignal, Carrier, DenseSignal, ProjectedSignal, TeacherSignal, TopKSignal
 from collegium.teachers.batch_plan import (
     CACHED,
     BatchPlan,
@@ -250,7 +250,9 @@ class AlignedTeacher:
         inside = valid & (kinds == Carry.INSIDE)
         if not bool(inside.any()):
             return valid
-        if self._policy.max_unknown < 1.0 and isinstance(signal, ProjectedSignal):
+        if isinstance(signal, TopKSignal):
+            return valid & (unknown_share_at_most(signal, rows, inside) <= self._policy.max_unknown)
+        if self._policy.max_unknown < 1.0 and isinstance(signal, ProjectedSignal | DenseSignal):
             return valid & (unknown_share(signal, rows, inside) <= self._policy.max_unknown)
         return valid
 
