@@ -11,6 +11,7 @@ from collegium.alignment.plan import Aligner, Carry
 from collegium.alignment.token_bytes import TokenBytes
 from collegium.alignment.vocabulary import make_map
 from collegium.contracts import Batch, Capability, Positions, TeacherOutput, predicted_positions
+from collegium.functional.alignment import CarryRows, carried_logprobs
 from collegium.functional.teacher_stats import teacher_stats
 from collegium.signals import CarriedSignal, DenseSignal
 from collegium.teachers.aligned import AlignedTeacher, AlignmentPolicy
@@ -197,6 +198,16 @@ def test_a_place_at_which_all_is_ruled_out_is_absent() -> None:
     signal = aligned_teacher.score(batch, positions, need=NEED).signal
     valid = teacher_stats([signal], positions.labels, chunk_size=100).valid.flatten()
     assert not valid[2] and bool(valid[0])  # behind "cf", inside the teacher's "fd"; behind BOS
+
+
+def test_a_path_too_small_for_a_float_leaves_what_is_said_behind_it() -> None:
+    """The teacher never expected "c", with which nothing else begins: behind it, it says what it says."""
+    probs = torch.tensor([[0.0, 0.0, 1.0], [0.7, 0.3, 0.0]]).clamp_min(1e-38)
+    zero = torch.tensor([0])
+    rows = CarryRows(torch.tensor([2]), zero, zero, zero, zero, torch.tensor([1]), torch.tensor([2]))
+    logits = torch.stack([*(torch.tensor([-300.0, -300.0, 0.0]),) * 2, probs[1].log()])
+    logprobs = carried_logprobs(logits, torch.tensor([0, 0, 0]), torch.arange(3), rows, 3)
+    assert torch.allclose(logprobs.exp(), probs[1:], atol=1e-6)
 
 
 @pytest.mark.parametrize(("approximate", "highest"), [("none", 0), ("split", 1), ("inside", 2)])

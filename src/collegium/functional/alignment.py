@@ -120,14 +120,18 @@ def carried_logprobs(
     gold = probs.gather(-1, own_labels.unsqueeze(-1)).squeeze(-1)  # [R]
     pooled = probs.new_zeros((len(probs), vocab_size + 1)).index_add_(1, first, probs)
     path, chain = path_probs(gold, rows)
+    known = rows.entry_follows >= 0
+    place, follows = rows.entry_rows[known], rows.entry_follows[known]
+    entries = probs[rows.before[place], rows.entry_tokens[known]]
+    crossing = path.new_zeros(len(rows)).index_add_(0, place, entries)
+    # Both too small for a float: what is said from the same text is still known.
+    path = path.masked_fill((rows.main >= 0) & (path == 0) & (crossing == 0), 1.0)
     if len(pooled):
         carried = pooled[rows.main.clamp_min(0)].mul_(path.unsqueeze(-1))
         carried[rows.main < 0] = 0.0  # 0 * NaN is NaN
     else:
         carried = pooled.new_zeros((len(rows), vocab_size + 1))
-    known = rows.entry_follows >= 0
-    place, follows = rows.entry_rows[known], rows.entry_follows[known]
-    carried.index_put_((place, follows), probs[rows.before[place], rows.entry_tokens[known]], accumulate=True)
+    carried.index_put_((place, follows), entries, accumulate=True)
     moved = torch.where(rows.chain > 0, path * chain, 0.0)
     split = rows.chain.nonzero().squeeze(-1)
     carried.index_put_((split, first[own_labels[rows.main[split]]]), -moved[split], accumulate=True)
@@ -266,7 +270,7 @@ def _logits_of_tokens(head: LinearHead, hidden: Tensor, tokens: Tensor) -> Float
     parts = []
     for start in range(0, max(len(tokens), 1), 4096):
         ids = tokens[start : start + 4096]
-        product = full_precision((hidden[start : start + 4096] * head.weight[ids]).sum(-1))
+        product = (full_precision(hidden[start : start + 4096]) * full_precision(head.weight[ids])).sum(-1)
         if head.bias is not None:
             product = product + full_precision(head.bias[ids])
         parts.append(product)
