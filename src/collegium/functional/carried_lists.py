@@ -1,7 +1,7 @@
 """Lists of a teacher's most probable tokens, carried from its vocabulary to the student's.
 
 As `alignment` does for full distributions, but only what is listed can be carried: the probability of what is
-not stays with the tail, and an entropy counts tokens of the tail as different, which makes it an upper bound.
+not stays with the tail, and an entropy counts tokens of the tail as different ones.
 The label's probability is exact where its token of the teacher's is listed or is the text's own.
 """
 
