@@ -230,7 +230,7 @@ class OwnView:
         signal: Its distributions over its own vocabulary, U rows in reading order.
         inputs: Its token that predicts, at each position.
         labels: Its token that is predicted.
-        segments: Segment of each position, numbered as the student's `Positions.segments`.
+        segments: Segment of each position, numbered as the student's `Positions.segments`; -1 for other text.
         spans: Where both tokenizations meet.
         shared_tokens: Student and teacher ids of tokens of the same bytes, and of EOS, in the student's order.
         embed: Its input embeddings of token ids [*] as [* E]; None for a teacher that does not run here.

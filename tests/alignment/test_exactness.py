@@ -10,8 +10,10 @@ from markov import MarkovTeacher, counted_out, letters_tokenizer
 from collegium.alignment.plan import Aligner, Carry
 from collegium.alignment.token_bytes import TokenBytes
 from collegium.alignment.vocabulary import make_map
-from collegium.contracts import Batch, Capability, predicted_positions
-from collegium.signals import CarriedSignal
+from collegium.contracts import Batch, Capability, Positions, TeacherOutput, predicted_positions
+from collegium.functional.alignment import CarryRows, carried_logprobs
+from collegium.functional.teacher_stats import teacher_stats
+from collegium.signals import CarriedSignal, DenseSignal
 from collegium.teachers.aligned import AlignedTeacher, AlignmentPolicy
 
 
@@ -144,6 +146,68 @@ def test_any_part_of_the_places_gives_the_same(texts: list[str], pair: int) -> N
     ahead = Batch(**{**vars(batch), "stored": read})
     again = aligned_teacher.score(ahead, positions, need=NEED).signal.logits(slice(0, len(positions)))  # type: ignore[union-attr]
     assert torch.equal(whole, again)
+
+
+class BrokenTeacher(MarkovTeacher):
+    """Says nothing of use at one of its rows."""
+
+    row, value = 0, torch.nan
+
+    def score(self, batch: Batch, positions: Positions, *, need: frozenset[Capability]) -> TeacherOutput:
+        signal = super().score(batch, positions, need=need).signal
+        assert isinstance(signal, DenseSignal)
+        logprobs = signal.logprobs.clone()
+        logprobs[self.row] = self.value
+        return TeacherOutput(DenseSignal(logprobs))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("row", [0, 3])
+def test_a_row_that_is_no_distribution_spoils_no_other_place(row: int, value: float) -> None:
+    """Whatever the size of a chunk: only what is carried from that row is absent."""
+    aligned_teacher, teacher = aligned(*PAIRS[1])
+    batch = batch_of(aligned_teacher, "abcdefabcde", "bcbcdef")
+    positions = predicted_positions(batch)
+    whole = aligned_teacher.score(batch, positions, need=NEED).signal
+    broken = BrokenTeacher(teacher.table)
+    broken.row, broken.value = row, value
+    aligned_teacher.teacher = broken
+    signal = aligned_teacher.score(batch, positions, need=NEED).signal
+    expected = teacher_stats([whole], positions.labels, chunk_size=100)
+    found = [teacher_stats([signal], positions.labels, chunk_size=size) for size in (1, 3, 100)]
+    for stats in found:
+        assert torch.equal(stats.valid, found[0].valid)
+        assert 1 <= int((expected.valid & ~stats.valid).sum()) <= 3
+        assert torch.allclose(stats.entropy[stats.valid], expected.entropy[stats.valid], atol=1e-9)
+
+
+def test_a_place_at_which_all_is_ruled_out_is_absent() -> None:
+    """Not an even distribution, which would be a target like any other."""
+    aligned_teacher, teacher = aligned([], [("f", letter) for letter in "abcdef"], max_unknown=1.0)
+    starts_with_f = [token for token, piece in enumerate(teacher.table.pieces) if (piece or b"")[:1] == b"f"]
+    original = teacher._next_probs
+
+    def without_f(before: int, last: int) -> torch.Tensor:
+        probs = original(before, last).clone()
+        probs[starts_with_f] = 0.0
+        return probs / probs.sum()
+
+    teacher.next_probs = without_f  # type: ignore[assignment]
+    batch = batch_of(aligned_teacher, "cfdab")
+    positions = predicted_positions(batch)
+    signal = aligned_teacher.score(batch, positions, need=NEED).signal
+    valid = teacher_stats([signal], positions.labels, chunk_size=100).valid.flatten()
+    assert not valid[2] and bool(valid[0])  # behind "cf", inside the teacher's "fd"; behind BOS
+
+
+def test_a_path_too_small_for_a_float_leaves_what_is_said_behind_it() -> None:
+    """The teacher never expected "c", with which nothing else begins: behind it, it says what it says."""
+    probs = torch.tensor([[0.0, 0.0, 1.0], [0.7, 0.3, 0.0]]).clamp_min(1e-38)
+    zero = torch.tensor([0])
+    rows = CarryRows(torch.tensor([2]), zero, zero, zero, zero, torch.tensor([1]), torch.tensor([2]))
+    logits = torch.stack([*(torch.tensor([-300.0, -300.0, 0.0]),) * 2, probs[1].log()])
+    logprobs = carried_logprobs(logits, torch.tensor([0, 0, 0]), torch.arange(3), rows, 3)
+    assert torch.allclose(logprobs.exp(), probs[1:], atol=1e-6)
 
 
 @pytest.mark.parametrize(("approximate", "highest"), [("none", 0), ("split", 1), ("inside", 2)])

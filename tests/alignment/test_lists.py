@@ -5,6 +5,7 @@ import torch
 from markov import MarkovTeacher
 from test_exactness import NEED, PAIRS, aligned, batch_of
 
+from collegium.alignment.plan import Carry
 from collegium.contracts import Batch, Positions, TeacherOutput, predicted_positions
 from collegium.functional.divergences import entropy
 from collegium.signals import TopKSignal
@@ -78,3 +79,26 @@ def test_what_is_not_listed_stays_in_the_tail(pair: int, k: int) -> None:
         assert signal.token_ids[row].tolist().count(int(signal.token_ids[row, column])) == 1
     at_label = signal.label_logprob[valid]
     assert (at_label <= 1e-9).all() and at_label.isfinite().all()
+
+
+@pytest.mark.parametrize("max_unknown", [0.0, 0.2, 0.6, 1.0])
+@pytest.mark.parametrize("pair", range(4))
+@pytest.mark.parametrize("k", [1, 3, 1000])
+def test_places_inside_a_token_are_left_out_as_of_full_distributions(
+    pair: int, k: int, max_unknown: float
+) -> None:
+    """Of a whole list the same ones; of less no others, and none that calls the text itself impossible."""
+    full, markov = aligned(*PAIRS[pair], max_unknown=max_unknown)
+    batch = batch_of(full, *TEXTS)
+    positions = predicted_positions(batch)
+    expected = full.score(batch, positions, need=NEED).signal
+    lists = ListingTeacher(markov.table)
+    lists.k = k
+    full.teacher = lists
+    signal = full.score(batch, positions, need=NEED).signal
+    assert isinstance(signal, TopKSignal) and signal.valid is not None and expected.valid is not None
+    inside = full.read(vars(batch))["kinds"] == Carry.INSIDE
+    found, allowed = signal.valid[inside], expected.valid[inside]
+    assert not (found & ~allowed).any()
+    assert k < 1000 or torch.equal(found, allowed)
+    assert (signal.label_logprob[inside & signal.valid] > -50).all()

@@ -105,6 +105,16 @@ def test_unknown_characters_lie_between_their_neighbours() -> None:
     assert np.all(np.diff(tokenized.ends) >= 0)
 
 
+@pytest.mark.parametrize("content", [b"\x98the cat", b"the \xff cat", "the \u0416".encode() + b"\xffcat"])
+def test_bytes_without_a_token_move_nothing_behind_them(content: bytes) -> None:
+    """As where a block begins inside a character and the teacher has no bytes to fall back on."""
+    table = TokenBytes(unigram())
+    (tokenized,) = table.encode([content])
+    last = table.pieces[tokenized.tokens[-1]] or b""
+    assert tokenized.ends[-1] == len(content) and content.endswith(last)
+    assert tokenized.ends[-2] == len(content) - len(last)
+
+
 def test_of_two_tokens_with_the_same_bytes_the_ordinary_one_is_meant() -> None:
     tokenizer = sentencepiece_bpe()
     assert TokenBytes(tokenizer).ids[b"a"] == tokenizer.get_vocab()["a"]

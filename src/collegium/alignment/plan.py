@@ -63,7 +63,7 @@ class AlignmentPlan:
             written at `before` and go on behind the position, [2 F].
         student_spans: Span of each position's next token, -1 in none, [F].
         teacher_spans: Likewise of the teacher's, [U].
-        teacher_segments: Segment of each row, from 0 on, [U].
+        teacher_segments: Segment of each row, from 0 on, -1 for text of no segment of the student's, [U].
         span_bytes: Bytes of each span.
     """
 
@@ -97,7 +97,8 @@ class Text:
 class Meeting:
     """One segment: how the tokens of the two lie to one another. As in the plan, from 0 on in the segment.
 
-    `since` counts the student's tokens since the cut of `before`; `kinds` knows nothing of vocabularies yet.
+    `since` counts the student's tokens since the cut of `before`; `kinds` knows nothing of vocabularies yet;
+    `is_shared` says which of the teacher's rows stand in the student's segment.
     """
 
     kinds: Ints
@@ -108,6 +109,7 @@ class Meeting:
     student_spans: Ints
     teacher_spans: Ints
     span_bytes: Ints
+    is_shared: NDArray[np.bool_]
 
 
 def meet(own: Text, other: Text, first: Ints) -> Meeting:
@@ -153,6 +155,7 @@ def meet(own: Text, other: Text, first: Ints) -> Meeting:
         student_spans=np.where(there > here, _spans(cuts, there), -1),
         teacher_spans=_spans(cuts, other.ends[1:]),
         span_bytes=np.diff(cuts),
+        is_shared=(other.ends[:-1] >= 0) & (other.ends[1:] <= own.ends[-1]),
     )
 
 
@@ -314,7 +317,7 @@ class _Joined:
         self.kinds = np.full(num_positions, int(Carry.ABSENT))
         self.main, self.before, self.student_spans = (np.full(num_positions, -1) for _ in range(3))
         self.since, self.chain = np.zeros(num_positions, np.int64), np.zeros(num_positions, np.int64)
-        self.teacher_spans, self.teacher_segments = np.full(num_rows, -1), np.zeros(num_rows, np.int64)
+        self.teacher_spans, self.teacher_segments = (np.full(num_rows, -1) for _ in range(2))
 
     def add(self, meeting: Meeting, number: int, position: int, row: int, span: int) -> None:
         """Write down what one piece says, from a position, a row and a span on."""
@@ -333,7 +336,7 @@ class _Joined:
         rows = slice(row, row + len(meeting.teacher_spans))
         theirs = meeting.teacher_spans >= 0
         self.teacher_spans[rows][theirs] = meeting.teacher_spans[theirs] + span
-        self.teacher_segments[rows] = number
+        self.teacher_segments[rows][meeting.is_shared] = number
 
 
 def text_of(tokens: Ints, table: TokenBytes) -> Text:

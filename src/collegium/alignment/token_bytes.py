@@ -112,9 +112,10 @@ class TokenBytes:
         return b"".join(self.pieces[token] or b"" for token in tokens)
 
     def encode(self, contents: Sequence[bytes], *, begins: Sequence[bool] | None = None) -> list["TokenizedBytes"]:
-        """Tokens of each content, whose lengths add up to it.
+        """Tokens of each content, and where they end in it.
 
-        Bytes that are no whole character become tokens of single bytes.
+        Bytes that are no whole character become tokens of single bytes. Those without a token belong to the
+        token behind them; at the very end they belong to none.
 
         Args:
             contents: UTF-8, or a part of some.
@@ -147,20 +148,19 @@ class TokenBytes:
     def _joined(
         self, parts: Sequence[str | bytes], encodings: Iterator[tokenizers.Encoding], spaced: bool
     ) -> "TokenizedBytes":
-        tokens, ends, size = [], [], 0
+        tokens, ends, size = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], 0
         for i, part in enumerate(parts):
             if isinstance(part, str):
                 space = spaced and i == 0
-                ids, sizes = self._of_text(" " * space + part, next(encodings))
+                ids, lengths = self._of_text(" " * space + part, next(encodings))
                 if space:
-                    sizes[np.flatnonzero(sizes)[:1]] -= 1
+                    lengths[np.flatnonzero(lengths)[:1]] -= 1
             else:
-                ids, sizes = self._of_bytes(part)
+                ids, lengths = self._of_bytes(part)
             tokens.append(ids)
-            ends.append(size + np.cumsum(sizes))
+            ends.append(size + np.cumsum(lengths))
             size += len(part.encode() if isinstance(part, str) else part)
-        none = np.zeros(0, np.int64)
-        return TokenizedBytes(np.concatenate([none, *tokens]), np.concatenate([none, *ends]))
+        return TokenizedBytes(np.concatenate(tokens), np.concatenate(ends))
 
     def _of_text(self, text: str, encoding: tokenizers.Encoding) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         ids = np.array(encoding.ids, np.int64)
@@ -175,7 +175,7 @@ class TokenBytes:
         ids = [self.ids.get(bytes([byte]), self._backend.token_to_id(f"<0x{byte:02X}>")) for byte in content]
         known = np.array([token_id is not None for token_id in ids], bool)
         tokens = np.array([token_id or 0 for token_id in ids], np.int64)
-        return tokens[known], np.ones(int(known.sum()), np.int64)
+        return tokens[known], np.diff(np.flatnonzero(known) + 1, prepend=0)
 
     def _bytes_of(self, token: str) -> bytes | None:
         if self._spells_bytes:

@@ -9,6 +9,7 @@ Near the beginning of a segment the two have read different amounts of the text 
 less, as its block happened to begin.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,7 +24,8 @@ from collegium.data.prepared import PreparedText
 from collegium.errors import DataError
 
 
-_Row = tuple[str, int]
+_Row = tuple[int, str, int]
+"""Number of the copy, part, and block of it."""
 
 
 class JoinedText:
@@ -56,53 +58,58 @@ class JoinedText:
         mask = mask.astype(bool)
         own = [text for block in self._aligner.segments(tokens, mask, positions) for text in block]
         first = mask & (positions == 0)
-        found = [
-            self._index.find(*place) if place[1] >= 0 else []
-            for place in zip(*(values[first].tolist() for values in (documents, starts, ends)), strict=True)
-        ]
-        return own, self._reading(own, found, starts[first])
+        places = list(zip(*(values[first].tolist() for values in (documents, starts, ends)), strict=True))
+        return own, self._reading(own, places)
 
-    def _reading(self, own: Sequence[Text], found: Sequence[Sequence[SegmentPlace]], starts: Ints) -> Reading:
+    def _reading(self, own: Sequence[Text], wanted: Sequence[tuple[int, int, int]]) -> Reading:
+        """Of each segment its document and where it begins and ends in that.
+
+        A block that the batch holds twice is read twice: each row of the teacher's belongs to one segment.
+        """
+        copies: Counter[tuple[int, int, int]] = Counter()
         rows: dict[_Row, int] = {}
-        for places in found:
-            for place in places:
-                rows.setdefault((place.part, place.row), len(rows))
-        blocks = [self._parts[part][row] for part, row in rows]
+        found: list[list[tuple[int, SegmentPlace]]] = []
+        for stretch in wanted:
+            places = self._index.find(*stretch) if stretch[1] >= 0 else []
+            keys = [(copies[stretch], place.part, place.row) for place in places]
+            copies[stretch] += 1
+            found.append([(rows.setdefault(k, len(rows)), p) for k, p in zip(keys, places, strict=True)])
+        blocks = [self._parts[part][row] for _, part, row in rows]
         lengths = [np.asarray(block["segment_lengths"], np.int64) for block in blocks]
         sizes = np.array([int((length - 1).sum()) for length in lengths], np.int64)
         first_rows = np.cumsum(sizes) - sizes
 
-        def piece(place: SegmentPlace, start: int) -> Piece:
-            number = rows[place.part, place.row]
-            before = int(lengths[number][: place.index].sum())
-            tokens = np.asarray(blocks[number]["input_ids"], np.int64)[before:][: lengths[number][place.index]]
-            text = text_of(tokens, self._aligner.teacher)
-            put_before = len(self._aligner.teacher.decode(tokens)) - (
-                place.end - place.start
-            )  # a space, or nothing
-            ends = np.maximum(text.ends - put_before, 0) + place.start - start
-            return Piece(Text(tokens, ends), int(first_rows[number]) + before - place.index)
+        def piece(text: Text, stretch: tuple[int, int, int], row: int, place: SegmentPlace) -> Piece | None:
+            before = int(lengths[row][: place.index].sum())
+            tokens = np.asarray(blocks[row]["input_ids"], np.int64)[before:][: lengths[row][place.index]]
+            theirs = self._as_in(text, stretch, tokens, place)
+            return None if theirs is None else Piece(theirs, int(first_rows[row]) + before - place.index)
 
         pieces = [
-            self._believed(text, [piece(place, int(start)) for place in places], places, int(start))
-            for text, places, start in zip(own, found, starts, strict=True)
+            [p for row, place in at if (p := piece(text, stretch, row, place)) is not None]
+            for text, stretch, at in zip(own, wanted, found, strict=True)
         ]
         return Reading(_padded(blocks, lengths), pieces, int(sizes.sum()))
 
-    def _believed(
-        self, own: Text, pieces: Sequence[Piece], places: Sequence[SegmentPlace], start: int
-    ) -> list[Piece]:
-        """Those that spell the student's bytes."""
-        ours = self._aligner.student.decode(own.tokens)
-        kept = []
-        for piece, place in zip(pieces, places, strict=True):
-            theirs, shift = self._aligner.teacher.decode(piece.text.tokens), place.start - start
-            if len(theirs) == place.end - place.start + 1 and theirs.startswith(b" "):
-                theirs = theirs[1:]  # put before a document by the tokenizer
-            first, last = max(0, shift), min(len(ours), shift + len(theirs))
-            if ours[first:last] == theirs[first - shift : last - shift]:
-                kept.append(piece)
-        return kept
+    def _as_in(self, own: Text, stretch: tuple[int, int, int], tokens: Ints, place: SegmentPlace) -> Text | None:
+        """The teacher's tokens, their ends counted from the student's first byte; None if the bytes differ."""
+        _, start, end = stretch
+        ours, theirs = self._aligner.student.decode(own.tokens), self._aligner.teacher.decode(tokens)
+        our_space, their_space = _put_before(ours, end - start), _put_before(theirs, place.end - place.start)
+        if our_space is None or their_space is None:
+            return None
+        theirs, shift = theirs[their_space:], place.start - start + our_space
+        first, last = max(0, shift), min(len(ours), shift + len(theirs))
+        if ours[first:last] != theirs[first - shift : last - shift]:
+            return None
+        return Text(tokens, np.maximum(text_of(tokens, self._aligner.teacher).ends - their_space, 0) + shift)
+
+
+def _put_before(content: bytes, size: int) -> int | None:
+    """Bytes that a tokenizer put before a stretch of this size: a space or nothing; None if some were lost."""
+    if len(content) == size:
+        return 0
+    return 1 if len(content) == size + 1 and content.startswith(b" ") else None
 
 
 def _padded(blocks: Sequence[Mapping[str, Any]], lengths: Sequence[Ints]) -> dict[str, NDArray[Any]]:

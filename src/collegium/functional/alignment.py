@@ -24,7 +24,15 @@ from torch import Tensor
 
 from collegium.functional.divergences import LOG_ZERO
 from collegium.functional.elementwise import full_precision
-from collegium.signals import Carrier, LinearHead, ProjectedSignal, TeacherSignal, TopKSignal, TransparentHead
+from collegium.signals import (
+    Carrier,
+    DenseSignal,
+    LinearHead,
+    ProjectedSignal,
+    TeacherSignal,
+    TopKSignal,
+    TransparentHead,
+)
 
 
 @dataclass(frozen=True)
@@ -99,6 +107,8 @@ def carried_logprobs(
 ) -> Float[Tensor, "n V"]:
     """Log-probabilities over the student's vocabulary, at least `LOG_ZERO`; equal ones where nothing is carried.
 
+    NaN where the teacher says NaN, or rules out all that is carried from it.
+
     Args:
         logits: The teacher's, at consecutive rows.
         own_labels: The teacher's token that follows each.
@@ -110,31 +120,45 @@ def carried_logprobs(
     gold = probs.gather(-1, own_labels.unsqueeze(-1)).squeeze(-1)  # [R]
     pooled = probs.new_zeros((len(probs), vocab_size + 1)).index_add_(1, first, probs)
     path, chain = path_probs(gold, rows)
-    if len(pooled):
-        carried = pooled[rows.main.clamp_min(0)].mul_(path.unsqueeze(-1))
-    else:
-        carried = pooled.new_zeros((len(rows), vocab_size + 1))
     known = rows.entry_follows >= 0
     place, follows = rows.entry_rows[known], rows.entry_follows[known]
-    carried.index_put_((place, follows), probs[rows.before[place], rows.entry_tokens[known]], accumulate=True)
+    entries = probs[rows.before[place], rows.entry_tokens[known]]
+    crossing = path.new_zeros(len(rows)).index_add_(0, place, entries)
+    # Both too small for a float: what is said from the same text is still known.
+    path = path.masked_fill((rows.main >= 0) & (path == 0) & (crossing == 0), 1.0)
+    if len(pooled):
+        carried = pooled[rows.main.clamp_min(0)].mul_(path.unsqueeze(-1))
+        carried[rows.main < 0] = 0.0  # 0 * NaN is NaN
+    else:
+        carried = pooled.new_zeros((len(rows), vocab_size + 1))
+    carried.index_put_((place, follows), entries, accumulate=True)
     moved = torch.where(rows.chain > 0, path * chain, 0.0)
     split = rows.chain.nonzero().squeeze(-1)
     carried.index_put_((split, first[own_labels[rows.main[split]]]), -moved[split], accumulate=True)
     carried.index_put_((split, rows.labels[split]), moved[split], accumulate=True)
     carried = carried[:, :vocab_size].clamp_min_(0.0)
     total = carried.sum(-1, keepdim=True)
-    # Only where nothing is carried it is 0; a teacher's NaN must show.
-    return carried.div_(total.masked_fill(total == 0.0, 1.0)).log_().clamp_min_(LOG_ZERO)
+    # A teacher's NaN must show, and so must a place at which it rules out all that could be said.
+    nothing = ((rows.main < 0) & (rows.before < 0)).unsqueeze(-1)
+    return carried.div_(total.masked_fill(nothing, 1.0)).log_().clamp_min_(LOG_ZERO)
 
 
 def path_probs(gold: Float[Tensor, " R"], rows: CarryRows) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
     """Probability of the teacher's tokens since the cut before, 0 without `main`; and of those of the chain."""
     logs = gold.double().clamp_min(torch.finfo(gold.dtype).tiny).log()  # a sum that is -inf would not end
-    sums = torch.nn.functional.pad(logs.cumsum(0), (1, 0))  # [R + 1]
+    is_bad = logs.isnan()
+    # Sums over differences: one NaN in them would be everyone's from there on.
+    sums, bad = (
+        torch.nn.functional.pad(values.cumsum(0), (1, 0)) for values in (logs.masked_fill(is_bad, 0.0), is_bad)
+    )  # [R + 1]
     start = rows.main.clamp_min(0)
     before = torch.where(rows.before >= 0, rows.before, start)
-    path = torch.where(rows.main >= 0, sums[start] - sums[before], -torch.inf).exp()
-    chain = (sums[start + rows.chain] - sums[start]).exp()
+
+    def between(first: Tensor, last: Tensor) -> Tensor:
+        return (sums[last] - sums[first]).masked_fill(bad[last] > bad[first], torch.nan)
+
+    path = torch.where(rows.main >= 0, between(before, start), -torch.inf).exp()
+    chain = between(start, start + rows.chain).exp()
     return path.to(gold.dtype), chain.to(gold.dtype)
 
 
@@ -216,7 +240,9 @@ def _logits_at(signal: TeacherSignal, rows: Int[Tensor, " R"]) -> Float[Tensor, 
     return signal.logits(slice(first, last))[rows - first]
 
 
-def unknown_share(signal: ProjectedSignal, rows: CarryRows, inside: Bool[Tensor, " N"]) -> Float[Tensor, " N"]:
+def unknown_share(
+    signal: ProjectedSignal | DenseSignal, rows: CarryRows, inside: Bool[Tensor, " N"]
+) -> Float[Tensor, " N"]:
     """Of what a teacher may have written at places inside one of its tokens, the share that ends there.
 
     What follows such a token it would have said from a text that it did not read. Of the head only the rows of
@@ -224,8 +250,9 @@ def unknown_share(signal: ProjectedSignal, rows: CarryRows, inside: Bool[Tensor,
     """
     here = inside[rows.entry_rows]
     place, tokens = rows.entry_rows[here], rows.entry_tokens[here]
-    linear = signal.head.as_linear() if isinstance(signal.head, TransparentHead) else None
-    if linear is not None:
+    head = signal.head if isinstance(signal, ProjectedSignal) else None
+    linear = head.as_linear() if isinstance(head, TransparentHead) else None
+    if linear is not None and isinstance(signal, ProjectedSignal):
         logits = _logits_of_tokens(linear, signal.hidden[rows.before[place]], tokens)
     else:
         places, inverse = rows.before[place].unique(return_inverse=True)
@@ -243,7 +270,7 @@ def _logits_of_tokens(head: LinearHead, hidden: Tensor, tokens: Tensor) -> Float
     parts = []
     for start in range(0, max(len(tokens), 1), 4096):
         ids = tokens[start : start + 4096]
-        product = full_precision((hidden[start : start + 4096] * head.weight[ids]).sum(-1))
+        product = (full_precision(hidden[start : start + 4096]) * full_precision(head.weight[ids])).sum(-1)
         if head.bias is not None:
             product = product + full_precision(head.bias[ids])
         parts.append(product)

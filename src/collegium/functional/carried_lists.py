@@ -1,7 +1,7 @@
 """Lists of a teacher's most probable tokens, carried from its vocabulary to the student's.
 
 As `alignment` does for full distributions, but only what is listed can be carried: the probability of what is
-not stays with the tail, and an entropy counts tokens of the tail as different, which makes it an upper bound.
+not stays with the tail, and an entropy counts tokens of the tail as different ones.
 The label's probability is exact where its token of the teacher's is listed or is the text's own.
 """
 
@@ -107,15 +107,43 @@ def _of_entries(signal: TopKSignal, own_probs: Tensor, rows: CarryRows) -> _Part
     """What is listed at the cut before and goes on behind the place."""
     known = rows.entry_follows >= 0
     place, follows = rows.entry_rows[known], rows.entry_follows[known]
-    before, tokens = rows.before[place], rows.entry_tokens[known]
+    probs = _listed_probs(signal, own_probs, rows.before[place], rows.entry_tokens[known])
+    found = probs > 0
+    return place[found], follows[found], probs[found]
+
+
+def _listed_probs(signal: TopKSignal, own_probs: Tensor, at: Tensor, tokens: Tensor) -> Float[Tensor, " C"]:
+    """Probability of one token at each of some rows; 0 where it is not listed."""
     size = int(max(signal.token_ids.max().item() if signal.token_ids.numel() else 0, 0)) + 1
     row = torch.arange(len(signal), device=tokens.device).unsqueeze(-1)
     listed = signal.token_ids >= 0
     codes, order = (row * size + signal.token_ids.long())[listed].sort()
-    asked = before * size + tokens
-    at = torch.searchsorted(codes, asked).clamp_max(max(len(codes) - 1, 0))
-    found = (tokens < size) & (codes[at] == asked) if len(codes) else torch.zeros_like(asked, dtype=torch.bool)
-    return place[found], follows[found], own_probs[listed][order[at[found]]]
+    if not len(codes):
+        return own_probs.new_zeros(len(tokens))
+    asked = at * size + tokens
+    place = torch.searchsorted(codes, asked).clamp_max(len(codes) - 1)
+    found = (tokens < size) & (codes[place] == asked)
+    return torch.where(found, own_probs[listed][order[place]], 0.0)
+
+
+def unknown_share_at_most(signal: TopKSignal, rows: CarryRows, inside: Bool[Tensor, " N"]) -> Float[Tensor, " N"]:
+    """As `alignment.unknown_share`, of lists: a token that is not listed may be as probable as the last that is.
+
+    Infinite where the text's own continuation is not listed, which a target would call impossible. 0 outside of
+    `inside`.
+    """
+    own_probs = full_precision(signal.logprobs).exp().masked_fill(signal.token_ids < 0, 0.0)  # [U K]
+    least = own_probs.masked_fill(signal.token_ids < 0, torch.inf).amin(-1)
+    most = torch.minimum(least, (1.0 - own_probs.sum(-1)).clamp_min(0.0))  # of a token that is not listed
+    here = inside[rows.entry_rows]
+    place, tokens, follows = rows.entry_rows[here], rows.entry_tokens[here], rows.entry_follows[here]
+    before = rows.before[place]
+    probs = _listed_probs(signal, own_probs, before, tokens)
+    ending = torch.where(probs > 0, probs, most[before]).masked_fill(follows >= 0, 0.0)
+    parts = (ending, probs.masked_fill(follows < 0, 0.0), probs * (follows == rows.labels[place]))
+    unknown, known, label = (probs.new_zeros(len(rows)).index_add_(0, place, part) for part in parts)
+    share = torch.where(label > 0, unknown / (unknown + known).clamp_min(torch.finfo(probs.dtype).tiny), torch.inf)
+    return share.masked_fill(~inside, 0.0)
 
 
 def _of_chain(moved: Tensor, source: Tensor, labels: Tensor, vocab_size: int) -> Sequence[_Part]:

@@ -20,7 +20,6 @@ from transformers import PreTrainedTokenizerBase
 from collegium.alignment.edit_distance import nearest_tokens
 from collegium.alignment.plan import Aligner, Carry, Reading, Text
 from collegium.contracts import (
-    AlignedSpans,
     Batch,
     Capability,
     OwnView,
@@ -30,9 +29,9 @@ from collegium.contracts import (
     predicted_positions,
 )
 from collegium.functional.alignment import CarryRows, LabelsElsewhere, LogitCarrier, unknown_share
-from collegium.functional.carried_lists import carried_lists, certain_elsewhere
+from collegium.functional.carried_lists import carried_lists, certain_elsewhere, unknown_share_at_most
 from collegium.functional.teacher_stats import teacher_stats
-from collegium.signals import CarriedSignal, Carrier, ProjectedSignal, TeacherSignal, TopKSignal
+from collegium.signals import CarriedSignal, Carrier, DenseSignal, ProjectedSignal, TeacherSignal, TopKSignal
 from collegium.teachers.batch_plan import (
     CACHED,
     BatchPlan,
@@ -178,15 +177,19 @@ class AlignedTeacher:
         signal = self.teacher.score(own_batch, own_positions, need=need & self.provides).signal
         places = places_of(batch, positions)
         spans = plan.spans(places)
-        entropy = self._span_entropy(signal, own_positions, spans)
+        entropy = self._span_entropy(signal, own_positions, plan)
         if self._policy.by == "min_ed":
             carried = self._by_spelling(signal, own_positions.labels, plan, places, positions.labels)
         else:
             carried = self._by_prefix(signal, own_positions.labels, plan, places, positions.labels)
         if entropy is not None:
+            entropy = entropy[places]
             present = entropy.isfinite()  # some places lie in no span
             carried = replace(carried, entropy=entropy, valid=_and(carried.valid, present))
-        segments = segment_numbers(batch)[plan.teacher_segments]
+        numbers = torch.nn.functional.pad(
+            segment_numbers(batch), (0, 1), value=-1
+        )  # the last is what -1 points at
+        segments = numbers[plan.teacher_segments]
         own = OwnView(
             signal=signal,
             inputs=own_batch.input_ids.flatten()[own_positions.index],
@@ -248,21 +251,28 @@ class AlignedTeacher:
         is_drawn = isinstance(signal, TopKSignal) and signal.drawn  # draws are right on average, quotients are not
         valid: Bool[Tensor, " N"] = kinds <= int(Carry.EXACT if is_drawn else self._highest)
         inside = valid & (kinds == Carry.INSIDE)
-        if self._policy.max_unknown < 1.0 and isinstance(signal, ProjectedSignal) and bool(inside.any()):
-            valid = valid & ~(inside & (unknown_share(signal, rows, inside) > self._policy.max_unknown))
+        if not bool(inside.any()):
+            return valid
+        if isinstance(signal, TopKSignal):
+            return valid & (unknown_share_at_most(signal, rows, inside) <= self._policy.max_unknown)
+        if self._policy.max_unknown < 1.0 and isinstance(signal, ProjectedSignal | DenseSignal):
+            return valid & (unknown_share(signal, rows, inside) <= self._policy.max_unknown)
         return valid
 
     def _span_entropy(
-        self, signal: TeacherSignal, own_positions: Positions, spans: AlignedSpans
-    ) -> Float[Tensor, " N"] | None:
-        """The teacher's own entropy over each span, shared out among the student's tokens in it."""
-        if isinstance(signal, TopKSignal) and self._policy.entropy_of == "span":
-            return per_student_token(signal.entropy, spans)
+        self, signal: TeacherSignal, own_positions: Positions, plan: BatchPlan
+    ) -> Float[Tensor, " F"] | None:
+        """The teacher's own entropy over each span, shared out among all the student's tokens in it.
+
+        Those without a label count too.
+        """
         if self._policy.entropy_of == "carried":
             return None
+        if isinstance(signal, TopKSignal):
+            return per_student_token(signal.entropy, plan.spans())
         size = max(1, CHUNK_ELEMENTS // self.aligner.teacher.size)
         entropy = teacher_stats([signal], own_positions.labels, chunk_size=size).entropy.squeeze(-1)  # [U]
-        return per_student_token(entropy, spans)
+        return per_student_token(entropy, plan.spans())
 
 
 def align(

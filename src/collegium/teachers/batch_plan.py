@@ -73,15 +73,20 @@ class BatchPlan:
             alone[:-1] &= torch.bincount(spans[spans >= 0], minlength=size) == 1
         return alone[own] & (self._stored["main"] >= 0)
 
-    def spans(self, places: Int[Tensor, " N"]) -> AlignedSpans:
-        """Common stretches, at these places of the student's."""
+    def spans(self, places: Int[Tensor, " N"] | None = None) -> AlignedSpans:
+        """Common stretches, at these places of the student's, or all of them."""
+        student = self._stored["student_spans"]
         return AlignedSpans(
-            self._stored["student_spans"][places], self._stored["teacher_spans"], self._stored["span_bytes"]
+            student if places is None else student[places],
+            self._stored["teacher_spans"],
+            self._stored["span_bytes"],
         )
 
 
 def per_student_token(entropy: Float[Tensor, " U"], spans: AlignedSpans) -> Float[Tensor, " N"]:
-    """Sum of a teacher's entropies over each span, divided by the student's tokens there; NaN in no span.
+    """Sum of a teacher's entropies over each span, divided by the student's tokens there.
+
+    NaN in no span, and in one of which the teacher predicts nothing.
 
     Both count the same bytes, so this is the entropy per byte times the student's bytes per token: teachers
     with longer and shorter tokens are compared in one unit.
@@ -90,7 +95,9 @@ def per_student_token(entropy: Float[Tensor, " U"], spans: AlignedSpans) -> Floa
     of_teacher, of_student = spans.teacher >= 0, spans.student >= 0
     total = entropy.new_zeros(num_spans).index_add_(0, spans.teacher[of_teacher], entropy[of_teacher])
     tokens = torch.bincount(spans.student[of_student], minlength=num_spans).clamp_min(1)
-    mean = torch.nn.functional.pad(total / tokens, (0, 1), value=torch.nan)  # the last is what -1 points at
+    unread = torch.bincount(spans.teacher[of_teacher], minlength=num_spans) == 0
+    mean = (total / tokens).masked_fill(unread, torch.nan)
+    mean = torch.nn.functional.pad(mean, (0, 1), value=torch.nan)  # the last is what -1 points at
     return mean[spans.student]
 
 
