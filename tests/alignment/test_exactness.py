@@ -63,6 +63,37 @@ def test_exact_places_are_as_counted_out(text: str) -> None:
         assert (logprobs[place].exp() - expected).abs().max() < 1e-6, (text, place)
 
 
+PARTS = ["a", "b", "c", "ab", "bc", "ca", "aa", "abc", "cab", "bca"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(PARTS), st.sampled_from(PARTS)), min_size=1, max_size=5, unique_by="".join),
+    st.integers(0, 2),
+    st.text("abc", min_size=1, max_size=6),
+    st.integers(0, 100),
+)
+def test_exact_places_of_any_pair_are_as_counted_out(pairs, num_own, text, seed) -> None:
+    """The teacher merges on from the student's merges, so that its tokens are made of the student's."""
+    merges, known = [], set("abc")
+    for left, right in pairs:
+        if left in known and right in known and left + right not in known:
+            merges.append((left, right))
+            known.add(left + right)
+    student = TokenBytes(letters_tokenizer("abc", merges[:num_own]))
+    teacher = MarkovTeacher(TokenBytes(letters_tokenizer("abc", merges)), seed=seed)
+    teacher.table.bos = teacher.table.size - 2
+    aligner = Aligner(student, teacher.table, make_map(student, teacher.table))
+    aligned_teacher = AlignedTeacher(teacher, aligner, AlignmentPolicy(max_unknown=0.0))  # type: ignore[arg-type]
+    batch = batch_of(aligned_teacher, text)
+    logprobs, signal = carried(aligned_teacher, batch)
+    assert signal.exact is not None and signal.valid is not None
+    tokens = batch.input_ids[0].tolist()[1:]
+    for place in (signal.exact & signal.valid).nonzero().flatten().tolist():
+        expected = counted_out(teacher, student, tokens[:place])
+        assert (logprobs[place].exp() - expected).abs().max() < 1e-6, (merges, num_own, text, place)
+
+
 def test_places_inside_a_token_are_as_counted_out_where_nothing_ends_there() -> None:
     """In "fe", "fa", "fb" every token with f goes on, so what is inside is known."""
     merges = [("f", letter) for letter in "abcdef"]
@@ -208,6 +239,20 @@ def test_a_path_too_small_for_a_float_leaves_what_is_said_behind_it() -> None:
     logits = torch.stack([*(torch.tensor([-300.0, -300.0, 0.0]),) * 2, probs[1].log()])
     logprobs = carried_logprobs(logits, torch.tensor([0, 0, 0]), torch.arange(3), rows, 3)
     assert torch.allclose(logprobs.exp(), probs[1:], atol=1e-6)
+
+
+def test_a_token_from_further_back_makes_a_place_no_longer_exact() -> None:
+    """The teacher could have written "bca" from the cut before the last one."""
+    aligned_teacher, _ = aligned([], [("b", "c"), ("bc", "a")])
+    batch = batch_of(aligned_teacher, "bcbf")
+    kinds = aligned_teacher.read(vars(batch))["kinds"].tolist()
+    assert Carry(kinds[0]) == Carry.EXACT
+    longer, _ = aligned([], [("a", "b"), ("ab", "c")])
+    kinds = longer.read(vars(batch_of(longer, "abd")))["kinds"].tolist()
+    assert Carry(kinds[2]) == Carry.EXACT  # behind "ab", from the cut before it "abc" is an entry
+    split, _ = aligned([], [("a", "b"), ("c", "d"), ("ab", "cd")])
+    kinds = split.read(vars(batch_of(split, "abcf")))["kinds"].tolist()
+    assert Carry(kinds[3]) == Carry.SPLIT  # behind "abc", cut before the c: "abcd" begins two cuts before
 
 
 @pytest.mark.parametrize(("approximate", "highest"), [("none", 0), ("split", 1), ("inside", 2)])

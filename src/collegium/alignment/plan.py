@@ -5,7 +5,8 @@ behind BOS if that is its custom. At a place where both have cut (`main`), the t
 text as the student. How right its prediction is when it is carried over follows from the text:
 
 - exact: what the teacher reads next begins with the student's next token.
-- split: the student's next token is several of the teacher's; its probability is the product of theirs.
+- split: the student's next token is several of the teacher's; its probability is the product of theirs. Or a
+  token of the teacher's from before the last common cut could go on behind the place, which is not counted.
 - inside: the place lies inside a token of the teacher's, which knew only the text before that token.
 - absent: nothing can be said.
 
@@ -24,14 +25,12 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from collegium.alignment.lookback import DEEPEST, crossed_from_further_back, keys_since
 from collegium.alignment.token_bytes import TokenBytes, TokenizedBytes
-from collegium.alignment.vocabulary import START, VocabularyMap, extend_keys
+from collegium.alignment.vocabulary import VocabularyMap
 
 
 Ints = NDArray[np.int64]
-
-DEEPEST = 8
-"""Student tokens after a common cut beyond which no token of a teacher is looked for."""
 
 
 class Carry(IntEnum):
@@ -97,8 +96,9 @@ class Text:
 class Meeting:
     """One segment: how the tokens of the two lie to one another. As in the plan, from 0 on in the segment.
 
-    `since` counts the student's tokens since the cut of `before`; `kinds` knows nothing of vocabularies yet;
-    `is_shared` says which of the teacher's rows stand in the student's segment.
+    `since` counts the student's tokens since the cut of `before`; `kinds` knows nothing of vocabularies yet.
+    `is_cut` says where both have cut and the teacher predicts something, `is_shared` which of the teacher's rows
+    stand in the student's segment.
     """
 
     kinds: Ints
@@ -109,6 +109,7 @@ class Meeting:
     student_spans: Ints
     teacher_spans: Ints
     span_bytes: Ints
+    is_cut: NDArray[np.bool_]
     is_shared: NDArray[np.bool_]
 
 
@@ -155,6 +156,7 @@ def meet(own: Text, other: Text, first: Ints) -> Meeting:
         student_spans=np.where(there > here, _spans(cuts, there), -1),
         teacher_spans=_spans(cuts, other.ends[1:]),
         span_bytes=np.diff(cuts),
+        is_cut=main >= 0,
         is_shared=(other.ends[:-1] >= 0) & (other.ends[1:] <= own.ends[-1]),
     )
 
@@ -281,8 +283,7 @@ class Aligner:
         for (number, row, meeting), span in zip(met, spans.tolist(), strict=True):
             joined.add(meeting, number, int(firsts[number]), row, span)
         before = np.where(joined.since <= DEEPEST, joined.before, -1)
-        labels = _all([text.tokens[1:] for text in own])
-        kinds, entries = self._entries(before, _keys(own, joined.since), joined.kinds, labels)
+        kinds, entries = self._entries(joined, before, own)
         return AlignmentPlan(
             **reading.batch,
             kinds=kinds,
@@ -296,16 +297,23 @@ class Aligner:
             span_bytes=_all([meeting.span_bytes for _, _, meeting in met]),
         )
 
-    def _entries(self, before: Ints, keys: NDArray[np.uint64], kinds: Ints, labels: Ints) -> tuple[Ints, Ints]:
+    def _entries(self, joined: "_Joined", before: Ints, own: Sequence[Text]) -> tuple[Ints, Ints]:
         """Kinds, now that vocabularies are asked, and the entries of each position."""
-        starts, going_on, ends = self.vocabulary.beginning_with(keys)
-        inside = kinds == Carry.INSIDE
+        tokens, labels = _all([text.tokens for text in own]), _all([text.tokens[1:] for text in own])
+        within = _all([np.arange(len(text.tokens) - 1) for text in own])
+        at = within + np.repeat(_starts([len(t.tokens) for t in own]), [len(t.tokens) - 1 for t in own])
+        starts, going_on, ends = self.vocabulary.beginning_with(keys_since(tokens, at, joined.since))
+        inside = joined.kinds == Carry.INSIDE
         # An inside place whose own next token follows from no entry would be told that it is impossible.
         for place in np.flatnonzero(inside):
             follows = self.vocabulary.follows[going_on[place] : ends[place]]
-            at = np.searchsorted(follows, labels[place])
-            inside[place] = before[place] >= 0 and at < len(follows) and follows[at] == labels[place]
-        kinds = np.where((kinds == Carry.INSIDE) & ~inside, Carry.ABSENT, kinds)
+            nearest = np.searchsorted(follows, labels[place])
+            inside[place] = before[place] >= 0 and labels[place] in follows[nearest : nearest + 1]
+        more = crossed_from_further_back(self.vocabulary, tokens, at, within, joined.since, joined.is_cut) | (
+            joined.since > DEEPEST
+        )
+        kinds = np.where((joined.kinds == Carry.INSIDE) & (~inside | more), Carry.ABSENT, joined.kinds)
+        kinds = np.where((kinds == Carry.EXACT) & more, Carry.SPLIT, kinds)
         entries = np.stack([np.where(inside, starts, going_on), ends])
         return kinds, np.where((before < 0) | (kinds == Carry.ABSENT), 0, entries)
 
@@ -316,6 +324,7 @@ class _Joined:
     def __init__(self, num_positions: int, num_rows: int) -> None:
         self.kinds = np.full(num_positions, int(Carry.ABSENT))
         self.main, self.before, self.student_spans = (np.full(num_positions, -1) for _ in range(3))
+        self.is_cut = np.zeros(num_positions, bool)
         self.since, self.chain = np.zeros(num_positions, np.int64), np.zeros(num_positions, np.int64)
         self.teacher_spans, self.teacher_segments = (np.full(num_rows, -1) for _ in range(2))
 
@@ -331,6 +340,7 @@ class _Joined:
             "chain": meeting.chain,
         }.items():
             getattr(self, name)[places][known] = values[known]
+        self.is_cut[places] |= meeting.is_cut
         within = meeting.student_spans >= 0
         self.student_spans[places][within] = meeting.student_spans[within] + span
         rows = slice(row, row + len(meeting.teacher_spans))
@@ -345,22 +355,6 @@ def text_of(tokens: Ints, table: TokenBytes) -> Text:
     if table.eos is not None:
         lengths[-1] += tokens[-1] == table.eos
     return Text(tokens, np.cumsum(lengths))
-
-
-def _keys(own: Sequence[Text], since: Ints) -> NDArray[np.uint64]:
-    """Key of the student tokens since the last common cut, at each position."""
-    tokens = _all([text.tokens for text in own])
-    places = _all(
-        [
-            np.arange(len(text.tokens) - 1) + by
-            for text, by in zip(own, _starts([len(t.tokens) for t in own]), strict=True)
-        ]
-    )
-    keys = np.full(len(since), START)
-    for depth in range(min(DEEPEST, int(since.max(initial=0)))):
-        longer = since > depth
-        keys[longer] = extend_keys(keys[longer], tokens[places[longer] - since[longer] + 1 + depth])
-    return keys
 
 
 def _packed(texts: Sequence[Text], counts: Sequence[int]) -> dict[str, NDArray[Any]]:
