@@ -1,5 +1,7 @@
 """Packing: nothing lost, nothing reordered, nothing above the block size."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 
 from collegium.data import pack_documents
 from collegium.data.packing import Packer, blocks_to_table
-from collegium.data.tokenization import TokenizedDocument
+from collegium.data.tokenization import DocumentTokenizer, TokenizedDocument
 from collegium.errors import DataError
 
 
@@ -126,3 +128,24 @@ def test_take_is_evenly_spaced_and_keeps_numbers(tokenizer, prose):
     assert [row["sample_id"] for row in some.take(2)] == [numbers[0], numbers[2]]
     assert len(blocks.take(10**6)) == len(blocks)
     assert len(blocks.take(0)) == 0
+
+
+def test_every_segment_begins_with_bos_if_asked(tokenizer):
+    """A document that goes on in another block begins there with BOS too, and every byte of it is predicted."""
+    texts = ["the cat sat on the mat and looked", "at the dog", "x"]
+    document_tokenizer = DocumentTokenizer(tokenizer, add_bos=True, add_eos=False)
+    bos = document_tokenizer.bos
+    packer = Packer(block_size=8, domain="d", bos=bos)
+    blocks = []
+    for number, document in enumerate(document_tokenizer.encode(texts)):
+        blocks += [block for block, _ in packer.add(number, document)]
+    blocks += packer.flush()
+    segments = [segment for block in blocks for segment in block.segments]
+    begun = [segment for segment in segments if segment.tokens[0] == bos]
+    assert all(block.num_tokens == 8 for block in blocks[:-1])
+    assert all(len(segment.tokens) == 1 for segment in segments if segment.tokens[0] != bos)
+    for number, text in enumerate(texts):
+        own = [segment for segment in segments if segment.document == number]
+        assert (own[0].start, own[-1].end) == (0, len(text.encode()))
+        assert all(a.end == b.start for a, b in pairwise(own))
+    assert all(segment.num_bytes == segment.end - segment.start for segment in begun)

@@ -98,7 +98,8 @@ def build_text(
 ) -> PreparedText:
     """Prepare the text of a recipe; returns at once if it is there.
 
-    In a teacher's own tokens it begins with BOS, and ends with EOS, only where that is the tokenizer's custom.
+    In a teacher's own tokens every segment begins with BOS, and each document ends with EOS, if that is the
+    tokenizer's custom.
     """
     data = recipe.data
     as_told = is_students and isinstance(data.add_bos, bool)
@@ -120,6 +121,7 @@ def build_text(
         held_out_documents=data.held_out_documents,
         add_bos=add_bos,
         add_eos=data.add_eos and (is_students or tokenizer.eos_token_id is not None),
+        bos_at_segments=add_bos and not is_students,
         max_bad_fraction=data.max_bad_fraction,
         near_duplicate_threshold=data.near_duplicate_threshold,
         blocks_per_shard=data.blocks_per_shard,
@@ -145,6 +147,8 @@ def text_directory(
         return told if is_students else told.with_name(f"{told.name}-{tokenizer_fingerprint(tokenizer)[:8]}")
     parts = [tokenizer_fingerprint(tokenizer), *(source.fingerprint for source in sources)]
     content = recipe.data.model_dump_json(exclude={"directory", "mixing"}) + "".join(parts) + str(SCHEMA_VERSION)
+    if not is_students and adds_bos(tokenizer):
+        content += "bos at segments"
     return cache_dir() / "prepared" / hashlib.sha256(content.encode()).hexdigest()[:16]
 
 

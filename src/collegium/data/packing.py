@@ -53,6 +53,11 @@ class Segment:
         num_bytes = int(part.byte_ends[-1] - part.byte_ends[0])
         return cls(number, part.tokens, num_bytes, int(part.boundaries[0]), int(part.boundaries[-1]))
 
+    def behind(self, bos: int) -> "Segment":
+        """The same behind BOS, so that its first token is predicted too."""
+        tokens = np.concatenate([np.array([bos], np.int32), self.tokens])
+        return Segment(self.document, tokens, self.end - self.start, self.start, self.end)
+
 
 @dataclass(frozen=True)
 class Block:
@@ -73,11 +78,13 @@ class Packer:
     Args:
         block_size: Tokens of a block; only the last may have fewer.
         domain: Name of the domain, written in each row.
+        bos: Begins every segment, also where a document goes on; None: documents are taken as they are.
     """
 
-    def __init__(self, *, block_size: int, domain: str) -> None:
+    def __init__(self, *, block_size: int, domain: str, bos: int | None = None) -> None:
         self._block_size = block_size
         self._domain = domain
+        self._bos = bos
         self._segments: list[Segment] = []
         self._room = block_size
 
@@ -93,9 +100,13 @@ class Packer:
         """
         start = 0
         while start < len(document):
-            end = min(start + self._room, len(document))
-            self._segments.append(Segment.of(number, document[start:end]))
-            self._room -= end - start
+            lacks_bos = self._bos is not None and document.tokens[start] != self._bos and self._room > 1
+            end = min(start + self._room - lacks_bos, len(document))
+            segment = Segment.of(number, document[start:end])
+            if lacks_bos and self._bos is not None:
+                segment = segment.behind(self._bos)
+            self._segments.append(segment)
+            self._room -= len(segment.tokens)
             start = end
             if self._room == 0:
                 for block in self.flush():

@@ -107,8 +107,12 @@ class Preparation:
             self._write_held_out(source.name, texts)
         self._journal.save(self._directory)
 
+    def _packer(self, domain: str) -> Packer:
+        bos = self._tokenizer.bos if self._settings.bos_at_segments else None
+        return Packer(block_size=self._settings.block_size, domain=domain, bos=bos)
+
     def _write_held_out(self, domain: str, texts: list[str]) -> None:
-        packer = Packer(block_size=self._settings.block_size, domain=domain)
+        packer = self._packer(domain)
         blocks, first = [], self._journal.next_document
         for number, document in enumerate(self._tokenizer.encode(texts), first):
             blocks += [block for block, _ in packer.add(number, document)]
@@ -133,7 +137,7 @@ class Preparation:
         journal, name = self._journal, source.name
         tally = Tally(name, journal.counts.setdefault(name, {}))
         journal.tokens.setdefault(name, 0)
-        packer = Packer(block_size=self._settings.block_size, domain=name)
+        packer = self._packer(name)
         for batch in self._batches(source, index, tally):
             self._pack_batch(batch, packer, tally)
             self._report(tally)

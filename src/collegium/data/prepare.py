@@ -34,6 +34,7 @@ def prepare_text(
     held_out_documents: int,
     add_bos: bool,
     add_eos: bool,
+    bos_at_segments: bool = False,
     max_bad_fraction: float,
     near_duplicate_threshold: float,
     blocks_per_shard: int,
@@ -50,6 +51,8 @@ def prepare_text(
         held_out_documents: Documents of each source to hold out; of a small source, half at most.
         add_bos: Begin each document with BOS.
         add_eos: End each document with EOS.
+        bos_at_segments: Begin with BOS where a document goes on in another block, too: some models read nothing
+            well without it. Needs add_bos.
         max_bad_fraction: Stop when more than this share of a source's documents cannot be read.
         near_duplicate_threshold: Drop training documents that share this part of their word
             13-grams with held-out text of any source.
@@ -72,6 +75,7 @@ def prepare_text(
         held_out_documents=held_out_documents,
         add_bos=add_bos,
         add_eos=add_eos,
+        bos_at_segments=bos_at_segments,
         max_bad_fraction=max_bad_fraction,
         near_duplicate_threshold=near_duplicate_threshold,
         blocks_per_shard=blocks_per_shard,
@@ -119,11 +123,14 @@ def _check_names(names: Sequence[str], limits: Mapping[str, SourceLimits]) -> No
 
 
 def _fingerprint(sources: Sequence[Source], encoder: DocumentTokenizer, settings: PrepareSettings) -> str:
+    decisive = asdict(settings)
+    if not settings.bos_at_segments:  # text that was prepared without it stays what it is
+        del decisive["bos_at_segments"]
     content = {
         "schema": SCHEMA_VERSION,
         "sources": [[source.name, source.fingerprint] for source in sources],
         "tokenizer": encoder.identity,
-        "settings": asdict(settings),
+        "settings": decisive,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

@@ -26,6 +26,7 @@ class PrepareSettings:
     held_out_documents: int
     add_bos: bool
     add_eos: bool
+    bos_at_segments: bool
     max_bad_fraction: float
     near_duplicate_threshold: float
     blocks_per_shard: int

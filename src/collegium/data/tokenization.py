@@ -82,6 +82,11 @@ class DocumentTokenizer:
         self._eos = _special_tokens(tokenizer, "eos", wanted=add_eos)
 
     @property
+    def bos(self) -> int | None:
+        """Token that begins each document."""
+        return int(self._bos[0]) if len(self._bos) else None
+
+    @property
     def identity(self) -> str:
         """Hash of everything that decides the tokens of a text."""
         content = json.loads(self._backend.to_str())
