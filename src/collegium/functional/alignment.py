@@ -126,21 +126,24 @@ def carried_logprobs(
     crossing = path.new_zeros(len(rows)).index_add_(0, place, entries)
     # Both too small for a float: what is said from the same text is still known.
     path = path.masked_fill((rows.main >= 0) & (path == 0) & (crossing == 0), 1.0)
+    start = rows.main.clamp_min(0)
+    moved = torch.where(rows.chain > 0, path * chain, 0.0)
+    # One pass for what would be three: sums are known before places are filled.
+    kept = pooled[:, :vocab_size].sum(-1)
+    total = crossing + torch.where(rows.main >= 0, path * kept[start], 0.0) if len(pooled) else crossing
+    # A teacher's NaN must show, and so must a place at which it rules out all that could be said.
+    total = total.masked_fill((rows.main < 0) & (rows.before < 0), 1.0)
     if len(pooled):
-        carried = pooled[rows.main.clamp_min(0)].mul_(path.unsqueeze(-1))
+        carried = pooled[start].mul_((path / total).unsqueeze(-1))
         carried[rows.main < 0] = 0.0  # 0 * NaN is NaN
     else:
         carried = pooled.new_zeros((len(rows), vocab_size + 1))
-    carried.index_put_((place, follows), entries, accumulate=True)
-    moved = torch.where(rows.chain > 0, path * chain, 0.0)
+    carried.index_put_((place, follows), entries / total[place], accumulate=True)
     split = rows.chain.nonzero().squeeze(-1)
-    carried.index_put_((split, first[own_labels[rows.main[split]]]), -moved[split], accumulate=True)
-    carried.index_put_((split, rows.labels[split]), moved[split], accumulate=True)
-    carried = carried[:, :vocab_size].clamp_min_(0.0)
-    total = carried.sum(-1, keepdim=True)
-    # A teacher's NaN must show, and so must a place at which it rules out all that could be said.
-    nothing = ((rows.main < 0) & (rows.before < 0)).unsqueeze(-1)
-    return carried.div_(total.masked_fill(nothing, 1.0)).log_().clamp_min_(LOG_ZERO)
+    source, share = first[own_labels[rows.main[split]]], moved[split] / total[split]
+    carried[split, source] = (carried[split, source] - share).clamp_min(0.0)
+    carried.index_put_((split, rows.labels[split]), share, accumulate=True)
+    return carried[:, :vocab_size].log_().clamp_min_(LOG_ZERO)
 
 
 def path_probs(gold: Float[Tensor, " R"], rows: CarryRows) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
