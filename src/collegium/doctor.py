@@ -8,7 +8,6 @@ import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -27,7 +26,7 @@ from collegium.build import (
 from collegium.data.prepared import PreparedText
 from collegium.errors import DataError, RecipeError, TeacherError, UserError
 from collegium.model_sections import CachedTeacherSection, LocalTeacherSection
-from collegium.pretrained import cache_dir
+from collegium.pretrained import cache_dir, is_local, is_offline
 from collegium.recipe import Recipe
 from collegium.teachers.aligned import AlignedTeacher
 from collegium.teachers.cached import CachedTeacher
@@ -109,16 +108,12 @@ def _hub(recipe: Recipe) -> Check:
     references = [recipe.student.model, *(section.model for section in local)]
     references += [name for name in (recipe.student.tokenizer, *(s.adapter for s in local)) if name]
     references += [source.dataset for source in recipe.data.sources if source.kind == "hub"]
-    wanted = sorted({reference for reference in references if _is_hub_id(reference)})
+    wanted = sorted({reference for reference in references if not is_local(reference)})
     if not wanted:
         return Check("hub", "not needed: every model and text is on this machine")
-    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+    if is_offline():
         return Check("hub", f"HF_HUB_OFFLINE is set: {', '.join(wanted)} must have been fetched before")
     return Check("hub", f"HF_HUB_OFFLINE is not set: {', '.join(wanted)} are fetched if they are not here")
-
-
-def _is_hub_id(reference: str) -> bool:
-    return not (reference.startswith(("/", ".", "package:")) or Path(reference).exists())
 
 
 def _disk() -> Check:

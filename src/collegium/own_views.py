@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from collegium.contracts import AlignedSpans, Batch, OwnView, Positions, TeacherOutput
+from collegium.functional.alignment import logits_at
 from collegium.functional.cross_tokenizer import label_and_boundary
 from collegium.functional.elementwise import full_precision
 from collegium.functional.teacher_stats import chunks
@@ -129,15 +130,7 @@ def teacher_logprobs(
 
     There, where its logits hold NaN or +Inf, all entries are 0.
     """
-    if isinstance(signal, ProjectedSignal):
-        with torch.autocast(rows.device.type, enabled=False):
-            logits = signal.head(signal.hidden[rows])
-    elif isinstance(signal, DenseSignal):
-        logits = signal.logprobs[rows]
-    else:
-        first, last = (int(rows[0]), int(rows[-1]) + 1) if len(rows) else (0, 0)
-        logits = signal.logits(slice(first, last))[rows - first]
-    logprobs = softened(logits, temperature * signal.target_temperature)
+    logprobs = softened(logits_at(signal, rows), temperature * signal.target_temperature)
     bad = logprobs.isnan().any(-1)
     return logprobs.masked_fill_(bad.unsqueeze(-1), 0.0), bad
 

@@ -317,12 +317,20 @@ def _locate(reference: str) -> tuple[str, str | None]:
     return str(file.parent), file.name
 
 
+def is_offline() -> bool:
+    """Whether the hub must not be asked."""
+    return os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+
+
+def is_local(reference: str) -> bool:
+    """Whether this is a path or a file in a package, and no hub id."""
+    return reference.startswith(("/", ".", "package:")) or Path(reference).exists()
+
+
 def _unloadable(what: str, reference: str, error: Exception) -> DataError:
-    offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
-    local = reference.startswith(("/", ".", "package:")) or Path(reference).exists()
-    if local:
+    if is_local(reference):
         mend = "check the path, and that the folder holds config.json, tokenizer files and *.safetensors"
-    elif offline:
+    elif is_offline():
         mend = "HF_HUB_OFFLINE is set; unset it, or give a local folder"
     else:
         mend = "check the id, the network and `huggingface-cli login`, or give a local folder"

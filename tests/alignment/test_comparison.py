@@ -10,13 +10,12 @@ from small_tokenizers import byte_level, sentencepiece_bpe, unigram, word_piece
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from collegium.alignment.comparison import ModelTokenizer, ReadText, compare, kind_of, lost_bytes
+from collegium.alignment.comparison import ModelTokenizer, ReadText, compare, kind_of, lost_bytes, shares
 from collegium.alignment.plan import Aligner
 from collegium.alignment.token_bytes import TokenBytes
 from collegium.alignment.verdict import Comparison
 from collegium.alignment.vocabulary import VocabularyMap
 from collegium.data.tokenization import DocumentTokenizer
-from collegium.teachers.batch_plan import shares
 
 
 TEXTS = ("the cat walked home", "Größe 漢字 🙂", "walking, talking")

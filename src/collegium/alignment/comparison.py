@@ -13,10 +13,9 @@ from operator import itemgetter
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from collegium.alignment.plan import Aligner, Carry, Ints
+from collegium.alignment.plan import Aligner, AlignmentPlan, Carry, Ints
 from collegium.alignment.token_bytes import TokenBytes
 from collegium.alignment.verdict import (
     Approximation,
@@ -130,11 +129,11 @@ def compare(
     same = kind in ("same", "padding")
     try:
         own_texts = texts if same else teacher.read([text.content for text in texts])
-        counts = None if same else count_carries(student, teacher, texts)
+        plan = None if same else _plan(student, teacher, texts)
     except DataError as error:
         return unusable(name, str(error))
     facts, own = facts_of(student, texts), facts_of(teacher, own_texts)
-    overlap = _overlap(student, teacher, counts, same=same, texts=(texts, own_texts))
+    overlap = _overlap(student, teacher, plan, same=same, texts=(texts, own_texts))
     return Comparison(
         teacher=name,
         kind=kind,
@@ -160,8 +159,8 @@ def kind_of(student: ModelTokenizer, teacher: ModelTokenizer) -> Kind:
     return "same" if (student.num_rows, student.entries) == (teacher.num_rows, teacher.entries) else "padding"
 
 
-def count_carries(student: ModelTokenizer, teacher: ModelTokenizer, texts: Sequence[ReadText]) -> Ints:
-    """Positions that are reached in each way of `Carry`.
+def _plan(student: ModelTokenizer, teacher: ModelTokenizer, texts: Sequence[ReadText]) -> AlignmentPlan:
+    """How the teacher reaches the student's positions.
 
     Raises:
         DataError: the tokens of one do not keep all of a text.
@@ -169,9 +168,7 @@ def count_carries(student: ModelTokenizer, teacher: ModelTokenizer, texts: Seque
     aligner = Aligner(student.table, teacher.table, VocabularyMap.of(student.table, teacher.table))
     tokens = np.concatenate([np.zeros(0, np.int64), *(text.tokens for text in texts)]).astype(np.int64)
     places = np.concatenate([np.zeros(0, np.int64), *(np.arange(len(text.tokens)) for text in texts)])
-    plan = aligner.plan(tokens[None], np.ones((1, len(tokens)), bool), places[None], np.zeros_like(places)[None])
-    counts: NDArray[Any] = np.bincount(plan.kinds, minlength=len(Carry))
-    return counts
+    return aligner.plan(tokens[None], np.ones((1, len(tokens)), bool), places[None], np.zeros_like(places)[None])
 
 
 def facts_of(side: ModelTokenizer, texts: Sequence[ReadText]) -> TokenizerFacts:
@@ -240,7 +237,7 @@ def _named(token: object, token_id: object) -> tuple[str, int] | None:
 def _overlap(
     student: ModelTokenizer,
     teacher: ModelTokenizer,
-    counts: Ints | None,
+    plan: AlignmentPlan | None,
     *,
     same: bool,
     texts: tuple[Sequence[ReadText], Sequence[ReadText]],
@@ -257,14 +254,20 @@ def _overlap(
         same_ids=sum(ours[token] == theirs[token] for token in shared),
         num_special=len(differing),
         special=tuple(differing[:NUM_SHOWN]),
-        shares=_shares(counts) if any(numbers) else None,
+        shares=_shares(plan) if any(numbers) else None,
         student_per_teacher=numbers[0] / numbers[1] if all(numbers) else None,
     )
 
 
-def _shares(counts: Ints | None) -> dict[str, float]:
-    if counts is None:  # nothing to align
+def _shares(plan: AlignmentPlan | None) -> dict[str, float]:
+    if plan is None:  # nothing to align
         return {kind.name.lower(): float(kind == Carry.EXACT) for kind in Carry}
+    return shares(plan)
+
+
+def shares(plan: AlignmentPlan) -> dict[str, float]:
+    """Share of the positions that are reached in each way, by its name in lower case."""
+    counts = np.bincount(plan.kinds, minlength=len(Carry))
     return {kind.name.lower(): float(counts[kind] / max(1, counts.sum())) for kind in Carry}
 
 

@@ -5,19 +5,14 @@ alike, whether or not the student would write it there. Made once for a pair and
 vocabularies is: 100,000 tokens against 49,152 are 5e9 comparisons, some minutes on two cores.
 """
 
-import hashlib
 import logging
 
 import numpy as np
-import safetensors.numpy
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 
 from collegium.alignment.token_bytes import TokenBytes
-from collegium.alignment.vocabulary import VocabularyMap
-from collegium.durable import write_bytes
+from collegium.alignment.vocabulary import VocabularyMap, kept_arrays
 from collegium.errors import DataError
-from collegium.pretrained import cache_dir
 
 
 logger = logging.getLogger(__name__)
@@ -34,17 +29,10 @@ def nearest_tokens(student: TokenBytes, teacher: TokenBytes, vocabulary: Vocabul
     Raises:
         DataError: `rapidfuzz` is not installed.
     """
-    content = f"min_ed/1/{student.fingerprint}/{teacher.fingerprint}"
-    path = cache_dir() / "vocabularies" / f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.safetensors"
-    if path.exists():
-        try:
-            return safetensors.numpy.load_file(path)["nearest"]
-        except (SafetensorError, KeyError, OSError) as error:
-            logger.warning("%s: is damaged (%s); it is made anew", path, error)
-    nearest = _compare(student, teacher, vocabulary)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, safetensors.numpy.save({"nearest": nearest}))
-    return nearest
+    made = kept_arrays(
+        "min_ed/1", student, teacher, ["nearest"], lambda: {"nearest": _compare(student, teacher, vocabulary)}
+    )
+    return made["nearest"]
 
 
 def _compare(student: TokenBytes, teacher: TokenBytes, vocabulary: VocabularyMap) -> NDArray[np.int64]:

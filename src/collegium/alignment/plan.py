@@ -358,18 +358,25 @@ def text_of(tokens: Ints, table: TokenBytes) -> Text:
 
 
 def _packed(texts: Sequence[Text], counts: Sequence[int]) -> dict[str, NDArray[Any]]:
-    """Blocks of so many segments each, padded on the right to one length."""
+    """Blocks of so many segments each."""
     blocks, start = [], 0
     for count in counts:
         blocks.append(texts[start : start + count])
         start += count
-    sizes = [sum(len(text.tokens) for text in block) for block in blocks]
-    shape = (len(blocks), max([1, *sizes]))
+    tokens = [_all([text.tokens for text in block]) for block in blocks]
+    return padded_blocks(tokens, [[len(text.tokens) for text in block] for block in blocks])
+
+
+def padded_blocks(
+    blocks: Sequence[Ints], segment_lengths: Sequence[Sequence[int] | Ints]
+) -> dict[str, NDArray[Any]]:
+    """Blocks of tokens, filled up on the right to one length: what a teacher reads, [B T] each."""
+    shape = (len(blocks), max([1, *(len(block) for block in blocks)]))
     input_ids, mask, positions = np.zeros(shape, np.int64), np.zeros(shape, bool), np.zeros(shape, np.int64)
-    for row, (block, size) in enumerate(zip(blocks, sizes, strict=True)):
-        input_ids[row, :size] = _all([text.tokens for text in block])
-        mask[row, :size] = True
-        positions[row, :size] = _all([np.arange(len(text.tokens)) for text in block])
+    for row, (block, lengths) in enumerate(zip(blocks, segment_lengths, strict=True)):
+        size = len(block)
+        input_ids[row, :size], mask[row, :size] = block, True
+        positions[row, :size] = _all([np.arange(length) for length in lengths])
         positions[row, size:] = np.arange(shape[1] - size)
     return {"input_ids": input_ids, "attention_mask": mask, "position_ids": positions}
 

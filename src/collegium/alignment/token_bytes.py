@@ -8,7 +8,6 @@ What a tokenizer does to a text before it cuts it is left out where it loses som
 stripping): a teacher reads the same bytes as the student. A space that it puts before a text is not counted.
 """
 
-import copy
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -76,7 +75,7 @@ class TokenBytes:
                 self.pieces[special] = None
         self.lengths: NDArray[np.int64] = np.array([len(piece or b"") for piece in self.pieces], np.int64)
         self.left_out = _left_out(tree["normalizer"])
-        self._puts_space, self._backend = _lossless(backend, tree)
+        self._puts_space, self._backend = _lossless(tree)
         bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
         self.bos = bos if isinstance(bos, int) and tokenizer.encode("a")[:1] == [bos] else None
         self.eos = eos if isinstance(eos, int) else None
@@ -226,9 +225,11 @@ def _kinds(part: Any) -> set[str]:
     return {str(part.get("type"))}.union(*(_kinds(inner) for inner in nested))
 
 
-def _lossless(backend: tokenizers.Tokenizer, tree: dict[str, Any]) -> tuple[bool, tokenizers.Tokenizer]:
-    """Whether the tokenizer puts a space before a text, and a copy that neither does nor loses anything."""
-    tree = copy.deepcopy(tree)
+def _lossless(tree: dict[str, Any]) -> tuple[bool, tokenizers.Tokenizer]:
+    """Whether a tokenizer puts a space before a text, and one that neither does nor loses anything.
+
+    Changes the tree, which was read for this; a copy would cost seconds for 262,144 tokens.
+    """
     puts_space = "Prepend" in _kinds(tree["normalizer"])
     tree["normalizer"] = _kept(tree["normalizer"])
     for part in _nested(tree["pre_tokenizer"]):

@@ -10,10 +10,10 @@ For 262,144 tokens against 49,152 the map takes some seconds to make and 4 MB on
 
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
@@ -27,7 +27,7 @@ from collegium.pretrained import cache_dir
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = "1"
 START: np.uint64 = np.uint64(0x243F6A8885A308D3)
 """Key of no tokens."""
 
@@ -51,7 +51,6 @@ class VocabularyMap:
         follows: The student token that follows in it, or -1 where it ends: what follows is another token's
             affair. Sorted within a key.
         tokens: That teacher's token.
-        num_pieces: Teacher tokens that each of the student's tokens is cut into, [V_S]; 0 without bytes.
         shared: Student and teacher ids of tokens of the same bytes, [P 2].
     """
 
@@ -59,7 +58,6 @@ class VocabularyMap:
     keys: NDArray[np.uint64]
     follows: NDArray[np.int64]
     tokens: NDArray[np.int64]
-    num_pieces: NDArray[np.int64]
     shared: NDArray[np.int64]
 
     def beginning_with(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
@@ -76,26 +74,39 @@ class VocabularyMap:
     @classmethod
     def of(cls, student: TokenBytes, teacher: TokenBytes) -> "VocabularyMap":
         """The map of a pair; read from the cache if it was made before."""
-        content = f"{FORMAT}/{student.fingerprint}/{teacher.fingerprint}"
-        path = cache_dir() / "vocabularies" / f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.safetensors"
-        if path.exists():
-            kept = _load(path)
-            if kept is not None:
-                return kept
-        made = make_map(student, teacher)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        arrays = {field.name: np.ascontiguousarray(getattr(made, field.name)) for field in fields(cls)}
-        write_bytes(path, safetensors.numpy.save(arrays))
-        return made
+        names = [field.name for field in fields(cls)]
+        return cls(**kept_arrays(FORMAT, student, teacher, names, lambda: vars(make_map(student, teacher))))
 
 
-def _load(path: Path) -> VocabularyMap | None:
-    try:
-        arrays = safetensors.numpy.load_file(path)
-        return VocabularyMap(**{field.name: arrays[field.name] for field in fields(VocabularyMap)})
-    except (SafetensorError, KeyError, OSError) as error:
-        logger.warning("%s: is damaged (%s); it is made anew", path, error)
-        return None
+def kept_arrays(
+    what: str,
+    student: TokenBytes,
+    teacher: TokenBytes,
+    names: Sequence[str],
+    make: Callable[[], Mapping[str, NDArray[Any]]],
+) -> dict[str, NDArray[Any]]:
+    """What is made once for a pair of vocabularies, read from the cache folder if it was made before.
+
+    Args:
+        what: What it is, and the number of its format.
+        student: With the teacher's, its fingerprint names the file.
+        teacher: Likewise.
+        names: Of the arrays.
+        make: Makes them; also where the file is damaged.
+    """
+    content = f"{what}/{student.fingerprint}/{teacher.fingerprint}"
+    path = cache_dir() / "vocabularies" / f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.safetensors"
+    if path.exists():
+        try:
+            arrays = safetensors.numpy.load_file(path)
+            return {name: arrays[name] for name in names}
+        except (SafetensorError, KeyError, OSError) as error:
+            logger.warning("%s: is damaged (%s); it is made anew", path, error)
+    made = make()
+    arrays = {name: np.ascontiguousarray(made[name]) for name in names}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, safetensors.numpy.save(arrays))
+    return arrays
 
 
 def make_map(student: TokenBytes, teacher: TokenBytes) -> VocabularyMap:
@@ -107,16 +118,13 @@ def make_map(student: TokenBytes, teacher: TokenBytes) -> VocabularyMap:
     if teacher.eos is not None and student.eos is not None:
         first[teacher.eos] = student.eos
     own_starts, own_cut = _cut(student, teacher)
-    own_lengths = np.diff(own_starts)
-    split = np.flatnonzero(own_lengths > 1)  # the teacher gets there by another token first
+    split = np.flatnonzero(np.diff(own_starts) > 1)  # the teacher gets there by another token first
     begun = (extend_keys(np.full(len(split), START), split), np.full(len(split), -1), own_cut[own_starts[split]])
     columns = [np.concatenate(parts) for parts in zip(*_prefixes(starts, cut, first), begun, strict=True)]
     order = np.lexsort(columns[::-1])
     keys, follows, tokens = (column[order] for column in columns)
     pairs = [(token_id, teacher.ids[piece]) for piece, token_id in student.ids.items() if piece in teacher.ids]
-    return VocabularyMap(
-        first, keys, follows, tokens, own_lengths, np.array(sorted(pairs), np.int64).reshape(-1, 2)
-    )
+    return VocabularyMap(first, keys, follows, tokens, np.array(sorted(pairs), np.int64).reshape(-1, 2))
 
 
 def _cut(pieces_of: TokenBytes, by: TokenBytes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

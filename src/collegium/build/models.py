@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from collegium.build.ingredients import teacher_tokenizer
 from collegium.contracts import Teacher
 from collegium.durable import file_digest
 from collegium.errors import DataError, TeacherError, one_line, pass_on_full_disk
@@ -15,7 +16,6 @@ from collegium.model_sections import LocalTeacherSection, TeachingSection
 from collegium.pretrained import (
     check_model,
     load_model,
-    load_tokenizer,
     place,
     reference_fingerprint,
     resolve_dtype,
@@ -87,7 +87,8 @@ class _Base:
 
 def _load_base(section: LocalTeacherSection, device: torch.device) -> _Base:
     revision, trust = section.revision, section.trust_remote_code
-    own = load_tokenizer(section.model, revision=revision, trust_remote_code=trust)
+    own = teacher_tokenizer(section)
+    assert own is not None, "a model has one"
     model = load_model(
         section.model,
         dtype=resolve_dtype(section.dtype, device),

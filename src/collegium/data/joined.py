@@ -11,13 +11,11 @@ less, as its block happened to begin.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
-from collegium.alignment.plan import Aligner, Ints, Piece, Reading, Text, text_of
+from collegium.alignment.plan import Aligner, Ints, Piece, Reading, Text, padded_blocks, text_of
 from collegium.contracts import PLACES_IN_DOCUMENTS
 from collegium.data.document_index import DocumentIndex, SegmentPlace
 from collegium.data.prepared import PreparedText
@@ -75,21 +73,22 @@ class JoinedText:
             copies[stretch] += 1
             found.append([(rows.setdefault(k, len(rows)), p) for k, p in zip(keys, places, strict=True)])
         blocks = [self._parts[part][row] for _, part, row in rows]
+        tokens = [np.asarray(block["input_ids"], np.int64) for block in blocks]
         lengths = [np.asarray(block["segment_lengths"], np.int64) for block in blocks]
         sizes = np.array([int((length - 1).sum()) for length in lengths], np.int64)
         first_rows = np.cumsum(sizes) - sizes
 
         def piece(text: Text, stretch: tuple[int, int, int], row: int, place: SegmentPlace) -> Piece | None:
             before = int(lengths[row][: place.index].sum())
-            tokens = np.asarray(blocks[row]["input_ids"], np.int64)[before:][: lengths[row][place.index]]
-            theirs = self._as_in(text, stretch, tokens, place)
+            segment = tokens[row][before:][: lengths[row][place.index]]
+            theirs = self._as_in(text, stretch, segment, place)
             return None if theirs is None else Piece(theirs, int(first_rows[row]) + before - place.index)
 
         pieces = [
             [p for row, place in at if (p := piece(text, stretch, row, place)) is not None]
             for text, stretch, at in zip(own, wanted, found, strict=True)
         ]
-        return Reading(_padded(blocks, lengths), pieces, int(sizes.sum()))
+        return Reading(padded_blocks(tokens, lengths), pieces, int(sizes.sum()))
 
     def _as_in(self, own: Text, stretch: tuple[int, int, int], tokens: Ints, place: SegmentPlace) -> Text | None:
         """The teacher's tokens, their ends counted from the student's first byte; None if the bytes differ."""
@@ -110,15 +109,3 @@ def _put_before(content: bytes, size: int) -> int | None:
     if len(content) == size:
         return 0
     return 1 if len(content) == size + 1 and content.startswith(b" ") else None
-
-
-def _padded(blocks: Sequence[Mapping[str, Any]], lengths: Sequence[Ints]) -> dict[str, NDArray[Any]]:
-    """Blocks side by side, filled up on the right."""
-    shape = (len(blocks), max([1, *(int(length.sum()) for length in lengths)]))
-    input_ids, mask, positions = np.zeros(shape, np.int64), np.zeros(shape, bool), np.zeros(shape, np.int64)
-    for row, (block, length) in enumerate(zip(blocks, lengths, strict=True)):
-        size = int(length.sum())
-        input_ids[row, :size], mask[row, :size] = block["input_ids"], True
-        positions[row, :size] = np.concatenate([np.arange(n) for n in length])
-        positions[row, size:] = np.arange(shape[1] - size)
-    return {"input_ids": input_ids, "attention_mask": mask, "position_ids": positions}

@@ -191,7 +191,7 @@ class LogitCarrier:
         part = self.rows[rows]
         needed = part.needed(len(self.own_labels))
         part = part.renumbered(needed.cumsum(0) - 1)
-        logits = _logits_at(self.signal, needed.nonzero().squeeze(-1))
+        logits = logits_at(self.signal, needed.nonzero().squeeze(-1))
         return carried_logprobs(logits, self.own_labels[needed], self.first, part, self.vocab_size)
 
     def to(self, device: torch.device) -> "LogitCarrier":
@@ -233,7 +233,8 @@ class LabelsElsewhere:
         return LabelsElsewhere(self.carrier.to(device), self.labels.to(device), self.carried.to(device))
 
 
-def _logits_at(signal: TeacherSignal, rows: Int[Tensor, " R"]) -> Float[Tensor, "R T"]:
+def logits_at(signal: TeacherSignal, rows: Int[Tensor, " R"]) -> Float[Tensor, "R T"]:
+    """A teacher's logits at some of its rows, in ascending order."""
     assert not isinstance(signal, TopKSignal), "carried by lists"
     first, last = (int(rows[0]), int(rows[-1]) + 1) if len(rows) else (0, 0)
     if last - first == len(rows):
@@ -259,7 +260,7 @@ def unknown_share(
         logits = _logits_of_tokens(linear, signal.hidden[rows.before[place]], tokens)
     else:
         places, inverse = rows.before[place].unique(return_inverse=True)
-        logits = full_precision(_logits_at(signal, places))[inverse, tokens]
+        logits = full_precision(logits_at(signal, places))[inverse, tokens]
     ends = rows.entry_follows[here] < 0
     total = torch.full((len(rows),), -torch.inf, dtype=logits.dtype, device=logits.device)
     total = total.scatter_reduce(0, place, logits, "amax")

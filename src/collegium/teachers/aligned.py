@@ -186,9 +186,8 @@ class AlignedTeacher:
             entropy = entropy[places]
             present = entropy.isfinite()  # some places lie in no span
             carried = replace(carried, entropy=entropy, valid=_and(carried.valid, present))
-        numbers = torch.nn.functional.pad(
-            segment_numbers(batch), (0, 1), value=-1
-        )  # the last is what -1 points at
+        # The last is what -1 points at.
+        numbers = torch.nn.functional.pad(segment_numbers(batch), (0, 1), value=-1)
         segments = numbers[plan.teacher_segments]
         own = OwnView(
             signal=signal,

@@ -2,15 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from numpy.typing import NDArray
 from torch import Tensor
 
-from collegium.alignment.plan import AlignmentPlan, Carry
+from collegium.alignment.plan import AlignmentPlan
 from collegium.contracts import AlignedSpans, Batch, Positions
 from collegium.functional.alignment import CarryRows
 
@@ -134,9 +132,3 @@ def without(rows: CarryRows, absent: Bool[Tensor, " N"]) -> CarryRows:
         rows.entry_tokens[kept],
         rows.entry_follows[kept],
     )
-
-
-def shares(plan: AlignmentPlan) -> dict[str, float]:
-    """Share of the positions that are reached in each way, by its name in lower case."""
-    counts: NDArray[Any] = np.bincount(plan.kinds, minlength=len(Carry))
-    return {kind.name.lower(): float(counts[kind] / max(1, counts.sum())) for kind in Carry}
