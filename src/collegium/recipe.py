@@ -39,6 +39,8 @@ class SourceSection(Section):
     """Domain; every table has a column for it."""
     max_documents: int | None = Field(default=None, ge=1)
     """Read at most this many documents, held-out ones included."""
+    skip_documents: int = Field(default=0, ge=0)
+    """Train on none of the first documents, as many as this, such as those that another run trains on."""
     max_tokens: int | None = Field(default=None, ge=1)
     """Stop when this many training tokens are packed."""
     min_characters: int = Field(default=16, ge=0)

@@ -166,6 +166,21 @@ def test_limits(tmp_path, prepare, list_source, prose):
     assert prepared.manifest["sources"]["a"]["train_tokens"] == 123
 
 
+def test_two_texts_of_one_source_share_held_out_documents_only(
+    tmp_path, prepare, list_source, prose, document_texts
+):
+    source = list_source("a", ["", *prose(100)])
+    first = prepare([source], tmp_path / "p1", limits={"a": SourceLimits(max_documents=40)}, held_out_documents=3)
+    rest = prepare([source], tmp_path / "p2", limits={"a": SourceLimits(skip_documents=40)}, held_out_documents=3)
+    whole = prepare([source], tmp_path / "p3", held_out_documents=3)
+    assert rest.manifest["sources"]["a"]["documents"]["skipped"] >= 37  # held-out ones among the 40 count as such
+    texts = [set(document_texts(part.train).values()) for part in (first, rest, whole)]
+    assert texts[0] and texts[1] and not texts[0] & texts[1]
+    assert texts[0] | texts[1] >= texts[2]
+    held_out = [(part.directory / "held_out/a.jsonl").read_text() for part in (rest, whole)]
+    assert held_out[0] == held_out[1]
+
+
 def test_progress(tmp_path, prepare, list_source, prose, monkeypatch):
     monkeypatch.setattr("collegium.data.preparation._BATCH_DOCUMENTS", 10)
     seen = []

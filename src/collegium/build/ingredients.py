@@ -110,6 +110,7 @@ def build_text(
             max_documents=source.max_documents,
             max_tokens=source.max_tokens,
             min_characters=source.min_characters,
+            skip_documents=source.skip_documents,
         )
         for source in data.sources
     }

@@ -13,8 +13,9 @@ EMPTY = "empty"
 TOO_SHORT = "too_short"
 HELD_OUT = "held_out"
 NEAR_DUPLICATE = "near_duplicate_of_held_out"
+SKIPPED = "skipped"
 
-_READABLE = frozenset({KEPT, EMPTY, TOO_SHORT, HELD_OUT, NEAR_DUPLICATE})
+_READABLE = frozenset({KEPT, EMPTY, TOO_SHORT, HELD_OUT, NEAR_DUPLICATE, SKIPPED})
 _JUDGED_FROM = 100
 
 

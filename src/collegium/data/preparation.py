@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from collegium.data.deduplicate import HeldOutIndex, words_key, words_of
-from collegium.data.filtering import EMPTY, KEPT, TOO_SHORT, Tally, drop_reason
+from collegium.data.filtering import EMPTY, KEPT, SKIPPED, TOO_SHORT, Tally, drop_reason
 from collegium.data.held_out import choose_held_out
 from collegium.data.journal import Journal
 from collegium.data.packing import Block, Packer
@@ -163,6 +163,8 @@ class Preparation:
         documents = iter(source)
         while num_documents != limits.max_documents and (document := next(documents, None)):
             reason = drop_reason(document, limits) or index.match(document.text)
+            if reason is None and num_documents < limits.skip_documents:
+                reason = SKIPPED
             batch.append(_Item(state, "" if reason else document.text, reason))
             state = source.state_dict()
             num_documents += reason != EMPTY
@@ -253,6 +255,7 @@ class Preparation:
         return {
             "sources": [[source.name, source.fingerprint] for source in self._sources],
             "max_documents": {name: limit.max_documents for name, limit in limits.items()},
+            "skip_documents": {name: limit.skip_documents for name, limit in limits.items()},
             "min_characters": {name: limit.min_characters for name, limit in limits.items()},
             "near_duplicate_threshold": self._settings.near_duplicate_threshold,
             "held_out_documents": self._settings.held_out_documents,

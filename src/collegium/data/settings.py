@@ -10,12 +10,14 @@ class SourceLimits:
     Attributes:
         max_documents: Documents to read at most; blank ones do not count, dropped ones do.
         max_tokens: Training tokens at most; the document that reaches them is cut.
+        skip_documents: Documents at the beginning that are not trained on; blank ones do not count.
         min_characters: Shorter documents are dropped; blanks around them do not count.
     """
 
     max_documents: int | None = None
     max_tokens: int | None = None
     min_characters: int = 16
+    skip_documents: int = 0
 
 
 @dataclass(frozen=True)
