@@ -1,6 +1,6 @@
 """Any task of lm-eval (EleutherAI's evaluation harness), on a student as it is in memory.
 
-lm-eval is an optional package: with what it requires it takes some 400 MB, so it is imported where it is called.
+lm-eval is an optional package: with what it requires it takes some 350 MB, so it is imported where it is called.
 Most of its tasks fetch their data from the hub; a folder with task files of one's own does not.
 """
 
