@@ -21,6 +21,7 @@ from collegium.build import (
     Ingredients,
     build_held_out,
     build_ingredients,
+    build_prompts,
     build_rule,
     build_student,
     build_teachers,
@@ -129,6 +130,7 @@ def train(recipe: Recipe) -> dict[str, Any]:
         return read_evaluation(run_dir)
     past_runs(recipe)  # before any work: a run that is continued must be finished
     ingredients = prepare(recipe)
+    build_prompts(ingredients, recipe.evaluation.generation)  # before training: it may be that there are none
     fitted, _ = fit_recipe(recipe, ingredients, device=device(), run_dir=run_dir)
     teachers = build_teachers(fitted, ingredients, device=device())
     held_out = build_held_out(recipe, ingredients, teachers, device=device())

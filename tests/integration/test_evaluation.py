@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -91,10 +92,18 @@ def test_documents_that_are_too_short_are_said(recipe, monkeypatch, capsys):
     code, _, err = run(["train", str(recipe), long, "--json"], monkeypatch, capsys)
     assert code == 65
     assert "no held-out document has 406 tokens (prompt_tokens + new_tokens)" in err
+    assert not Path("runs/pico/student").exists()  # said before training
+
+
+def test_sacrebleu_that_is_not_installed_is_said_before_training(recipe, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "sacrebleu", None)
+    code, _, err = run(["train", str(recipe), GENERATION], monkeypatch, capsys)
+    assert code == 2 and "pip install 'collegium[eval]'" in err
+    assert not Path("runs/pico/student").exists()
 
 
 def test_lm_eval_that_is_not_installed_is_said_before_any_work(recipe, monkeypatch, capsys):
-    monkeypatch.setitem(__import__("sys").modules, "lm_eval", None)
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
     run(["train", str(recipe), "--json"], monkeypatch, capsys)
     code, _, err = run(["evaluate", "runs/pico", "--lm-eval", "sst2"], monkeypatch, capsys)
     assert code == 2 and "pip install 'collegium[eval]'" in err

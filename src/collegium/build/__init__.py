@@ -15,7 +15,7 @@ from collegium.build.cache import (
 )
 from collegium.build.calibration import fit_recipe
 from collegium.build.continuation import PastRun, first_student, past_runs
-from collegium.build.generation import build_references, build_writing, measure_generation
+from collegium.build.generation import build_prompts, build_references, build_writing, measure_generation
 from collegium.build.ingredients import (
     Ingredients,
     build_ingredients,
@@ -40,6 +40,7 @@ __all__ = [
     "build_held_out",
     "build_ingredients",
     "build_objective",
+    "build_prompts",
     "build_references",
     "build_rule",
     "build_student",

@@ -14,6 +14,7 @@ from collegium.contracts import GeneratingTeacher, Teacher
 from collegium.errors import DataError
 from collegium.evaluation.generation import (
     Continuations,
+    Prompts,
     References,
     continue_documents,
     detokenized,
@@ -94,6 +95,27 @@ def build_references(
         DataError: no domain has a document that is long enough.
         RecipeError: sacrebleu is not installed.
     """
+    prompts = build_prompts(ingredients, section)
+    authors = _authors(recipe, teachers)
+    writing = build_writing(ingredients, section)
+    texts = {}
+    for name, chosen in prompts.items():
+        rows = authors.write(chosen.tokens.to(device), writing, ingredients.domains.index(name))
+        if rows is not None:
+            texts[name] = detokenized(ingredients.tokenizer, rows)
+    truth = {name: detokenized(ingredients.tokenizer, chosen.truth) for name, chosen in prompts.items()}
+    return References(prompts, truth, texts, authors.in_words)
+
+
+def build_prompts(ingredients: Ingredients, section: GenerationSection | None) -> dict[str, Prompts]:
+    """Beginnings of held-out documents, by domain; none if they are not asked for.
+
+    Raises:
+        DataError: no domain has a document that is long enough.
+        RecipeError: sacrebleu is not installed.
+    """
+    if section is None:
+        return {}
     require_sacrebleu()
     lengths = {"prompt_tokens": section.prompt_tokens, "new_tokens": section.new_tokens}
     found = {
@@ -105,15 +127,7 @@ def build_references(
             f"evaluation.generation: no held-out document has {sum(lengths.values())} tokens (prompt_tokens + "
             "new_tokens): make them fewer, or hold out longer documents"
         )
-    authors = _authors(recipe, teachers)
-    writing = build_writing(ingredients, section)
-    texts = {}
-    for name, chosen in prompts.items():
-        rows = authors.write(chosen.tokens.to(device), writing, ingredients.domains.index(name))
-        if rows is not None:
-            texts[name] = detokenized(ingredients.tokenizer, rows)
-    truth = {name: detokenized(ingredients.tokenizer, chosen.truth) for name, chosen in prompts.items()}
-    return References(prompts, truth, texts, authors.in_words)
+    return prompts
 
 
 @dataclass(frozen=True)

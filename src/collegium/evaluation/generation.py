@@ -2,8 +2,8 @@
 
 The beginning of a document is continued by the most probable token at each step. The text is compared with how
 the document really goes on (`*_reference`), and with how the fused teachers continue it (`*_teacher`): what a
-student was to learn. Many texts are good continuations, so scores against the real one are in single digits;
-what counts is their difference between students on the same documents.
+student was to learn. Many texts are good continuations, so on prose BLEU against the real one is in single
+digits; what counts is its difference between students on the same documents.
 
 References are made once and serve any number of students. All prompts have the same number of tokens, so
 nothing is padded.
