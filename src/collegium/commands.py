@@ -230,7 +230,7 @@ def evaluate_model(
 ) -> dict[str, Any]:
     """Measure any model with the recipe's tokenizer on its held-out text, against its teachers."""
     if harness is not None:
-        require_harness()
+        require_harness(harness)
     ingredients = prepare(recipe)
     require_same_tokenizer(ingredients.tokenizer, load_tokenizer(model), name=model)
     student = place(load_model(model, dtype=torch.float32), device())

@@ -37,13 +37,13 @@ class HarnessTasks:
     include_path: str | None = None
 
 
-def require_harness() -> None:
-    """Find lm-eval before any work is done.
+def require_harness(asked: HarnessTasks) -> None:
+    """Find lm-eval and the tasks before any work is done.
 
     Raises:
-        RecipeError: it is not installed.
+        RecipeError: lm-eval is not installed, or knows no such task.
     """
-    _lm_eval()
+    _task_manager(_lm_eval(), asked)
 
 
 def evaluate_with_harness(
@@ -62,12 +62,7 @@ def evaluate_with_harness(
         DataError: the data of a task cannot be had.
     """
     lm_eval = _lm_eval()
-    manager = lm_eval.tasks.TaskManager(include_path=asked.include_path)
-    if unknown := sorted(set(asked.tasks) - set(manager.match_tasks(list(asked.tasks)))):
-        raise RecipeError(
-            f"--lm-eval: lm-eval {lm_eval.__version__} knows no task {', '.join(unknown)}; `lm-eval ls tasks` "
-            "lists them, and --include-path names a folder with task files of your own"
-        )
+    manager = _task_manager(lm_eval, asked)
     subject = lm_eval.models.huggingface.HFLM(
         pretrained=model.eval(), tokenizer=tokenizer, batch_size=asked.batch_size, device=str(device)
     )
@@ -88,6 +83,16 @@ def evaluate_with_harness(
         ) from error
     kept = {name: found[name] for name in KEPT if found.get(name)}
     return {"lm_eval_version": lm_eval.__version__, "asked": asdict(asked), **kept}
+
+
+def _task_manager(lm_eval: Any, asked: HarnessTasks) -> Any:
+    manager = lm_eval.tasks.TaskManager(include_path=asked.include_path)
+    if unknown := sorted(set(asked.tasks) - set(manager.match_tasks(list(asked.tasks)))):
+        raise RecipeError(
+            f"--lm-eval: lm-eval {lm_eval.__version__} knows no task {', '.join(unknown)}; `lm-eval ls tasks` "
+            "lists them, and --include-path names a folder with task files of your own"
+        )
+    return manager
 
 
 def _lm_eval() -> Any:
