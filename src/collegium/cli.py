@@ -150,16 +150,24 @@ def evaluate(
     run: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="run folder; with --recipe, any model")],
     recipe: Annotated[Path | None, typer.Option(help="recipe whose text and teachers to measure against")] = None,
     output: Annotated[Path, typer.Option(help="folder for evaluation.json, with --recipe")] = Path("evaluation"),
+    lm_eval: Annotated[str | None, typer.Option(metavar="TASK[,TASK]", help="tasks of lm-eval too")] = None,
+    num_fewshot: Annotated[int | None, typer.Option(min=0, help="examples before each of their questions")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="questions of each of them, for a trial")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="their requests together")] = 8,
+    include_path: Annotated[str | None, typer.Option(help="folder with task files of your own")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a student: perplexity, bits per byte, KL to each teacher, agreement."""
+    """Measure a student: perplexity, bits per byte, calibration, KLs, what it writes, tasks of lm-eval."""
     from collegium import commands
+    from collegium.evaluation.harness import HarnessTasks
     from collegium.tables import show_evaluation
 
+    tasks = [] if lm_eval is None else [name.strip() for name in lm_eval.split(",")]
+    harness = HarnessTasks(tasks, num_fewshot, limit, batch_size, include_path) if tasks else None
     if recipe is None:
-        folder, result = Path(run), commands.evaluate_run(Path(run))
+        folder, result = Path(run), commands.evaluate_run(Path(run), harness)
     else:
-        folder, result = output, commands.evaluate_model(_load(recipe, None), run, output)
+        folder, result = output, commands.evaluate_model(_load(recipe, None), run, output, harness)
     show_evaluation(result, folder, as_json=as_json)
 
 

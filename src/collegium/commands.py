@@ -21,13 +21,17 @@ from collegium.build import (
     Ingredients,
     build_held_out,
     build_ingredients,
+    build_prompts,
     build_rule,
     build_student,
     build_teachers,
     build_trainer,
     compare_teachers,
+    describe_held_out,
     first_student,
     fit_recipe,
+    measure_generation,
+    own_rule,
     past_runs,
     sample_text,
 )
@@ -37,14 +41,16 @@ from collegium.data.settings import PrepareProgress
 from collegium.durable import disk_errors, write_text
 from collegium.errors import DataError, RecipeError
 from collegium.evaluation.continual import continual_figures
-from collegium.evaluation.language_modeling import DocumentSums, HeldOut
+from collegium.evaluation.harness import HarnessTasks, evaluate_with_harness, require_harness
+from collegium.evaluation.language_modeling import DocumentSums, HeldOut, Rule
 from collegium.evaluation.preflight import Preflight, run_preflight
 from collegium.evaluation.summary import summarize
+from collegium.evaluation_sections import EvaluationSection
 from collegium.functional.joint_weighting import JointWeighting
 from collegium.functional.weighting import Weighting
 from collegium.head import ProjectionHead
 from collegium.pretrained import check_model, last_hidden_states, load_model, load_tokenizer, place
-from collegium.recipe import EvaluationSection, Recipe
+from collegium.recipe import Recipe
 from collegium.recipe_file import differences, dump_recipe, load_recipe
 from collegium.terminal import ProgressLine, duration, is_main_rank, say
 from collegium.tokenizer_match import require_same_tokenizer
@@ -124,12 +130,16 @@ def train(recipe: Recipe) -> dict[str, Any]:
         return read_evaluation(run_dir)
     past_runs(recipe)  # before any work: a run that is continued must be finished
     ingredients = prepare(recipe)
+    build_prompts(ingredients, recipe.evaluation.generation)  # before training: it may be that there are none
     fitted, _ = fit_recipe(recipe, ingredients, device=device(), run_dir=run_dir)
     teachers = build_teachers(fitted, ingredients, device=device())
     held_out = build_held_out(recipe, ingredients, teachers, device=device())
     tables = train_student(recipe, ingredients, teachers, held_out)
-    continual = compare_with_past(recipe, ingredients, tables)
-    return write_evaluation(run_dir, tables, recipe, model="student", continual=continual)
+    sections = {"continual": compare_with_past(recipe, ingredients, tables)}
+    if recipe.evaluation.generation is not None:
+        student = place(load_model(str(run_dir / "student"), dtype=torch.float32), device())
+        sections["generation"] = measure_generation(recipe, ingredients, teachers, student, device=device())
+    return write_evaluation(run_dir, tables, recipe, ingredients, model="student", sections=sections)
 
 
 def train_student(
@@ -151,7 +161,7 @@ def train_student(
         trainer.train(resume_from_checkpoint=True)
     signals.raise_if_stopped(trainer.state.global_step)
     publish_student(trainer, run_dir)
-    return measure_student(trainer.distillation_model, held_out)
+    return measure_student(trainer.distillation_model, held_out, own=own_rule(recipe))
 
 
 def claim_run_dir(recipe: Recipe, run_dir: Path) -> None:
@@ -203,19 +213,24 @@ def publish_student(trainer: DistillationTrainer, run_dir: Path) -> None:
     trainer.accelerator.wait_for_everyone()
 
 
-def evaluate_run(run_dir: Path) -> dict[str, Any]:
-    """Measure the student of a finished run anew.
+def evaluate_run(run_dir: Path, harness: HarnessTasks | None = None) -> dict[str, Any]:
+    """Measure the student of a finished run anew, on tasks of lm-eval too if there are some.
 
     Raises:
         DataError: there is no finished run.
     """
     if not (run_dir / "student").is_dir():
         raise DataError(f"{run_dir}: holds no `student` folder; give a finished run, or use --recipe with a model")
-    return evaluate_model(load_recipe(run_dir / "recipe.yaml"), str(run_dir / "student"), run_dir)
+    recipe = load_recipe(run_dir / "recipe.yaml")
+    return evaluate_model(recipe, str(run_dir / "student"), run_dir, harness)
 
 
-def evaluate_model(recipe: Recipe, model: str, output_dir: Path) -> dict[str, Any]:
+def evaluate_model(
+    recipe: Recipe, model: str, output_dir: Path, harness: HarnessTasks | None = None
+) -> dict[str, Any]:
     """Measure any model with the recipe's tokenizer on its held-out text, against its teachers."""
+    if harness is not None:
+        require_harness(harness)
     ingredients = prepare(recipe)
     require_same_tokenizer(ingredients.tokenizer, load_tokenizer(model), name=model)
     student = place(load_model(model, dtype=torch.float32), device())
@@ -224,16 +239,24 @@ def evaluate_model(recipe: Recipe, model: str, output_dir: Path) -> dict[str, An
     fitted, _ = fit_recipe(recipe, ingredients, device=device(), run_dir=run_dir)
     teachers = build_teachers(fitted, ingredients, device=device())
     held_out = build_held_out(recipe, ingredients, teachers, device=device())
-    tables = measure_model(student, held_out, ingredients)
-    continual = compare_with_past(recipe, ingredients, tables)
-    return write_evaluation(output_dir, tables, recipe, model=model, continual=continual)
+    tables = measure_model(student, held_out, ingredients, own=own_rule(recipe))
+    sections: dict[str, Any] = {
+        "continual": compare_with_past(recipe, ingredients, tables),
+        "generation": measure_generation(recipe, ingredients, teachers, student, device=device()),
+    }
+    if harness is not None:
+        sections["lm_eval"] = evaluate_with_harness(student, ingredients.tokenizer, harness, device=device())
+    return write_evaluation(output_dir, tables, recipe, ingredients, model=model, sections=sections)
 
 
-def measure_model(model: PreTrainedModel, held_out: HeldOut, ingredients: Ingredients) -> dict[str, DocumentSums]:
-    """Figures of any model on held-out text."""
+def measure_model(
+    model: PreTrainedModel, held_out: HeldOut, ingredients: Ingredients, *, own: Rule | None = None
+) -> dict[str, DocumentSums]:
+    """Figures of any model on held-out text; see `HeldOut.measure_student`."""
     return held_out.measure_student(
         lambda batch: last_hidden_states(model, batch.input_ids, batch.position_ids),
         ProjectionHead.from_model(model, ingredients.vocab_size),
+        own=own,
     )
 
 
@@ -264,16 +287,20 @@ def write_evaluation(
     folder: Path,
     tables: Mapping[str, DocumentSums],
     recipe: Recipe,
+    ingredients: Ingredients,
     *,
     model: str,
-    continual: Mapping[str, Any] | None = None,
+    sections: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Summarise and write `evaluation.json`."""
+    """Summarise and write `evaluation.json`; sections that are None are left out."""
+    summary = summary_of(tables, recipe.evaluation, recipe.seed)
+    num_tokens = sum(domain["tokens"] for domain in summary["domains"].values())
     result = {
         "recipe": recipe.fingerprint,
         "model": model,
-        **summary_of(tables, recipe.evaluation, recipe.seed),
-        **({} if continual is None else {"continual": continual}),
+        "held_out": {**describe_held_out(recipe, ingredients), "predicted_tokens": num_tokens},
+        **summary,
+        **{name: section for name, section in (sections or {}).items() if section is not None},
     }
     if is_main_rank():
         folder.mkdir(parents=True, exist_ok=True)

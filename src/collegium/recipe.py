@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from collegium.evaluation_sections import EvaluationSection
 from collegium.methods import with_method
 from collegium.model_sections import (
     CacheSection,
@@ -187,19 +188,6 @@ class TrainingSection(Section):
         if (self.max_steps is None) == (self.num_epochs is None):
             raise ValueError("give either max_steps or num_epochs")
         return self
-
-
-class EvaluationSection(Section):
-    """Measurement on held-out text."""
-
-    max_blocks: int | None = Field(default=None, ge=1)
-    """Held-out blocks of each domain to measure on; all if not given."""
-    batch_size: int = Field(default=8, ge=1)
-    """Blocks a batch."""
-    confidence: float = Field(default=0.95, gt=0, lt=1)
-    """Of the intervals over documents."""
-    bootstrap_samples: int = Field(default=2000, ge=100)
-    """Resamples of the documents."""
 
 
 class Recipe(Section):

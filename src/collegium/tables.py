@@ -122,7 +122,7 @@ def _number(value: float | None) -> str:
 
 
 def show_evaluation(result: Mapping[str, Any], folder: Path, *, as_json: bool) -> None:
-    """Figures by domain with their intervals."""
+    """Figures by domain with their intervals, and what else was measured."""
     if as_json:
         show_json(result)
         return
@@ -133,7 +133,8 @@ def show_evaluation(result: Mapping[str, Any], folder: Path, *, as_json: bool) -
     for name in names:
         cells = [_with_interval(domain["figures"].get(name)) for domain in domains.values()]
         mean = result["mean"].get(name)
-        rows.append([name, *cells, "" if mean is None else f"{mean:.3f}"])
+        named = f"{name} (not for ranking)" if name.startswith("kl/") and name != "kl/common" else name
+        rows.append([named, *cells, "" if mean is None else f"{mean:.3f}"])
     show_table(
         f"{result['model']} on held-out text, {result['confidence']:.0%} intervals",
         ["", *columns],
@@ -141,7 +142,34 @@ def show_evaluation(result: Mapping[str, Any], folder: Path, *, as_json: bool) -
     )
     if "continual" in result:
         show_continual(result["continual"])
+    if "generation" in result:
+        show_generation(result["generation"])
+    if "lm_eval" in result:
+        show_harness(result["lm_eval"])
     say(f"written to {folder / 'evaluation.json'}")
+
+
+def show_generation(generation: Mapping[str, Any]) -> None:
+    """What was written, against the documents and the teachers."""
+    domains = generation["domains"]
+    names = dict.fromkeys(name for domain in domains.values() for name in domain["figures"])
+    rows = [[name, *(_with_interval(d["figures"].get(name)) for d in domains.values())] for name in names]
+    title = (
+        f"Greedy continuations: {generation['new_tokens']} tokens after {generation['prompt_tokens']} "
+        f"of {domains['all']['documents']} documents (teachers: {generation['teacher']})"
+    )
+    show_table(title, ["", *domains], rows)
+
+
+def show_harness(found: Mapping[str, Any]) -> None:
+    """Every figure of every task."""
+    rows = [
+        [f"{task} {name}", f"{value:.4f}" if isinstance(value, float) else str(value)]
+        for task, figures in found["results"].items()
+        for name, value in figures.items()
+        if name not in ("alias", "name", "sample_len")
+    ]
+    show_table(f"lm-eval {found['lm_eval_version']}", ["", ""], rows)
 
 
 def show_continual(continual: Mapping[str, Any]) -> None:

@@ -33,7 +33,7 @@ from collegium.data.collate import BlockCollator
 from collegium.data.order import StatelessOrder
 from collegium.errors import DataError, NumericError, RecipeError, TeacherError
 from collegium.evaluation.domain_mixing import DomainMixing
-from collegium.evaluation.language_modeling import DocumentSums, HeldOut
+from collegium.evaluation.language_modeling import DocumentSums, HeldOut, Rule
 from collegium.head import ProjectionHead
 from collegium.metrics import MeanAccumulator
 from collegium.model import DistillationModel
@@ -337,7 +337,9 @@ class DistillationTrainer(Trainer):
         cast(PreTrainedTokenizerBase, self.processing_class).save_pretrained(folder)
 
 
-def measure_student(model: DistillationModel, held_out: HeldOut) -> dict[str, DocumentSums]:
+def measure_student(
+    model: DistillationModel, held_out: HeldOut, *, own: Rule | None = None
+) -> dict[str, DocumentSums]:
     """Figures of the student on held-out text; see `HeldOut.measure_student`."""
     was_training = model.training
     model.eval()
@@ -345,6 +347,7 @@ def measure_student(model: DistillationModel, held_out: HeldOut) -> dict[str, Do
         return held_out.measure_student(
             lambda batch: last_hidden_states(model.student, batch.input_ids, batch.position_ids),
             ProjectionHead.from_model(model.causal_lm, model.vocab_size),
+            own=own,
         )
     finally:
         model.train(was_training)

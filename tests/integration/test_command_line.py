@@ -55,9 +55,13 @@ def test_train_evaluate_preflight(recipe, tmp_path, monkeypatch, capsys):
     assert {"recipe.yaml", "metrics.jsonl", "evaluation.json", "student/model.safetensors"} <= files_below(run_dir)
     assert set(result["domains"]) == {"cats", "dogs"}
     figures = result["domains"]["cats"]["figures"]
-    assert {"nll", "perplexity", "bits_per_byte", "accuracy", "agreement", "kl/one", "kl/two", "kl/common"} == set(
-        figures
-    )
+    kls = {"kl/one", "kl/two", "kl/common", "kl/own", "entropy/own"}
+    assert {"nll", "perplexity", "bits_per_byte", "accuracy", "ece", "agreement", *kls} == set(figures)
+    tokens = sum(domain["tokens"] for domain in result["domains"].values())
+    described = result["held_out"]
+    assert (described["context_length"], described["stride"]) == (32, 32)
+    assert (described["bos"], described["eos"], described["predicted_tokens"]) == ("none", "none", tokens)
+    assert "generation" not in result and "lm_eval" not in result
     assert figures["nll"]["low"] <= figures["nll"]["value"] <= figures["nll"]["high"]
 
     model = AutoModelForCausalLM.from_pretrained(run_dir / "student")

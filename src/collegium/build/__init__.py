@@ -15,6 +15,7 @@ from collegium.build.cache import (
 )
 from collegium.build.calibration import fit_recipe
 from collegium.build.continuation import PastRun, first_student, past_runs
+from collegium.build.generation import build_prompts, build_references, build_writing, measure_generation
 from collegium.build.ingredients import (
     Ingredients,
     build_ingredients,
@@ -25,10 +26,10 @@ from collegium.build.ingredients import (
     teacher_tokenizer,
 )
 from collegium.build.models import load_teachers
-from collegium.build.objective import build_objective, build_rule, build_target, build_weighting
+from collegium.build.objective import build_objective, build_rule, build_target, build_weighting, own_rule
 from collegium.build.student import build_student
 from collegium.build.tokenizers import Sample, compare_teachers, sample_text
-from collegium.build.training import build_held_out, build_trainer
+from collegium.build.training import build_held_out, build_trainer, describe_held_out
 
 
 __all__ = [
@@ -39,6 +40,8 @@ __all__ = [
     "build_held_out",
     "build_ingredients",
     "build_objective",
+    "build_prompts",
+    "build_references",
     "build_rule",
     "build_student",
     "build_target",
@@ -46,15 +49,19 @@ __all__ = [
     "build_text",
     "build_trainer",
     "build_weighting",
+    "build_writing",
     "cache_location",
     "cache_plan",
     "cached_text",
     "compare_teachers",
+    "describe_held_out",
     "first_student",
     "fit_recipe",
     "load_teachers",
+    "measure_generation",
     "open_cache",
     "own_ingredients",
+    "own_rule",
     "past_runs",
     "prepared_text",
     "require_plain",

@@ -31,9 +31,13 @@ class Ingredients:
     @property
     def collator(self) -> BlockCollator:
         """Makes batches of packed blocks."""
+        return BlockCollator(pad_token_id=self.pad_token_id, domains=self.domains)
+
+    @property
+    def pad_token_id(self) -> int:
+        """Stands where no token is read; EOS, or else anything, if the tokenizer has none for that."""
         ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
-        pad_token_id = next(int(i) for i in ids if isinstance(i, int))
-        return BlockCollator(pad_token_id=pad_token_id, domains=self.domains)
+        return next(int(i) for i in ids if isinstance(i, int))
 
     @property
     def domains(self) -> list[str]:

@@ -162,3 +162,17 @@ def build_rule(recipe: Recipe) -> Rule:
             "judge the teachers with objective.weighting=uniform"
         )
     return Rule(weighting, build_target(recipe.objective).fusion)
+
+
+def own_rule(recipe: Recipe) -> Rule | None:
+    """The rule whose target the recipe's student learns.
+
+    None where no teacher's distribution is read, and where the weights follow the student (`min_norm`, `router`,
+    Dynamic KD): such a target cannot be told without the student of that step.
+    """
+    objective = recipe.objective
+    follows = objective.weighting.kind in ("min_norm", "router")
+    follows = follows or (objective.dynamic is not None and objective.dynamic.adoption is not None)
+    if not recipe.teachers or not objective.distils or follows:
+        return None
+    return build_rule(recipe)

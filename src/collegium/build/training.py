@@ -18,7 +18,7 @@ from transformers.integrations.integration_utils import (
     get_available_reporting_integrations,
 )
 
-from collegium.build.ingredients import Ingredients
+from collegium.build.ingredients import Ingredients, adds_bos
 from collegium.build.mixing import Remix, build_mixing
 from collegium.build.objective import build_objective
 from collegium.contracts import Teacher
@@ -45,6 +45,20 @@ def build_held_out(
         device=device,
         chunk_size=default_chunk_size(ingredients.vocab_size, device),
     )
+
+
+def describe_held_out(recipe: Recipe, ingredients: Ingredients) -> dict[str, Any]:
+    """How held-out text is read, without which a perplexity says nothing."""
+    add_bos, add_eos = recipe.data.add_bos, recipe.data.add_eos
+    begins = adds_bos(ingredients.tokenizer) if add_bos == "auto" else add_bos
+    return {
+        "context_length": recipe.data.block_size,
+        "stride": recipe.data.block_size,  # blocks do not overlap
+        "bos": "begins each document" if begins else "none",
+        "eos": "ends each document" if add_eos else "none",
+        "documents": "kept apart; one that does not fit goes on in the next block without its context",
+        "not_predicted": "the first token of a document, and of its part in each further block",
+    }
 
 
 def build_training_arguments(recipe: Recipe, run_dir: Path) -> TrainingArguments:

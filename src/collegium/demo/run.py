@@ -93,7 +93,7 @@ def _trained(
     if folder.exists():  # the demo was stopped after this student
         return _measure(load_model(str(folder), dtype=torch.float32), ingredients, held_out)
     tables = train_student(recipe, ingredients, teachers, held_out)
-    write_evaluation(recipe.run_dir, tables, recipe, model="student")
+    write_evaluation(recipe.run_dir, tables, recipe, ingredients, model="student")
     return tables
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from collegium.contracts import Batch, Capability, Positions, Teacher, TeacherStats, predicted_positions
 from collegium.data.blocks import PackedBlocks
 from collegium.data.collate import BlockCollator
+from collegium.functional.calibration import confidence_gaps
 from collegium.functional.divergences import entropy, forward_kl
 from collegium.functional.elementwise import full_precision
 from collegium.functional.fusion import Fusion, mixture_logprobs
@@ -27,6 +28,11 @@ from collegium.functional.teacher_stats import chunks, target_logprobs, teacher_
 from collegium.functional.weighting import uniform_weights
 from collegium.signals import Head, TeacherSignal, TopKSignal
 
+
+CONFIDENCE_BINS = 15
+"""Of equal width, as in arXiv:1706.04599."""
+
+_GAPS = "confidence_gaps"
 
 Trunk = Callable[[Batch], Tensor]
 """Runs a model below its head: a batch to hidden states [B S D]."""
@@ -51,11 +57,14 @@ class DocumentSums:
         tokens: Predicted tokens, [D].
         num_bytes: UTF-8 bytes of the predicted tokens, [D].
         sums: Sum of each per-token figure, [D] each.
+        confidence_gaps: Sum over the tokens of each bin of confidence of (confidence - right or wrong),
+            [D `CONFIDENCE_BINS`]; None for what is no student.
     """
 
     tokens: Tensor
     num_bytes: Tensor
     sums: dict[str, Tensor]
+    confidence_gaps: Tensor | None = None
 
     def mean(self, name: str) -> float:
         """Mean of a figure over tokens."""
@@ -147,7 +156,8 @@ class HeldOutDomain:
         for held_out, values in figures:
             tokens.index_add_(0, held_out.documents, torch.ones(len(held_out.documents), dtype=torch.float64))
             for name, value in values.items():
-                total = sums.setdefault(name, torch.zeros(self.num_documents, dtype=torch.float64))
+                empty = torch.zeros((self.num_documents, *value.shape[1:]), dtype=torch.float64)
+                total = sums.setdefault(name, empty)
                 total.index_add_(0, held_out.documents, value.double().cpu())
         return DocumentSums(tokens, self.num_bytes, sums)
 
@@ -180,14 +190,20 @@ class HeldOut:
             for name, domain in blocks.items()
         }
 
-    def measure_student(self, trunk: Trunk, head: Head) -> dict[str, DocumentSums]:
-        """NLL, token accuracy, KL to each teacher and to the common target, and top-1 agreement with it.
+    def measure_student(self, trunk: Trunk, head: Head, *, own: "Rule | None" = None) -> dict[str, DocumentSums]:
+        """NLL, token accuracy, calibration, KL to each teacher and to fused targets, and top-1 agreement.
 
-        The common target is the uniform mixture of all teachers, whatever the student was trained on:
-        the only KL by which students may be ranked.
+        `kl/common` and `agreement` are with the uniform mixture of all teachers, whatever the student was
+        trained on: the only KL by which students may be ranked. `kl/own` is the KL to the target of the
+        student's own rule, and `entropy/own` that target's entropy: where rules differ, so do their targets,
+        and a target that is easy to match makes no better student. All are at temperature 1.
+
+        Args:
+            trunk: The student below its head.
+            head: Projects its hidden states.
+            own: The rule that it was trained on; None leaves its figures out.
         """
-        names = [teacher.name for teacher in self.teachers]
-        return {name: _student_of(domain, trunk, head, names) for name, domain in self.domains.items()}
+        return {name: _student_of(domain, trunk, head, own) for name, domain in self.domains.items()}
 
     def measure_targets(
         self, rules: Mapping[str, "Rule"], *, conflict_of: "Rule | None" = None
@@ -208,12 +224,30 @@ class Rule:
     fusion: Fusion = mixture_logprobs
 
 
-def _student_of(domain: HeldOutDomain, trunk: Trunk, head: Head, names: Sequence[str]) -> DocumentSums:
+@dataclass(frozen=True)
+class OwnTarget:
+    """The rule that a student was trained on, and its weights at the positions of a batch, [N M]."""
+
+    rule: Rule
+    weights: Tensor
+
+    @classmethod
+    def of(cls, rule: Rule, held_out: HeldOutBatch) -> "OwnTarget | None":
+        """None where there is no teacher."""
+        if held_out.stats is None:
+            return None
+        return cls(rule, covered_weights(rule.weighting(held_out.stats, held_out.positions)))
+
+
+def _student_of(domain: HeldOutDomain, trunk: Trunk, head: Head, own: Rule | None) -> DocumentSums:
+    names = [teacher.name for teacher in domain.teachers]
+
     def figures() -> Iterator[tuple[HeldOutBatch, dict[str, Tensor]]]:
         for held_out in domain.batches():
             hidden = held_out.positions.select(trunk(held_out.batch))  # [N D]
+            target = None if own is None else OwnTarget.of(own, held_out)
             parts = [
-                _student_chunk(held_out, hidden[rows], head, rows, names)
+                _student_chunk(held_out, hidden[rows], head, rows, names, target)
                 for rows in chunks(len(hidden), domain.chunk_size)
             ]
             yield held_out, _concatenate(parts)
@@ -221,18 +255,27 @@ def _student_of(domain: HeldOutDomain, trunk: Trunk, head: Head, names: Sequence
     with torch.no_grad():
         sums = domain.sum_by_document(figures())
     absent = domain.absent_teachers
-    return replace(
-        sums, sums={key: total for key, total in sums.sums.items() if key.removeprefix("kl/") not in absent}
-    )
+    kept = {key: total for key, total in sums.sums.items() if key.removeprefix("kl/") not in absent}
+    return replace(sums, confidence_gaps=kept.pop(_GAPS, None), sums=kept)
 
 
 def _student_chunk(
-    held_out: HeldOutBatch, hidden: Tensor, head: Head, rows: slice, names: Sequence[str]
+    held_out: HeldOutBatch,
+    hidden: Tensor,
+    head: Head,
+    rows: slice,
+    names: Sequence[str],
+    own: OwnTarget | None,
 ) -> dict[str, Tensor]:
     labels = held_out.positions.labels[rows]
     logprobs = full_precision(head(hidden)).log_softmax(-1)  # [n V]
-    best = logprobs.argmax(-1)
-    values = {"nll": _nll(logprobs, labels), "accuracy": (best == labels).float()}
+    top, best = logprobs.max(-1)
+    right = (best == labels).float()
+    values = {
+        "nll": _nll(logprobs, labels),
+        "accuracy": right,
+        _GAPS: confidence_gaps(top.exp(), right, CONFIDENCE_BINS),
+    }
     if held_out.stats is None:
         return values
     valid = held_out.stats.valid[rows]
@@ -252,11 +295,15 @@ def _student_chunk(
         for _ in teachers():  # a mixture of draws is no distribution that a student can be held to
             pass
         return values
-    common = mixture_logprobs(teachers(), uniform_weights(valid, dtype=logprobs.dtype))
+    said = teachers() if own is None else list(teachers())  # one at a time where they are read once
+    common = mixture_logprobs(said, uniform_weights(valid, dtype=logprobs.dtype))
     covered = valid.any(-1)
     common = torch.where(covered[:, None], common, logprobs)
     values["kl/common"] = forward_kl(logprobs, common)
     values["agreement"] = (best == common.argmax(-1)).float()
+    if own is not None:
+        target = torch.where(covered[:, None], own.rule.fusion(said, own.weights[rows]), logprobs)
+        values |= {"kl/own": forward_kl(logprobs, target), "entropy/own": entropy(target)}
     return values
 
 
@@ -269,10 +316,10 @@ def _targets_of(
             assert stats is not None, "targets are measured with teachers"
             values = _teachers_alone(names, stats)
             for name, rule in rules.items():
-                weights = _covered(rule.weighting(stats, held_out.positions))
+                weights = covered_weights(rule.weighting(stats, held_out.positions))
                 values[f"rule/{name}/nll"] = _rule_nll(rule.fusion, weights, held_out, stats, domain.chunk_size)
             if conflict_of is not None:
-                weights = _covered(conflict_of.weighting(stats, held_out.positions))
+                weights = covered_weights(conflict_of.weighting(stats, held_out.positions))
                 values["conflict"] = _conflict(weights, held_out, stats, domain.chunk_size)
             yield held_out, values
 
@@ -294,7 +341,7 @@ def _teachers_alone(names: Sequence[str], stats: TeacherStats) -> dict[str, Tens
     return values
 
 
-def _covered(weights: Float[Tensor, "N M"]) -> Float[Tensor, "N M"]:
+def covered_weights(weights: Float[Tensor, "N M"]) -> Float[Tensor, "N M"]:
     """Equal weights where no teacher has any: absent teachers are uniform, and so is what is fused of them."""
     nobody = weights.sum(-1, keepdim=True) == 0
     return torch.where(nobody, torch.full_like(weights, 1.0 / max(1, weights.shape[1])), weights)

@@ -9,6 +9,7 @@ about a second and 30 MB, not gigabytes. The same arguments give the same result
 """
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,6 +47,28 @@ class Difference(Interval):
     """
 
     p_value: float
+
+
+@dataclass(frozen=True)
+class CorpusFigure:
+    """A figure of a corpus that follows from sums over its documents, but is no ratio of two of them.
+
+    BLEU and the expected calibration error are such: the mean of what they are of single documents means little.
+
+    Attributes:
+        statistics: Of each document, [D K]; those of a corpus are their sum over its documents.
+        score: The figure from such a sum, [K].
+        signature: How it was computed, if that has a name.
+    """
+
+    statistics: Floats
+    score: Callable[[Floats], float]
+    signature: str | None = None
+
+    @property
+    def value(self) -> float:
+        """Of all documents."""
+        return self.score(self.statistics.sum(axis=0))
 
 
 def bootstrap_ratio(
@@ -121,6 +144,50 @@ def paired_bootstrap_difference(
     return Difference(float(totals[0] / totals[1] - totals[2] / totals[3]), low, high, _two_sided(differences))
 
 
+def bootstrap_figure(figure: CorpusFigure, *, confidence: float, num_samples: int, seed: int) -> Interval:
+    """Percentile bootstrap over documents of any figure that follows from sums over them.
+
+    Args:
+        figure: With one document or more.
+        confidence: Share of the interval.
+        num_samples: Resamples; each calls `figure.score` once.
+        seed: Of the resamples.
+
+    Raises:
+        ValueError: there is no document, or the other arguments are out of range.
+    """
+    samples = _resampled_scores([figure], confidence, num_samples, seed)[:, 0]
+    return Interval(figure.value, *_percentile_ends(samples, confidence))
+
+
+def paired_figure_difference(
+    figure: CorpusFigure, baseline: CorpusFigure, *, confidence: float, num_samples: int, seed: int
+) -> Difference:
+    """The figure minus the baseline's, each resample drawing the same documents for both (Koehn 2004).
+
+    The p-value is that of `paired_bootstrap_difference`.
+
+    Args:
+        figure: Of one system.
+        baseline: Of another, on the same documents in the same order.
+        confidence: Share of the interval.
+        num_samples: Resamples.
+        seed: Of the resamples.
+
+    Raises:
+        ValueError: they are not of equally many documents, or there is none.
+    """
+    if len(figure.statistics) != len(baseline.statistics):
+        raise ValueError(
+            f"{len(figure.statistics)} documents, but {len(baseline.statistics)} of the baseline: "
+            "a paired comparison needs the same documents in the same order"
+        )
+    scores = _resampled_scores([figure, baseline], confidence, num_samples, seed)
+    differences = scores[:, 0] - scores[:, 1]
+    ends = _percentile_ends(differences, confidence)
+    return Difference(figure.value - baseline.value, *ends, _two_sided(differences))
+
+
 def holm(p_values: ArrayLike) -> Floats:
     """Holm's step-down adjustment, in the order given: compare the result with one level for all.
 
@@ -162,10 +229,7 @@ def _sums(prefix: str, numerators: ArrayLike, denominators: ArrayLike) -> tuple[
 
 def _resampled_ratios(columns: Floats, confidence: float, num_samples: int, seed: int) -> Floats:
     """Ratios of each resample, [num_samples systems]; columns alternate numerator, denominator."""
-    if not 0.0 < confidence < 1.0:
-        raise ValueError(f"confidence is {confidence}; it must lie between 0 and 1, such as 0.95")
-    if num_samples < 1:
-        raise ValueError(f"num_samples is {num_samples}; it must be 1 or more, such as 2000")
+    _check_resampling(confidence, num_samples)
     num_documents = len(columns)
     if num_documents == 1:
         return np.full((num_samples, columns.shape[1] // 2), np.nan)
@@ -179,6 +243,30 @@ def _resampled_ratios(columns: Floats, confidence: float, num_samples: int, seed
             sums[start : start + rows, column] = columns[:, column][drawn].sum(axis=1)
     ratios: Floats = sums[:, 0::2] / sums[:, 1::2]
     return ratios
+
+
+def _resampled_scores(figures: Sequence[CorpusFigure], confidence: float, num_samples: int, seed: int) -> Floats:
+    """Scores of each resample, [num_samples systems]."""
+    _check_resampling(confidence, num_samples)
+    num_documents = len(figures[0].statistics)
+    if num_documents == 0:
+        raise ValueError("there is no document to resample")
+    if num_documents == 1:
+        return np.full((num_samples, len(figures)), np.nan)
+    generator = np.random.default_rng(seed)
+    scores = np.empty((num_samples, len(figures)))
+    for row in range(num_samples):
+        drawn = generator.integers(num_documents, size=num_documents)
+        times = np.bincount(drawn, minlength=num_documents).astype(np.float64)
+        scores[row] = [figure.score(times @ figure.statistics) for figure in figures]
+    return scores
+
+
+def _check_resampling(confidence: float, num_samples: int) -> None:
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(f"confidence is {confidence}; it must lie between 0 and 1, such as 0.95")
+    if num_samples < 1:
+        raise ValueError(f"num_samples is {num_samples}; it must be 1 or more, such as 2000")
 
 
 def _percentile_ends(samples: Floats, confidence: float) -> tuple[float, float]:

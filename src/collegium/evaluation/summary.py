@@ -6,11 +6,14 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import torch
 
 from collegium.evaluation.language_modeling import DocumentSums
 from collegium.evaluation.statistics import (
+    CorpusFigure,
     Difference,
     Interval,
+    bootstrap_figure,
     bootstrap_ratio,
     paired_bootstrap_difference,
 )
@@ -21,7 +24,8 @@ def summarize(
 ) -> dict[str, Any]:
     """Figures of one model: per domain with intervals, and their plain mean over domains.
 
-    `nll` and `kl/...` are nats per token; `perplexity` is the exponential of the domain's nll.
+    `nll` and `kl/...` are nats per token; `perplexity` is the exponential of the domain's nll. `ece` is of a
+    student's most probable token, in 15 bins of confidence.
     """
     options = {"confidence": confidence, "num_samples": num_samples, "seed": seed}
     domains = {name: _domain(table, options) for name, table in tables.items()}
@@ -49,12 +53,26 @@ def _domain(table: DocumentSums, options: Mapping[str, Any]) -> dict[str, Any]:
         has_bytes = has_tokens & (num_bytes > 0)
         bits = table.sums["nll"].numpy()[has_bytes] / math.log(2)
         figures["bits_per_byte"] = bootstrap_ratio(bits, num_bytes[has_bytes], **options)
+    if table.confidence_gaps is not None:
+        figures["ece"] = bootstrap_figure(calibration_error(table), **options)
     return {
         "documents": int(has_tokens.sum()),
         "tokens": int(tokens.sum()),
         "bytes": int(table.num_bytes.sum()),
         "figures": {name: asdict(interval) for name, interval in figures.items()},
     }
+
+
+def calibration_error(table: DocumentSums) -> CorpusFigure:
+    """Expected calibration error of a student's most probable token (arXiv:1706.04599, equation 3).
+
+    Over documents that are drawn anew the bins scatter more, and the error is a sum of absolute values: so
+    the interval lies higher than it should where the error is near 0.
+    """
+    assert table.confidence_gaps is not None, "of students"
+    has_tokens = table.tokens > 0
+    columns = [table.confidence_gaps[has_tokens], table.tokens[has_tokens, None]]
+    return CorpusFigure(torch.cat(columns, -1).numpy(), lambda sums: float(np.abs(sums[:-1]).sum() / sums[-1]))
 
 
 def compare(

@@ -114,6 +114,24 @@ def _chunk_sums(
     return torch.stack(sums)
 
 
+def confidence_gaps(
+    confidence: Float[Tensor, " n"], right: Float[Tensor, " n"], num_bins: int
+) -> Float[Tensor, "n bins"]:
+    """What each prediction adds to the bins of the expected calibration error: confidence minus right or wrong.
+
+    Bins are of equal width, each with its upper end (arXiv:1706.04599, equation 3). The error of a corpus is
+    sum over bins of |sum over its predictions| / predictions: nothing else has to be kept.
+
+    Args:
+        confidence: Probability of the predicted token, in [0, 1].
+        right: 1 where it is the label, else 0.
+        num_bins: Number of bins.
+    """
+    bins = ((confidence * num_bins).ceil().long() - 1).clamp(0, num_bins - 1)
+    gaps = torch.zeros((len(confidence), num_bins), dtype=confidence.dtype, device=confidence.device)
+    return gaps.scatter_(-1, bins.unsqueeze(-1), (confidence - right).unsqueeze(-1))
+
+
 @dataclass(frozen=True)
 class FittedTemperature:
     """A temperature and what it changes.
