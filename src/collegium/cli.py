@@ -182,6 +182,25 @@ def demo(
     run_demo(output, as_json=as_json)
 
 
+@app.command()
+def reproduce(
+    experiment: Annotated[
+        str, typer.Argument(metavar="EXPERIMENT", help="table1, figure2, figure3 or conditions")
+    ],
+    scale: Annotated[str, typer.Option(help="small, paper, or a YAML specification")] = "small",
+    output: Annotated[Path, typer.Option(help="folder for all that is made")] = Path("runs/reproduce"),
+    jobs: Annotated[int | None, typer.Option(help="runs at once; one a GPU or core if not given")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run an experiment of the paper end to end; the same command resumes."""
+    from collegium.reproduce.command import reproduce as run
+    from collegium.tables import show_json
+
+    result = run(experiment, scale=scale, output=output, jobs=jobs)
+    if as_json:
+        show_json(result)
+
+
 def main() -> int:
     """Run a command; every mishap that a user can mend ends in one line and its exit code."""
     _quiet_libraries()

@@ -146,6 +146,14 @@ def train_student(
     recipe: Recipe, ingredients: Ingredients, teachers: Sequence[Teacher], held_out: HeldOut
 ) -> dict[str, DocumentSums]:
     """Train, publish `student/`, and measure it on held-out text."""
+    trainer = fit_student(recipe, ingredients, teachers, held_out)
+    return measure_student(trainer.distillation_model, held_out, own=own_rule(recipe))
+
+
+def fit_student(
+    recipe: Recipe, ingredients: Ingredients, teachers: Sequence[Teacher], held_out: HeldOut | None
+) -> DistillationTrainer:
+    """Train and publish `student/`."""
     run_dir = recipe.run_dir
     signals = StopOnSignal()
     trainer = build_trainer(
@@ -161,7 +169,7 @@ def train_student(
         trainer.train(resume_from_checkpoint=True)
     signals.raise_if_stopped(trainer.state.global_step)
     publish_student(trainer, run_dir)
-    return measure_student(trainer.distillation_model, held_out, own=own_rule(recipe))
+    return trainer
 
 
 def claim_run_dir(recipe: Recipe, run_dir: Path) -> None:

@@ -33,7 +33,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: with one line for each mistake.
     """
-    content = _read_mapping(path)
+    content = read_mapping(path)
     for override in overrides:
         _apply_override(content, override)
     return _validated(content, path)
@@ -98,7 +98,12 @@ def _root_causes(error: ValidationError) -> list[Any]:
     ]
 
 
-def _read_mapping(path: Path) -> dict[str, Any]:
+def read_mapping(path: Path) -> dict[str, Any]:
+    """A YAML file as it is, not validated.
+
+    Raises:
+        RecipeError: it cannot be read or is no mapping.
+    """
     try:
         if path.stat().st_size > MAX_RECIPE_BYTES:
             raise RecipeError(f"{path}: over {MAX_RECIPE_BYTES:,} bytes; a recipe is a short YAML file")

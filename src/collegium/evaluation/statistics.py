@@ -9,7 +9,7 @@ about a second and 30 MB, not gigabytes. The same arguments give the same result
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -280,3 +280,36 @@ def _two_sided(differences: Floats) -> float:
     at_most = np.count_nonzero(differences <= 0) + 1
     at_least = np.count_nonzero(differences >= 0) + 1
     return min(1.0, 2.0 * int(min(at_most, at_least)) / (len(differences) + 1))
+
+
+def stratified_difference(
+    ours: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    baseline: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    *,
+    confidence: float,
+    num_samples: int,
+    seed: int,
+) -> Difference:
+    """Plain mean over domains of a ratio of sums, minus the baseline's; documents are drawn within each domain.
+
+    Args:
+        ours: Numerators and denominators of each document, by domain.
+        baseline: The baseline's, of the same documents.
+        confidence: Share of the interval.
+        num_samples: Resamples.
+        seed: Of the resamples.
+
+    Raises:
+        ValueError: Domains or arguments that do not fit together.
+    """
+    if not ours or set(ours) != set(baseline):
+        raise ValueError(f"domains {sorted(ours)} against {sorted(baseline)}: give the same, and at least one")
+    drawn, value = np.zeros(num_samples), 0.0
+    for number, domain in enumerate(ours):
+        columns = np.stack([*_sums("", *ours[domain]), *_sums("baseline_", *baseline[domain])], axis=1)
+        ratios = _resampled_ratios(columns, confidence, num_samples, seed + number)
+        totals = columns.sum(axis=0)
+        drawn += (ratios[:, 0] - ratios[:, 1]) / len(ours)
+        value += (totals[0] / totals[1] - totals[2] / totals[3]) / len(ours)
+    low, high = _percentile_ends(drawn, confidence)
+    return Difference(float(value), low, high, _two_sided(drawn))

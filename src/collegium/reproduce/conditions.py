@@ -1,0 +1,145 @@
+"""When it helps: what a user with teachers of their own would ask, one small experiment for each question.
+
+How much text, what an over-confident teacher does and what calibration mends, documents that change their
+domain midway, and what a sparse cache costs. Learning rates are those of table 1. No torch here.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from collegium.reproduce.experiment import Best, Experiment, Row, source_sections, student_recipe, teacher_sections
+from collegium.reproduce.specification import Specification
+from collegium.reproduce.table1 import FITTED, OUR_WEIGHTING, distilled, expert_judge
+
+
+SHARPNESS = 1 / 3
+"""Temperature of the over-confident teacher: its logits are multiplied by three."""
+
+SWITCHING = "switching"
+
+
+def conditions(specification: Specification) -> Experiment:
+    """All of them at a scale."""
+
+    def rows(best: Best) -> Sequence[Row]:
+        return [
+            *_tuned(specification),
+            *_low_data(specification),
+            *_overconfident(specification),
+            *_switching(specification),
+            *_caches(specification),
+        ]
+
+    judges = {"experts": expert_judge(specification), SWITCHING: _switching_judge(specification)}
+    return Experiment("conditions", "When it helps", rows, specification.experts, judges=judges)
+
+
+def _ours(specification: Specification) -> dict[str, Any]:
+    return distilled(specification, specification.experts, dict(OUR_WEIGHTING), FITTED)
+
+
+def _tuned(specification: Specification) -> list[Row]:
+    experts = specification.experts
+    return [
+        Row("ce", "Cross-entropy only", "text", {"method": "ce"}, headline=True),
+        Row("ours", "Ours", "text", _ours(specification), headline=True),
+        Row("uniform", "Uniform", "text", distilled(specification, experts, "uniform"), headline=True),
+        Row("paper", "Paper's weights", "text", distilled(specification, experts, "paper"), headline=True),
+    ]
+
+
+def _low_data(specification: Specification) -> list[Row]:
+    rows = []
+    for tokens in specification.low_data_tokens:
+        sources = {"data.sources": source_sections(specification, tokens=tokens)}
+        label = f"{tokens * len(specification.sources):,} tokens"
+        rows += [
+            Row(f"ce_{tokens}", f"Cross-entropy, {label}", "text", {"method": "ce", **sources}, like="ce"),
+            Row(f"ours_{tokens}", f"Ours, {label}", "text", {**_ours(specification), **sources}, like="ours"),
+        ]
+    return rows
+
+
+def _overconfident(specification: Specification) -> list[Row]:
+    """The first expert made three times as certain, before and after calibration."""
+    first, *rest = specification.experts
+    others = teacher_sections(specification, rest)
+    sharp = {"weight_temperature": SHARPNESS, "target_temperature": SHARPNESS}
+    mended = {"weight_temperature": "fit", "target_temperature": SHARPNESS}
+
+    def changes(
+        weighting: Any, sharpened: dict[str, Any], teacher: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        calibrated = [{**section, **(teacher or {})} for section in others]
+        sections = [*teacher_sections(specification, [first], changes=sharpened), *calibrated]
+        return {"teachers": sections, "objective": {"kd_weight": 1.0, "weighting": weighting}}
+
+    ours = dict(OUR_WEIGHTING)
+    group = "overconfident"
+    return [
+        Row("sharp_uniform", "Uniform", group, changes("uniform", sharp), like="uniform"),
+        Row("sharp_paper", "Paper's weights", group, changes("paper", sharp), like="paper"),
+        Row("sharp_raw", "Ours, not calibrated", group, changes(ours, sharp), like="ours"),
+        Row("sharp_fitted", "Ours, weights calibrated", group, changes(ours, mended, FITTED), like="ours"),
+        Row(
+            "sharp_both",
+            "Ours, weights and its target calibrated",
+            group,
+            changes(ours, {"weight_temperature": "fit", "target_temperature": "fit"}, FITTED),
+            like="ours",
+        ),
+    ]
+
+
+def switching_sources() -> list[dict[str, Any]]:
+    """Documents that change their domain midway, which the experiment writes before it begins."""
+    return [{"name": SWITCHING, "kind": "files", "path": "OUTPUT/switching.jsonl"}]
+
+
+def _switching_judge(specification: Specification) -> dict[str, Any]:
+    recipe = student_recipe(specification)
+    recipe["data"]["sources"] = switching_sources()
+    return {**recipe, "teachers": teacher_sections(specification, specification.experts, cached=False)}
+
+
+def _switching(specification: Specification) -> list[Row]:
+    rules: dict[str, Any] = {
+        "uniform": "uniform",
+        "token": {**OUR_WEIGHTING, "granularity": "token"},
+        "window:32": {**OUR_WEIGHTING, "granularity": "window:32"},
+        "causal:32": {**OUR_WEIGHTING, "granularity": "causal:32"},
+        "document": dict(OUR_WEIGHTING),
+    }
+    tokens = specification.student_tokens
+    sources = [
+        {**s, **({} if tokens is None else {"max_tokens": tokens * len(specification.sources)})}
+        for s in switching_sources()
+    ]
+    return [
+        Row(
+            f"switching_{name}",
+            name,
+            SWITCHING,
+            {
+                **distilled(specification, specification.experts, rule, None if name == "uniform" else FITTED),
+                "data.sources": sources,
+            },
+            judge=SWITCHING,
+            like="uniform" if name == "uniform" else "ours",
+        )
+        for name, rule in rules.items()
+    ]
+
+
+def _caches(specification: Specification) -> list[Row]:
+    """The same uniform target from caches of several kinds; lists serve the temperature that they were made at."""
+    kinds: dict[str, dict[str, Any]] = {
+        "top_k 16, renormalised": {"mode": "top_k", "max_kept": 16, "min_probability": 0, "tail": "renormalize"},
+        "top_k 16, with tail": {"mode": "top_k", "max_kept": 16, "min_probability": 0, "tail": "bucket"},
+        "50 draws": {"mode": "sampled", "num_samples": 50},
+    }
+    changes = distilled(specification, specification.experts, "uniform")
+    return [
+        Row(f"cache_{index}", name, "cache", {**changes, "cache": kind}, like="uniform")
+        for index, (name, kind) in enumerate(kinds.items())
+    ]

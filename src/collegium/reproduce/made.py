@@ -1,0 +1,126 @@
+"""What an experiment at a small scale makes before it begins: tokenizer, configurations, teachers.
+
+Everything is in the folder of the results and stays there; what is there is not made again.
+"""
+
+import fcntl
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, PreTrainedTokenizerFast
+
+from collegium.build.ingredients import build_source
+from collegium.commands import prepare, train
+from collegium.recipe import Recipe
+from collegium.recipe_file import read_mapping
+from collegium.reproduce.specification import Specification, TokenizerSpecification, in_folder
+
+
+def make_models(specification: Specification, output: Path) -> None:
+    """Write the tokenizer and the configurations to `output/models`."""
+    if specification.tokenizer is None:
+        return
+    missing = [name for name in specification.models if not _model_folder(output, name).exists()]
+    if not missing:
+        return
+    tokenizer = _trained_tokenizer(specification.tokenizer, specification)
+    for name in missing:
+        folder = _model_folder(output, name).parent
+        tokenizer.save_pretrained(folder)
+        special = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id}
+        special |= {"pad_token_id": tokenizer.pad_token_id}
+        sizes = {**specification.models[name], **special, "vocab_size": len(tokenizer)}
+        LlamaConfig(**sizes).save_pretrained(folder)  # last: it says that the folder is whole
+
+
+def _model_folder(output: Path, name: str) -> Path:
+    return output / "models" / name / "config.json"
+
+
+def _trained_tokenizer(section: TokenizerSpecification, specification: Specification) -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["</s>", "<pad>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=section.vocab_size - len(special), initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(_texts(specification, section.characters), trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=special[0], pad_token=special[1])
+
+
+def _texts(specification: Specification, characters: int) -> Iterator[str]:
+    """The same amount of each source."""
+    recipe = {"name": "text", "data": {"sources": _named(specification.sources)}}
+    recipe |= {"student": {"kind": "config", "model": "unused"}, "training": {"max_steps": 1}}
+    for section in Recipe.model_validate({**recipe, "method": "ce"}).data.sources:
+        left = characters
+        for document in build_source(section):
+            yield document.text[:left]
+            left -= len(document.text)
+            if left <= 0:
+                break
+
+
+def _named(sources: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [{"name": name, **source} for name, source in sources.items()]
+
+
+def teacher_recipe(specification: Specification, name: str, folder: Path, output: Path) -> Recipe | None:
+    """The recipe that makes a teacher; None if it exists.
+
+    Args:
+        specification: Says what it is made of.
+        name: The teacher.
+        folder: Of the specification, from which the recipe's path counts.
+        output: Of the results.
+    """
+    teacher = specification.teachers[name]
+    if teacher.recipe is None:
+        return None
+    recipe = read_mapping(folder / teacher.recipe)
+    names = tuple(specification.sources) if teacher.sources is None else teacher.sources
+    skipped = specification.student_documents
+    sources = [
+        {"name": source, **specification.sources[source], "skip_documents": skipped.get(source, 0)}
+        for source in names
+    ]
+    if sources:
+        recipe.setdefault("data", {})["sources"] = sources
+    recipe |= {"name": name, "seed": teacher.seed, "output_dir": f"OUTPUT/teachers/{name}"}
+    return Recipe.model_validate(in_folder(recipe, output))
+
+
+def made_teachers(specification: Specification, names: Sequence[str]) -> list[str]:
+    """Those of `names` that are made."""
+    return [name for name in names if specification.teachers[name].recipe is not None]
+
+
+def make_teacher(specification: Specification, name: str, folder: Path, output: Path) -> dict[str, Any]:
+    """Train a teacher, or go on, or read what it came to; returns its evaluation."""
+    recipe = teacher_recipe(specification, name, folder, output)
+    assert recipe is not None, f"{name} exists"
+    with alone(output):
+        prepare(recipe)
+    return train(recipe)
+
+
+@contextmanager
+def alone(output: Path) -> Iterator[None]:
+    """One process at a time prepares text, caches and temperatures; the next one finds them."""
+    output.mkdir(parents=True, exist_ok=True)
+    with (output / ".preparing").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def read_teacher(output: Path, name: str) -> dict[str, Any]:
+    """Evaluation of a teacher that was made."""
+    path = output / "teachers" / name / "evaluation.json"
+    evaluation: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return evaluation

@@ -1,0 +1,207 @@
+"""The results of an experiment as one JSON document: rows, differences with intervals, claims.
+
+Two things could make a difference between rows chance: the seeds and the documents. Both are asked: Student's
+paired test over seeds, and a paired bootstrap over documents of what the seeds come to on average, stratified
+by domain. The larger of the two p-values counts, after Holm's correction over the table.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+from collegium.evaluation.statistics import Difference, holm, stratified_difference
+from collegium.evaluation.t_test import paired_t_test
+from collegium.reproduce.experiment import Experiment, Plan, Row
+from collegium.reproduce.specification import Specification
+from collegium.reproduce.tables import TEST, VALIDATION, Result, averaged
+
+
+FIGURES = ("nll", "accuracy", "kl/common", "kl/expert", "kl/own", "entropy/own", "agreement")
+"""Of a student on test documents; of the KLs only `kl/common` ranks students."""
+
+CONFIDENCE = 0.95
+NUM_SAMPLES = 2000
+SIGNIFICANT = 0.05
+
+Read = Callable[[str], Result]
+
+
+def collect(
+    experiment: Experiment,
+    specification: Specification,
+    plan: Plan,
+    read: Read,
+    *,
+    targets: Mapping[str, Any],
+    made: Mapping[str, Any],
+    seconds: float,
+) -> dict[str, Any]:
+    """All of it.
+
+    Args:
+        experiment: What was asked.
+        specification: At which scale.
+        plan: Its runs, all finished.
+        read: Result of a run by its key.
+        targets: Sums of each document of teachers and fused targets.
+        made: What the teachers that were made came to.
+        seconds: That this call and earlier ones worked, added up over processes.
+    """
+    measured = {name: [read(run.key) for run in plan.measured(name)] for name in plan.rows}
+    rows = [_row(plan, name, results) for name, results in measured.items()]
+    baseline = measured[experiment.baseline]
+    for row, difference in zip(rows, _differences(plan, measured, experiment.baseline), strict=True):
+        row["against_baseline"] = difference
+    return {
+        "experiment": experiment.name,
+        "title": experiment.title,
+        "scale": specification.name,
+        "about": specification.about,
+        "specification": _fingerprint(specification),
+        "baseline": experiment.baseline,
+        "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers")},
+        "seconds": round(seconds),
+        "text": _text(specification, baseline[0]),
+        "teachers": {"made": made, "alone": _targets(targets, "teacher/"), "fused": _targets(targets, "rule/")},
+        "rows": rows,
+    }
+
+
+def _fingerprint(specification: Specification) -> str:
+    content = json.dumps(specification.model_dump(mode="json"), sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _text(specification: Specification, result: Result) -> dict[str, Any]:
+    return {
+        domain: {
+            "source": {
+                k: v for k, v in specification.sources[domain].items() if k in ("path", "dataset", "config")
+            }
+            if domain in specification.sources
+            else {},
+            "licence": specification.licences.get(domain),
+            "test_documents": len(result.sums("nll", domain, TEST)[1]),
+            "test_tokens": int(result.sums("nll", domain, TEST)[1].sum()),
+            "validation_documents": len(result.sums("nll", domain, VALIDATION)[1]),
+        }
+        for domain in result.domains
+    }
+
+
+def _targets(sums: Mapping[str, Any], prefix: str) -> dict[str, dict[str, float]]:
+    if not sums:
+        return {}
+    result = Result({"tables": sums})
+    names = next(iter(sums.values()))["figures"]
+    found = {}
+    for name in names:
+        if name.startswith(prefix) and name.endswith("/nll"):
+            row = result.by_domain(name)
+            mean = sum(row.values()) / len(row)
+            found[name.removeprefix(prefix).removesuffix("/nll")] = {
+                **{domain: round(value, 4) for domain, value in row.items()},
+                "mean": round(mean, 4),
+                "perplexity": round(math.exp(mean), 2),
+            }
+    return found
+
+
+def _row(plan: Plan, name: str, results: Sequence[Result]) -> dict[str, Any]:
+    row: Row = plan.rows[name]
+    runs = plan.measured(name)
+    figures = {
+        figure: _over_seeds([result.mean(figure) for result in results])
+        for figure in FIGURES
+        if all(result.has(figure) for result in results)
+    }
+    figures["perplexity"] = _over_seeds([math.exp(result.mean("nll")) for result in results])
+    figures["bits_per_byte"] = _over_seeds([result.bits_per_byte for result in results])
+    if all(result.ece is not None for result in results):
+        figures["ece"] = _over_seeds([result.ece or 0.0 for result in results])
+    written = [result.content["continuations"] for result in results]
+    if all(figures_of is not None for figures_of in written):
+        figures |= {key: _over_seeds([w[key] for w in written]) for key in written[0]}
+    return {
+        "name": name,
+        "label": row.label,
+        "group": row.group,
+        "headline": row.headline,
+        "judge": row.judge,
+        "learning_rate": plan.chosen[name],
+        "learning_rate_of": row.like,
+        "validation_nll": round(results[0].mean("nll", VALIDATION), 4),
+        "seeds": [run.seed for run in runs],
+        "runs": [run.key for run in runs],
+        "steps": results[0].content["steps"],
+        "seconds": round(sum(result.content["seconds"] for result in results) / len(results), 1),
+        "figures": figures,
+        "nll_by_domain": {
+            domain: round(sum(r.by_domain("nll")[domain] for r in results) / len(results), 4)
+            for domain in results[0].domains
+        },
+    }
+
+
+def _over_seeds(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, and Student's interval over seeds."""
+    interval = paired_t_test(values, confidence=CONFIDENCE)
+    spread = math.nan
+    if len(values) > 1:
+        spread = math.sqrt(sum((v - interval.value) ** 2 for v in values) / (len(values) - 1))
+    numbers = {"mean": interval.value, "sd": spread, "low": interval.low, "high": interval.high}
+    rounded: dict[str, Any] = {key: _number(value) for key, value in numbers.items()}
+    return {**rounded, "values": [_number(value) for value in values]}
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else float(f"{value:.6g}")
+
+
+def _differences(
+    plan: Plan, measured: Mapping[str, Sequence[Result]], baseline: str
+) -> list[dict[str, Any] | None]:
+    """Loss of each row minus the baseline's; None for itself and for rows that other text measures."""
+    found: dict[str, dict[str, Difference]] = {}
+    for name, results in measured.items():
+        if name != baseline and plan.rows[name].judge == plan.rows[baseline].judge:
+            found[name] = _difference(results, measured[baseline])
+    worst = [_worst(tests) for tests in found.values()]
+    adjusted = dict(zip(found, holm(worst).tolist(), strict=True))
+    return [
+        None
+        if name not in found
+        else {
+            **{kind: _rounded(test) for kind, test in found[name].items()},
+            "p_holm": _number(adjusted[name]),
+            "significant": adjusted[name] < SIGNIFICANT,
+        }
+        for name in measured
+    ]
+
+
+def _difference(results: Sequence[Result], baseline: Sequence[Result]) -> dict[str, Difference]:
+    count = min(len(results), len(baseline))
+    pairs = zip(results[:count], baseline[:count], strict=True)
+    over_seeds = paired_t_test([a.mean("nll") - b.mean("nll") for a, b in pairs], confidence=CONFIDENCE)
+    over_documents = stratified_difference(
+        averaged(results[:count], "nll"),
+        averaged(baseline[:count], "nll"),
+        confidence=CONFIDENCE,
+        num_samples=NUM_SAMPLES,
+        seed=0,
+    )
+    return {"over_seeds": over_seeds, "over_documents": over_documents}
+
+
+def _worst(tests: Mapping[str, Difference]) -> float:
+    values = [test.p_value for test in tests.values()]
+    return max(values) if not any(math.isnan(value) for value in values) else math.nan
+
+
+def _rounded(difference: Difference) -> dict[str, float | None]:
+    return {key: _number(value) for key, value in asdict(difference).items()}

@@ -1,0 +1,126 @@
+"""At which scale an experiment is run: text, teachers, student and budget, read from a YAML file.
+
+The same code runs a specification of models of a million parameters on two cores and one of models from
+the hub on GPUs. Paths that begin with `OUTPUT/` are in the folder of the results, where what a
+specification has made lies. No torch here.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from collegium.errors import RecipeError
+from collegium.recipe_file import read_mapping
+from collegium.section import Many, Name, Section
+
+
+class TokenizerSpecification(Section):
+    """A byte-level BPE tokenizer, made of the text of all sources."""
+
+    vocab_size: int = Field(ge=258)
+    """Tokens, the special ones included."""
+    characters: int = Field(default=1_000_000, ge=1)
+    """Of each source."""
+
+
+class TeacherSpecification(Section):
+    """A teacher: a model that exists, or one made by a recipe."""
+
+    model: str | None = None
+    """Hub id, folder or file."""
+    adapter: str | None = None
+    """PEFT adapter over it."""
+    recipe: str | None = None
+    """Or: the recipe that makes it, beside the specification."""
+    sources: Many[Name] | None = None
+    """Sources of the specification that it is made of; all if not given, those of its recipe if empty."""
+    seed: int = Field(default=0, ge=0)
+    """Of its weights and order."""
+    dtype: str = "float32"
+    """Of its weights when it teaches."""
+
+    @model_validator(mode="after")
+    def _is_or_is_made(self) -> Self:
+        if (self.model is None) == (self.recipe is None):
+            raise ValueError("give either model (which exists) or recipe (which makes it)")
+        return self
+
+
+class Specification(Section):
+    """One scale of an experiment."""
+
+    name: Name
+    """Such as `small`; results of different scales are kept apart."""
+    about: str
+    """In a sentence or two, for whoever reads the results."""
+    tokenizer: TokenizerSpecification | None = None
+    """To be made; none if the student's model has one."""
+    models: dict[Name, dict[str, Any]] = Field(default_factory=dict)
+    """Llama configurations to write to `OUTPUT/models/NAME`, with the tokenizer."""
+    sources: dict[Name, dict[str, Any]]
+    """Text by domain, as in a recipe, without `name`. Their first documents are the student's."""
+    licences: dict[Name, str] = Field(default_factory=dict)
+    """Of the text, by domain."""
+    student_documents: dict[Name, int] = Field(default_factory=dict)
+    """Documents at the beginning of each source that made teachers do not read."""
+    student_tokens: int | None = Field(default=None, ge=1)
+    """Tokens of each source that the student reads."""
+    teachers: dict[Name, TeacherSpecification]
+    """All that take part in any row."""
+    experts: Annotated[Many[Name], Field(min_length=1)]
+    """Those of the table, in the order in which figures add them; their uniform mixture is the common target."""
+    copies: Many[Name] = ()
+    """Teachers that differ by their seed alone."""
+    bad: Name | None = None
+    """A teacher of text that the student is not measured on."""
+    recipe: dict[str, Any]
+    """The student's recipe, without teachers and sources."""
+    learning_rates: Annotated[Many[float], Field(min_length=1)]
+    """Tried for every row on its first seed; validation text chooses."""
+    headline_seeds: int = Field(default=5, ge=1)
+    """Seeds of the rows that claims are made of."""
+    seeds: int = Field(default=3, ge=1)
+    """Seeds of the others."""
+    generation: dict[str, int] | None = None
+    """`prompts` of each domain, `prompt_tokens` and `new_tokens` of continuations; none if not given."""
+    compute_factor: float = Field(default=1.0, ge=1)
+    """Operations of a step with all experts running over those of a step of cross-entropy."""
+    low_data_tokens: Many[int] = ()
+    """Tokens of each source in the sweep over text."""
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> Self:
+        known = set(self.teachers)
+        named = {*self.experts, *self.copies, *([self.bad] if self.bad else [])}
+        if unknown := sorted(named - known):
+            raise ValueError(f"experts, copies and bad name {unknown}, the teachers are {sorted(known)}")
+        read = {name for teacher in self.teachers.values() for name in teacher.sources or ()}
+        if unknown := sorted(read - set(self.sources)):
+            raise ValueError(f"teachers read {unknown}, the sources are {sorted(self.sources)}")
+        return self
+
+
+def load_specification(path: Path) -> Specification:
+    """Read a specification.
+
+    Raises:
+        RecipeError: it is not there or says what it may not.
+    """
+    try:
+        return Specification.model_validate(read_mapping(path))
+    except ValidationError as error:
+        lines = [f"{path}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise RecipeError("\n".join(lines)) from None
+
+
+def in_folder(content: Any, output: Path) -> Any:
+    """`content` with `OUTPUT/` at the beginning of any text replaced by the folder of the results."""
+    if isinstance(content, Mapping):
+        return {key: in_folder(value, output) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [in_folder(value, output) for value in content]
+    if isinstance(content, str) and content.startswith("OUTPUT/"):
+        return str(output / content.removeprefix("OUTPUT/"))
+    return content

@@ -1,0 +1,183 @@
+"""Table 1: ways to train one student, on the same text, from the same weights, with the same budget.
+
+The paper compares its method with TinyBERT, MobileBERT, MiniLM and DKD. These teach by one teacher as
+published, here the best single one as validation text says, and again by all teachers, uniformly mixed. The
+ladder from cross-entropy to the product's default rule stands beside them, and what no user can have: routes
+by the true domain of each text. No torch here.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from collegium.reproduce.experiment import Best, Experiment, Row, student_recipe, teacher_sections
+from collegium.reproduce.specification import Specification
+
+
+PUBLISHED: Mapping[str, str] = {
+    "tinybert": "TinyBERT",
+    "mobilebert": "MobileBERT",
+    "minilm": "MiniLM",
+    "dkd": "DKD",
+}
+"""Methods that the paper compares itself with."""
+
+OUR_WEIGHTING: Mapping[str, Any] = {"kind": "entropy", "granularity": "sequence", "tau": 0.25}
+"""The product's recommendation: entropies averaged over a document, tau 0.25."""
+
+FITTED: Mapping[str, Any] = {"weight_temperature": "fit"}
+"""Entropies that set weights are taken at a temperature fitted on a mixture of all domains of training text."""
+
+
+def table1(specification: Specification) -> Experiment:
+    """The table at a scale."""
+    experts = specification.experts
+
+    def rows(best: Best) -> Sequence[Row]:
+        return [*_ladder(specification), *_singles(specification), *_baselines(specification, best)]
+
+    return Experiment(
+        "table1",
+        "Table 1: methods",
+        rows,
+        experts,
+        judges={"experts": expert_judge(specification)},
+        targets=targets(experts),
+    )
+
+
+def expert_judge(specification: Specification) -> dict[str, Any]:
+    """Held-out text of all domains and the experts, none of them cached or calibrated."""
+    recipe = student_recipe(specification)
+    return {**recipe, "teachers": teacher_sections(specification, specification.experts, cached=False)}
+
+
+def targets(experts: Sequence[str]) -> dict[str, Any]:
+    """Fused targets that are measured themselves."""
+    return {
+        "uniform": "uniform",
+        "paper": "paper",
+        "ours": dict(OUR_WEIGHTING),
+        "oracle": oracle(experts),
+    }
+
+
+def oracle(experts: Sequence[str]) -> dict[str, Any]:
+    """Each expert for the domain of its name."""
+    return {"kind": "domain", "domains": {name: name for name in experts}}
+
+
+def distilled(
+    specification: Specification, names: Sequence[str], weighting: Any, teacher: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Changes of a row that learns from these teachers alone, without the text's labels.
+
+    Args:
+        specification: Says which teachers there are.
+        names: Those of the row.
+        weighting: `objective.weighting`.
+        teacher: What is changed in each teacher's section.
+    """
+    return {
+        "teachers": teacher_sections(specification, names, changes=teacher),
+        "objective": {"kd_weight": 1.0, "weighting": weighting},
+    }
+
+
+def _ladder(specification: Specification) -> list[Row]:
+    experts = specification.experts
+    both = {**FITTED, "target_temperature": "fit"}
+    paper = distilled(specification, experts, "paper")
+    half = distilled(specification, experts, dict(OUR_WEIGHTING), FITTED)
+    half["objective"] = {**half["objective"], "kd_weight": 0.5}
+    group = "Several teachers"
+    return [
+        Row("ce", "Cross-entropy only", "Baselines", {"method": "ce"}, headline=True),
+        Row("uniform", "Uniform", group, distilled(specification, experts, "uniform"), headline=True),
+        Row(
+            "uniform_calibrated",
+            "Uniform, targets calibrated",
+            group,
+            distilled(specification, experts, "uniform", both),
+        ),
+        Row("paper", "Paper's weights (token, tau 1)", group, paper, headline=True),
+        Row(
+            "paper_half",
+            "Paper's weights, half cross-entropy",
+            group,
+            {**paper, "objective": {**paper["objective"], "kd_weight": 0.5}},
+        ),
+        Row(
+            "ours",
+            "Ours (document, tau 0.25, weights calibrated)",
+            group,
+            distilled(specification, experts, dict(OUR_WEIGHTING), FITTED),
+            headline=True,
+        ),
+        Row("ours_half", "Ours, half cross-entropy", group, half),
+        Row("oracle", "Routes by true domain", group, distilled(specification, experts, oracle(experts))),
+        *_equal_compute(specification),
+    ]
+
+
+def _equal_compute(specification: Specification) -> list[Row]:
+    """Cross-entropy with the time that teachers cost: more passes over the same text, or more text."""
+    steps = specification.recipe["training"]["max_steps"]
+    factor = specification.compute_factor
+    longer = {"method": "ce", "training.max_steps": round(steps * factor)}
+    more_text = {**longer, "data.sources": _more_text(specification, factor)}
+    group = "Equal compute"
+    return [
+        Row("ce_longer", f"Cross-entropy, {factor:g} times the steps", group, longer, like="ce"),
+        Row("ce_more_text", f"Cross-entropy, {factor:g} times the text", group, more_text, like="ce"),
+    ]
+
+
+def _more_text(specification: Specification, factor: float) -> list[dict[str, Any]]:
+    recipe = student_recipe(specification, round((specification.student_tokens or 0) * factor) or None)
+    sources: list[dict[str, Any]] = recipe["data"]["sources"]
+    return sources
+
+
+def single(name: str) -> str:
+    """Name of the row of one teacher."""
+    return f"single_{name}"
+
+
+def _singles(specification: Specification) -> list[Row]:
+    return [
+        Row(
+            single(name),
+            f"Teacher {name} alone",
+            "Single teachers",
+            distilled(specification, [name], "uniform"),
+        )
+        for name in specification.experts
+    ]
+
+
+def _baselines(specification: Specification, best: Best) -> list[Row]:
+    """Published methods with the best single teacher, once that is known, and with all."""
+    rows = [
+        Row(
+            f"{method}_all",
+            f"{label}, all teachers",
+            "Published methods, all teachers",
+            _published(specification, method, specification.experts),
+        )
+        for method, label in PUBLISHED.items()
+    ]
+    chosen = best([single(name) for name in specification.experts])
+    if chosen is None:
+        return rows
+    teacher = chosen.removeprefix("single_")
+    group = "Baselines"
+    rows += [
+        Row(method, f"{label}, best single teacher", group, _published(specification, method, [teacher]), True)
+        for method, label in PUBLISHED.items()
+    ]
+    alone = distilled(specification, [teacher], "uniform")
+    return [*rows, Row("best_single", "Best single teacher (validation)", group, alone, headline=True)]
+
+
+def _published(specification: Specification, method: str, names: Sequence[str]) -> dict[str, Any]:
+    return {"method": method, "teachers": teacher_sections(specification, names, cached=False)}
