@@ -39,6 +39,10 @@ def test_methods_fill_the_section(path):
             "objective.label_smoothing would spread",
         ),
         ([SHORT, "on_policy.teacher_share=1"], "on_policy.teacher_share"),
+        (
+            [SHORT, "on_policy.teacher_share=0.2", "teachers.1.domains=[cats]"],
+            "teacher_share has all teachers write, but teacher 'two' is asked in its domains only",
+        ),
         ([SHORT, "on_policy.fraction=0"], "on_policy.fraction"),
         ([SHORT, "on_policy.lambda=0.5"], "on_policy.lambda: unknown key"),
         ([SHORT, "objective.weighting=router"], "which objective.weighting cannot"),

@@ -324,6 +324,12 @@ class Recipe(Section):
                 f"on_policy: teacher {stored[0]!r} is read from a cache, which knows nothing of what the student "
                 "will write: run the teacher (`kind: local`, `cached: false`), or leave on_policy out"
             )
+        restricted = [teacher.name for teacher in self.teachers if teacher.domains]
+        if section.teacher_share > 0 and restricted:
+            raise ValueError(
+                f"on_policy.teacher_share has all teachers write, but teacher {restricted[0]!r} is asked in its "
+                "domains only: set teacher_share to 0, or leave out teachers[].domains"
+            )
         if not objective.distils:
             raise ValueError("on_policy has teachers judge the student's text: set objective.kd_weight above 0")
         if section.loss == "policy_gradient" and objective.label_smoothing > 0:
