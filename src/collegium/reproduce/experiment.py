@@ -167,7 +167,7 @@ def _run(row: Row, specification: Specification, seed: int, rate: float) -> Run:
     recipe = student_recipe(specification)
     for key, value in row.changes.items():
         set_key(recipe, key, value)
-    recipe |= {"name": row.name, "seed": seed}
+    recipe["seed"] = seed
     recipe["training"]["learning_rate"] = rate
     return Run(row.name, seed, rate, recipe, row.judge)
 
