@@ -28,6 +28,7 @@ from collegium.model_sections import (
 from collegium.objective_sections import ObjectiveSection
 from collegium.on_policy_section import OnPolicySection
 from collegium.section import Dtype, Many, Name, Section, names_differ
+from collegium.task_sections import TaskDataSection
 
 
 _BY_KIND = Field(discriminator="kind")
@@ -63,6 +64,8 @@ class HubSourceSection(SourceSection):
     """Branch, tag or commit."""
     text_column: str = "text"
     """Column that holds the text."""
+    prompt_column: str | None = None
+    """Column of a prompt that comes before the text and is not learnt, as in data of prompts and completions."""
 
 
 class FileSourceSection(SourceSection):
@@ -80,6 +83,8 @@ class FileSourceSection(SourceSection):
     """Regular expression between documents, for `documents: separator`."""
     text_column: str = "text"
     """Column or key that holds the text, for JSONL and Parquet."""
+    prompt_column: str | None = None
+    """Column or key of a prompt that comes before the text and is not learnt."""
 
     @model_validator(mode="after")
     def _separator_goes_with_documents(self) -> Self:
@@ -93,7 +98,14 @@ class FileSourceSection(SourceSection):
         return self
 
 
-Source = Annotated[HubSourceSection | FileSourceSection, _BY_KIND]
+class TaskSourceSection(SourceSection, TaskDataSection):
+    """Items of one of the five tasks, of which the answers are learnt."""
+
+    kind: Literal["task"]
+    """Prompts and answers, made of a known data set; set data.add_eos, so that answers end."""
+
+
+Source = Annotated[HubSourceSection | FileSourceSection | TaskSourceSection, _BY_KIND]
 
 
 class MixingSection(Section):

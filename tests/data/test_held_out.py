@@ -5,16 +5,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from collegium.data.deduplicate import HeldOutIndex, words_key, words_of
+from collegium.data.documents import Document
 from collegium.data.held_out import HeldOutChooser
 
 
 def choose(texts, wanted, taken=frozenset()):
     chooser = HeldOutChooser(wanted, taken)
     for num_read, text in enumerate(texts, 1):
-        chooser.offer(text)
+        chooser.offer(Document(text))
         if chooser.is_done:
-            return chooser.chosen(), num_read
-    return chooser.chosen(), len(texts)
+            return [document.text for document in chooser.chosen()], num_read
+    return [document.text for document in chooser.chosen()], len(texts)
 
 
 def key(text):

@@ -67,8 +67,8 @@ def test_manifest_missing_damaged_or_of_another_version(folder):
     manifest.write_text(content[:-20])
     with pytest.raises(DataError, match="manifest.json: cannot be read"):
         PreparedText.load(folder)
-    manifest.write_text(content.replace('"schema": 2', '"schema": 99'))
-    with pytest.raises(DataError, match="schema 99, this version reads 2"):
+    manifest.write_text(content.replace('"schema": 3', '"schema": 99'))
+    with pytest.raises(DataError, match="schema 99, this version reads 3"):
         PreparedText.load(folder)
     manifest.unlink()
     with pytest.raises(DataError, match="run `collegium prepare` first"):

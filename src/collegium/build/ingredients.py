@@ -9,14 +9,17 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from collegium.data.collate import BlockCollator
+from collegium.data.hub import HubRows, HubSource
 from collegium.data.prepare import prepare_text
 from collegium.data.prepared import MANIFEST_NAME, SCHEMA_VERSION, PreparedText
 from collegium.data.settings import PrepareProgress, SourceLimits
-from collegium.data.sources import FileSource, HubSource
+from collegium.data.sources import FileSource, Source
+from collegium.data.task_source import FileRows, TaskSource
 from collegium.errors import DataError, TeacherError
 from collegium.model_sections import CachedTeacherSection, LocalTeacherSection, TeachingSection
 from collegium.pretrained import cache_dir, load_tokenizer
-from collegium.recipe import FileSourceSection, HubSourceSection, Recipe
+from collegium.recipe import FileSourceSection, HubSourceSection, Recipe, TaskSourceSection
+from collegium.task_sections import TaskDataSection
 from collegium.tokenizer_match import tokenizer_difference, tokenizer_fingerprint, vocab_size_of
 
 
@@ -138,7 +141,7 @@ def build_text(
 def text_directory(
     recipe: Recipe,
     tokenizer: PreTrainedTokenizerBase,
-    sources: Sequence[FileSource | HubSource],
+    sources: Sequence[Source],
     *,
     is_students: bool = True,
 ) -> Path:
@@ -185,8 +188,10 @@ def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     return bos is not None and tokenizer.encode("a")[:1] == [bos]
 
 
-def build_source(section: HubSourceSection | FileSourceSection) -> FileSource | HubSource:
+def build_source(section: HubSourceSection | FileSourceSection | TaskSourceSection) -> Source:
     """A text source."""
+    if isinstance(section, TaskSourceSection):
+        return build_task_source(section.name, section)
     if isinstance(section, FileSourceSection):
         return FileSource(
             section.name,
@@ -195,6 +200,7 @@ def build_source(section: HubSourceSection | FileSourceSection) -> FileSource | 
             documents=section.documents,
             separator=section.separator,
             text_column=section.text_column,
+            prompt_column=section.prompt_column,
         )
     return HubSource(
         section.name,
@@ -203,4 +209,24 @@ def build_source(section: HubSourceSection | FileSourceSection) -> FileSource | 
         split=section.split,
         revision=section.revision,
         text_column=section.text_column,
+        prompt_column=section.prompt_column,
+    )
+
+
+def build_task_source(name: str, section: TaskDataSection) -> TaskSource:
+    """The items of a task, as documents or as they are."""
+    if section.path is not None:
+        rows: FileRows | HubRows = FileRows(section.path)
+    else:
+        assert section.dataset is not None, "the section has one of them"
+        rows = HubRows(
+            name, section.dataset, config=section.config, split=section.split, revision=section.revision
+        )
+    return TaskSource(
+        name,
+        section.task,
+        rows,
+        part=section.part,
+        evaluation_share=section.evaluation_share,
+        max_characters=section.max_characters,
     )

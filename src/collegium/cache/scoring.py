@@ -83,8 +83,12 @@ class Scorer:
         yield batch
 
     def _batch(self, rows: Sequence[Row]) -> tuple[Mapping[str, Tensor], Batch]:
+        """Blocks with all their labels, those of prompts too, so that what is stored depends on the text alone."""
         inputs = self._collate(rows)
-        return inputs, Batch.from_inputs({name: value.to(self._device) for name, value in inputs.items()})
+        moved = {name: value.to(self._device) for name, value in inputs.items()}
+        is_text = moved["attention_mask"].bool()
+        labels = Batch.of_text(moved["input_ids"], is_text, moved["position_ids"]).labels
+        return inputs, Batch.from_inputs({**moved, "labels": labels})
 
     def _lists(self, batch: Batch, positions: Positions, keys: Sequence[int]) -> list[Arrays]:
         settings, signal = self._settings, self._signal(batch, positions)

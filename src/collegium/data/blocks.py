@@ -17,8 +17,9 @@ class PackedBlocks(Dataset[dict[str, Any]]):
     """Rows of packed tokens, each with its `sample_id`.
 
     A row has `input_ids`, `segment_lengths`, `segment_documents`, `segment_bytes` (UTF-8 bytes of a
-    segment's tokens but the first), `segment_starts` and `segment_ends` (UTF-8 bytes of the document
-    before a segment's first token, and up to the end of its last) and `domain`.
+    segment's predicted tokens), `segment_starts` and `segment_ends` (UTF-8 bytes of the document before a
+    segment's first token, and up to the end of its last), `segment_prompts` (its first tokens that are given
+    and not predicted) and `domain`.
 
     Args:
         dataset: Rows with these columns.

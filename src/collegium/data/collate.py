@@ -70,13 +70,15 @@ class BlockCollator:
         input_ids = np.asarray(row["input_ids"], np.int64)  # [S]
         segment_lengths = np.asarray(row["segment_lengths"], np.int64)
         positions = _positions(segment_lengths)
+        prompts = np.asarray(row.get("segment_prompts", np.zeros(len(segment_lengths))), np.int64)
+        is_given = positions < np.repeat(np.maximum(prompts, 1), segment_lengths)
         unknown = np.full(len(segment_lengths), -1)
         num_padding = length - len(input_ids)
         columns = {
             "input_ids": (input_ids, np.full(num_padding, self._pad_token_id)),
             "attention_mask": (np.ones(len(input_ids), bool), np.zeros(num_padding, bool)),
             "labels": (
-                np.where(positions == 0, IGNORE_INDEX, input_ids),
+                np.where(is_given, IGNORE_INDEX, input_ids),
                 np.full(num_padding, IGNORE_INDEX),
             ),
             "position_ids": (positions, np.arange(num_padding)),

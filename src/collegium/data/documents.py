@@ -24,14 +24,21 @@ class Document:
         text: The text; empty if there is a problem.
         problem: Why it cannot be used: `invalid_utf8`, `nul`, `no_text`, `bad_json`, `truncated`,
             `damaged`.
+        prompt_characters: Characters at the beginning that are given and not learnt.
     """
 
     text: str
     problem: str | None = None
+    prompt_characters: int = 0
 
     @classmethod
-    def checked(cls, value: object) -> "Document":
-        """A document of `value`, if that is text which every tokenizer can read."""
+    def checked(cls, value: object, *, prompt: object = "") -> "Document":
+        """A document of `value` behind its prompt, if both are text which every tokenizer can read."""
+        if prompt != "":
+            before, behind = cls.checked(prompt), cls.checked(value)
+            if problem := before.problem or behind.problem:
+                return cls("", problem)
+            return cls(before.text + behind.text, prompt_characters=len(before.text))
         if not isinstance(value, str):
             return cls("", "no_text")
         if "\0" in value:

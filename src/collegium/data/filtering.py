@@ -24,7 +24,7 @@ def drop_reason(document: Document, limits: SourceLimits) -> str | None:
     if document.problem is not None:
         return document.problem
     text = document.text.strip()
-    if not text:
+    if not document.text[document.prompt_characters :].strip():
         return EMPTY
     return TOO_SHORT if len(text) < limits.min_characters else None
 

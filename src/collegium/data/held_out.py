@@ -7,6 +7,7 @@ of a source can bias the choice, and copies are one document.
 import heapq
 
 from collegium.data.deduplicate import words_key, words_of
+from collegium.data.documents import Document
 from collegium.data.filtering import KEPT, Tally, drop_reason
 from collegium.data.settings import SourceLimits
 from collegium.data.sources import Source
@@ -32,7 +33,7 @@ class HeldOutChooser:
         self._wanted = wanted
         self._seen = set(taken)
         self._num_candidates = 0
-        self._smallest: list[tuple[int, int, str]] = []  # a heap of (-key, order, text)
+        self._smallest: list[tuple[int, int, Document]] = []  # a heap of (-key, order, document)
 
     @property
     def is_done(self) -> bool:
@@ -41,22 +42,22 @@ class HeldOutChooser:
             return False
         return -self._smallest[0][0] < _SHARE * _NUM_KEYS
 
-    def offer(self, text: str) -> None:
+    def offer(self, document: Document) -> None:
         """Consider a document."""
-        key = words_key(words_of(text))
+        key = words_key(words_of(document.text))
         if key in self._seen:
             return
         self._seen.add(key)
-        heapq.heappush(self._smallest, (-key, self._num_candidates, text))
+        heapq.heappush(self._smallest, (-key, self._num_candidates, document))
         self._num_candidates += 1
         if len(self._smallest) > self._wanted:
             heapq.heappop(self._smallest)
 
-    def chosen(self) -> list[str]:
+    def chosen(self) -> list[Document]:
         """The held-out documents, in the order of the source."""
         limit = self._wanted if self.is_done else self._num_candidates // 2
         smallest = sorted(self._smallest, reverse=True)[:limit]
-        return [text for _, _, text in sorted(smallest, key=lambda item: item[1])]
+        return [document for _, _, document in sorted(smallest, key=lambda item: item[1])]
 
 
 def choose_held_out(
@@ -66,8 +67,8 @@ def choose_held_out(
     taken: frozenset[int],
     limits: SourceLimits,
     max_bad_fraction: float,
-) -> list[str]:
-    """Texts of `source` to hold out; it is read from its beginning, as far as needed.
+) -> list[Document]:
+    """Documents of `source` to hold out; it is read from its beginning, as far as needed.
 
     Raises:
         DataError: if there are none, or too many documents cannot be read.
@@ -79,14 +80,14 @@ def choose_held_out(
         tally.add(reason or KEPT)
         tally.check(max_bad_fraction)
         if reason is None:
-            chooser.offer(document.text)
+            chooser.offer(document)
         if chooser.is_done or tally.num_documents == limits.max_documents:
             break
-    texts = chooser.chosen()
-    if not texts:
+    chosen = chooser.chosen()
+    if not chosen:
         tally.check(max_bad_fraction, at_end=True)
         raise DataError(
             f"source {source.name!r}: nothing can be held out, as at least two different documents "
             f"are needed ({tally.summary}): give more text, or lower min_characters"
         )
-    return texts
+    return chosen

@@ -1,13 +1,14 @@
 """Documents, one after another, in blocks of equal length.
 
 Nothing is padded or cut away: a document that does not fit goes on in the next block as a new
-segment. The first token of a segment is never predicted, which costs one prediction a document and
-one a block (0.1 % at 1,024 tokens). Only a block that predicts nothing, such as a single token left
-over at the end of a source, is left out.
+segment. Only one with a prompt lies whole in one block if it can, since what follows a prompt means
+little without it; then the block before it ends early. Prompts and the first token of a segment are
+never predicted; the latter costs one prediction a document and one a block (0.1 % at 1,024 tokens).
+A block that predicts nothing, such as a single token left over at the end of a source, is left out.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +25,7 @@ SCHEMA = pa.schema(
         "segment_bytes": pa.list_(pa.int64()),
         "segment_starts": pa.list_(pa.int64()),
         "segment_ends": pa.list_(pa.int64()),
+        "segment_prompts": pa.list_(pa.int32()),
         "domain": pa.string(),
     }
 )
@@ -36,9 +38,10 @@ class Segment:
     Attributes:
         document: Number of the document.
         tokens: Token ids.
-        num_bytes: UTF-8 bytes of all tokens but the first, which is never predicted.
+        num_bytes: UTF-8 bytes of the tokens that are predicted: all but the prompt, or else the first.
         start: UTF-8 bytes of the document before the first token; -1 if unknown.
         end: UTF-8 bytes of the document up to the end of the last token; -1 if unknown.
+        prompt: Tokens at its beginning that are given and not learnt.
     """
 
     document: int
@@ -46,16 +49,25 @@ class Segment:
     num_bytes: int
     start: int
     end: int
+    prompt: int = 0
 
     @classmethod
     def of(cls, number: int, part: TokenizedDocument) -> "Segment":
         """A part of document `number`; it has tokens."""
-        num_bytes = int(part.byte_ends[-1] - part.byte_ends[0])
-        return cls(number, part.tokens, num_bytes, int(part.boundaries[0]), int(part.boundaries[-1]))
+        prompt = part.prompt_tokens
+        num_bytes = int(part.byte_ends[-1] - part.byte_ends[max(prompt, 1) - 1])
+        return cls(number, part.tokens, num_bytes, int(part.boundaries[0]), int(part.boundaries[-1]), prompt)
+
+    @property
+    def num_predicted(self) -> int:
+        """Tokens that are predicted."""
+        return len(self.tokens) - max(self.prompt, 1)
 
     def behind(self, bos: int) -> "Segment":
-        """The same behind BOS, so that its first token is predicted too."""
+        """The same behind BOS, so that its first token is predicted too, unless it is of a prompt."""
         tokens = np.concatenate([np.array([bos], np.int32), self.tokens])
+        if self.prompt:
+            return replace(self, tokens=tokens, prompt=self.prompt + 1)
         return Segment(self.document, tokens, self.end - self.start, self.start, self.end)
 
 
@@ -76,7 +88,7 @@ class Packer:
     """Packs the documents of one domain.
 
     Args:
-        block_size: Tokens of a block; only the last may have fewer.
+        block_size: Tokens of a block; fewer in the last, and before a document with a prompt.
         domain: Name of the domain, written in each row.
         bos: Begins every segment, also where a document goes on; None: documents are taken as they are.
     """
@@ -96,9 +108,12 @@ class Packer:
             document: Its tokens.
 
         Yields:
-            Each block that becomes full, and how many tokens of `document` lie in it or before it.
+            Each block that ends, and how many tokens of `document` lie in it or before it.
         """
         start = 0
+        if document.prompt_tokens and self._room < len(document) <= self._block_size:
+            for block in self.flush():
+                yield block, 0
         while start < len(document):
             lacks_bos = self._bos is not None and document.tokens[start] != self._bos and self._room > 1
             end = min(start + self._room - lacks_bos, len(document))
@@ -116,7 +131,7 @@ class Packer:
         """The block that is not full yet, if there is one and it predicts anything."""
         block = Block(tuple(self._segments), self._domain)
         self._segments, self._room = [], self._block_size
-        if any(len(segment.tokens) > 1 for segment in block.segments):
+        if any(segment.num_predicted > 0 for segment in block.segments):
             yield block
 
 
@@ -129,6 +144,7 @@ def blocks_to_table(blocks: Sequence[Block]) -> pa.Table:
         "segment_bytes": [[s.num_bytes for s in b.segments] for b in blocks],
         "segment_starts": [[s.start for s in b.segments] for b in blocks],
         "segment_ends": [[s.end for s in b.segments] for b in blocks],
+        "segment_prompts": [[s.prompt for s in b.segments] for b in blocks],
         "domain": [b.domain for b in blocks],
     }
     return pa.table(columns, schema=SCHEMA)

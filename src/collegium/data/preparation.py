@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from collegium.data.deduplicate import HeldOutIndex, words_key, words_of
+from collegium.data.documents import Document
 from collegium.data.filtering import EMPTY, KEPT, SKIPPED, TOO_SHORT, Tally, drop_reason
 from collegium.data.held_out import choose_held_out
 from collegium.data.journal import Journal
@@ -42,7 +43,7 @@ class _Item:
     """A document, the position it was read from, and why it is dropped, if it is."""
 
     state: dict[str, Any]
-    text: str
+    document: Document
     reason: str | None
 
 
@@ -96,38 +97,38 @@ class Preparation:
     def _hold_out(self) -> None:
         taken: frozenset[int] = frozenset()
         for source in self._sources:
-            texts = choose_held_out(
+            documents = choose_held_out(
                 source,
                 wanted=self._settings.held_out_documents,
                 taken=taken,
                 limits=self._settings.limits[source.name],
                 max_bad_fraction=self._settings.max_bad_fraction,
             )
-            taken |= {words_key(words_of(text)) for text in texts}
-            self._write_held_out(source.name, texts)
+            taken |= {words_key(words_of(document.text)) for document in documents}
+            self._write_held_out(source.name, documents)
         self._journal.save(self._directory)
 
     def _packer(self, domain: str) -> Packer:
         bos = self._tokenizer.bos if self._settings.bos_at_segments else None
         return Packer(block_size=self._settings.block_size, domain=domain, bos=bos)
 
-    def _write_held_out(self, domain: str, texts: list[str]) -> None:
+    def _write_held_out(self, domain: str, documents: list[Document]) -> None:
         packer = self._packer(domain)
         blocks, first = [], self._journal.next_document
-        for number, document in enumerate(self._tokenizer.encode(texts), first):
-            blocks += [block for block, _ in packer.add(number, document)]
+        for number, tokens in enumerate(self._tokenizer.encode_documents(documents), first):
+            blocks += [block for block, _ in packer.add(number, tokens)]
         blocks += packer.flush()
         if not blocks:
             raise DataError(
                 f"source {domain!r}: the held-out documents are of one token each, which leaves "
                 "nothing to predict: raise min_characters"
             )
-        numbered = [{"document": first + i, "text": text} for i, text in enumerate(texts)]
+        numbered = [{"document": first + i, "text": document.text} for i, document in enumerate(documents)]
         files, directory = self._journal.files, self._directory
         name, text_name = held_out_file(domain), held_out_text_file(domain)
         files[name] = write_blocks(directory / name, blocks)
         files[text_name] = write_json_lines(directory / text_name, numbered)
-        self._journal.next_document += len(texts)
+        self._journal.next_document += len(documents)
 
     def _held_out_texts(self) -> list[str]:
         paths = [self._directory / held_out_text_file(source.name) for source in self._sources]
@@ -165,7 +166,7 @@ class Preparation:
             reason = drop_reason(document, limits) or index.match(document.text)
             if reason is None and num_documents < limits.skip_documents:
                 reason = SKIPPED
-            batch.append(_Item(state, "" if reason else document.text, reason))
+            batch.append(_Item(state, Document("") if reason else document, reason))
             state = source.state_dict()
             num_documents += reason != EMPTY
             num_characters += len(document.text)
@@ -176,7 +177,7 @@ class Preparation:
             yield batch
 
     def _pack_batch(self, batch: list[_Item], packer: Packer, tally: Tally) -> None:
-        kept = iter(self._tokenizer.encode([item.text for item in batch if item.reason is None]))
+        kept = iter(self._tokenizer.encode_documents([item.document for item in batch if item.reason is None]))
         for item in batch:
             reason = item.reason or self._pack(item.state, next(kept), packer, tally.source)
             tally.add(reason)
@@ -188,7 +189,7 @@ class Preparation:
         """Pack one document; returns what became of it."""
         journal = self._journal
         number, skip, journal.skip_tokens = journal.next_document, journal.skip_tokens, 0
-        if len(document) < _SHORTEST_DOCUMENT:
+        if len(document) < max(_SHORTEST_DOCUMENT, document.prompt_tokens + 1):
             journal.next_document += len(self._sources)
             return TOO_SHORT
         document = document[: self._tokens_left(name)]

@@ -21,7 +21,7 @@ from collegium.data.storage import read_json
 from collegium.errors import DataError
 
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST_NAME = "manifest.json"
 
 

@@ -9,7 +9,8 @@ import codecs
 import json
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,16 +31,37 @@ _BATCH_ROWS = 256
 Documents = Iterator[tuple[Document, int]]
 
 
+class Columns(NamedTuple):
+    """Columns or keys of a row that make a document.
+
+    Attributes:
+        text: What is learnt.
+        prompt: What comes before it and is not learnt; None: there is none.
+    """
+
+    text: str
+    prompt: str | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """Those that are read."""
+        return [self.text] if self.prompt is None else [self.text, self.prompt]
+
+    def document(self, row: Mapping[str, Any]) -> Document:
+        """The document of a row."""
+        return Document.checked(row.get(self.text), prompt="" if self.prompt is None else row.get(self.prompt))
+
+
 def read_lines(file: ByteFile, offset: int) -> Documents:
     """One document a line."""
     for line, end in _lines(file, offset, limit=MAX_DOCUMENT_SIZE):
         yield Document.checked(_decode(line)), end
 
 
-def read_json_lines(file: ByteFile, offset: int, *, text_column: str) -> Documents:
-    """One JSON object a line, whose `text_column` is the document."""
+def read_json_lines(file: ByteFile, offset: int, *, columns: Columns) -> Documents:
+    """One JSON object a line, whose `columns` are the document."""
     for line, end in _lines(file, offset, limit=MAX_JSON_LINE):
-        yield _document_of_json(_decode(line), text_column), end
+        yield _document_of_json(_decode(line), columns), end
 
 
 def read_separated(
@@ -72,17 +94,18 @@ def read_separated(
         text, at_start = text[next_start:], False
 
 
-def read_parquet(file: ByteFile, row: int, *, text_column: str) -> Documents:
+def read_parquet(file: ByteFile, row: int, *, columns: Columns) -> Documents:
     """One document a row, from row number `row` on; earlier row groups are not read."""
     table = pq.ParquetFile(file)
-    _check_column(table.schema_arrow, text_column)
+    for key, column in zip(("text_column", "prompt_column"), columns.names, strict=False):
+        _check_column(table.schema_arrow, key, column)
     group_start = 0
     for group in range(table.num_row_groups):
         group_end = group_start + table.metadata.row_group(group).num_rows
         if row < group_end:
-            for text in _group_texts(table, group, text_column, skip=row - group_start):
+            for texts in _group_rows(table, group, columns.names, skip=row - group_start):
                 row += 1
-                yield Document.checked(text), row
+                yield columns.document(texts), row
         group_start = group_end
 
 
@@ -127,14 +150,14 @@ def _decode(line: bytes) -> str:
     return line.decode("utf-8", "surrogateescape")
 
 
-def _document_of_json(line: str, text_column: str) -> Document:
+def _document_of_json(line: str, columns: Columns) -> Document:
     if not line.strip():
         return Document("")
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
         return Document("", "bad_json")
-    return Document.checked(record.get(text_column) if isinstance(record, dict) else None)
+    return columns.document(record if isinstance(record, dict) else {})
 
 
 def _document_end(
@@ -155,25 +178,29 @@ def _document_end(
     return (len(text), len(text)) if at_end else None
 
 
-def _check_column(schema: pa.Schema, text_column: str) -> None:
-    if text_column not in schema.names:
+def _check_column(schema: pa.Schema, key: str, column: str) -> None:
+    if column not in schema.names:
         raise DataError(
-            f"there is no column {text_column!r}; the columns are {', '.join(schema.names)}: "
-            "set text_column to one of them"
+            f"there is no column {column!r}; the columns are {', '.join(schema.names)}: set {key} to one of them"
         )
-    kind = schema.field(text_column).type
+    kind = schema.field(column).type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        raise DataError(f"column {text_column!r} holds {kind}, not text: change text_column")
+        raise DataError(f"column {column!r} holds {kind}, not text: change {key}")
 
 
-def _group_texts(table: pq.ParquetFile, group: int, text_column: str, *, skip: int) -> Iterator[str | None]:
-    batches = table.iter_batches(_BATCH_ROWS, row_groups=[group], columns=[text_column])
-    for batch in batches:
+def _group_rows(
+    table: pq.ParquetFile, group: int, names: list[str], *, skip: int
+) -> Iterator[dict[str, str | None]]:
+    for batch in table.iter_batches(_BATCH_ROWS, row_groups=[group], columns=names):
         if skip >= len(batch):
             skip -= len(batch)
             continue
         # As bytes, because one undecodable string would make pyarrow raise for the whole batch.
-        values = batch.column(0)[skip:].cast(pa.large_string()).cast(pa.large_binary())
+        columns = {
+            name: batch.column(name)[skip:].cast(pa.large_string()).cast(pa.large_binary()).to_pylist()
+            for name in names
+        }
+        for index in range(len(batch) - skip):
+            values = {name: column[index] for name, column in columns.items()}
+            yield {name: None if value is None else _decode(value) for name, value in values.items()}
         skip = 0
-        for value in values.to_pylist():
-            yield None if value is None else _decode(value)

@@ -4,6 +4,9 @@ Bits per byte compares models with different tokenizers, so every byte must be c
 stands for what lies between the end of the token before it and its own end. Adding up offsets would
 count twice a character that two byte-level tokens share, and not at all a blank that no token has.
 
+A prompt and what follows it are tokenised each by itself, so no token lies across their border, and what follows
+has the tokens that it has wherever it is scored behind this prompt.
+
 Ends are those of characters, as tokenizers report them. `boundaries` are exact to the byte wherever
 the tokens spell the text, which is what two tokenizations of one text are joined by.
 """
@@ -21,7 +24,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from collegium.alignment.token_bytes import TokenBytes
-from collegium.data.documents import cut_text
+from collegium.data.documents import Document, cut_text
 from collegium.errors import DataError
 
 
@@ -40,18 +43,22 @@ class TokenizedDocument:
         byte_ends: UTF-8 bytes of the document up to the end of the character that each token ends in.
         boundaries: UTF-8 bytes of the document before each token, and after the last one: one more
             than there are tokens; -1 where unknown.
+        prompt_tokens: Tokens at the beginning that are given and not learnt, with BOS if there are any.
     """
 
     tokens: NDArray[np.int32]
     byte_ends: NDArray[np.int64]
     boundaries: NDArray[np.int64]
+    prompt_tokens: int = 0
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def __getitem__(self, part: slice) -> "TokenizedDocument":
         start, stop, _ = part.indices(len(self))
-        return TokenizedDocument(self.tokens[part], self.byte_ends[part], self.boundaries[start : stop + 1])
+        prompt_tokens = min(max(0, self.prompt_tokens - start), max(0, stop - start))
+        boundaries = self.boundaries[start : stop + 1]
+        return TokenizedDocument(self.tokens[part], self.byte_ends[part], boundaries, prompt_tokens)
 
 
 class DocumentTokenizer:
@@ -102,9 +109,20 @@ class DocumentTokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[TokenizedDocument]:
         """Tokens of each text."""
-        pieces = [list(cut_text(text, PIECE_SIZE)) for text in texts]
-        encoded = self._encode_pieces([piece for text in pieces for piece in text])
-        return [self._join([next(encoded) for _ in text]) for text in pieces]
+        return self.encode_documents([Document(text) for text in texts])
+
+    def encode_documents(self, documents: Sequence[Document]) -> list[TokenizedDocument]:
+        """Tokens of each document, cut at the end of its prompt."""
+        prompts = [_pieces(document.text[: document.prompt_characters]) for document in documents]
+        others = [
+            list(cut_text(document.text[document.prompt_characters :], PIECE_SIZE)) for document in documents
+        ]
+        both = list(zip(prompts, others, strict=True))
+        encoded = self._encode_pieces([piece for parts in both for part in parts for piece in part])
+        return [
+            self._join([next(encoded) for _ in range(len(prompt) + len(other))], len(prompt))
+            for prompt, other in both
+        ]
 
     def _encode_pieces(self, pieces: Sequence[str]) -> Iterator[tuple[TokenizedDocument, int]]:
         """Tokens and UTF-8 bytes of each piece."""
@@ -133,20 +151,29 @@ class DocumentTokenizer:
             return ends
         return np.maximum(spelt - (len(content) - len(text.encode())), 0)
 
-    def _join(self, pieces: Sequence[tuple[TokenizedDocument, int]]) -> TokenizedDocument:
+    def _join(self, pieces: Sequence[tuple[TokenizedDocument, int]], num_prompt_pieces: int) -> TokenizedDocument:
         sizes = np.cumsum([0, *(num_bytes for _, num_bytes in pieces)])
         texts = [text for text, _ in pieces]
         ends = [text.byte_ends + size for text, size in zip(texts, sizes, strict=False)]
         boundaries = [text.boundaries[1:] + size for text, size in zip(texts, sizes, strict=False)]
         before, after = np.zeros(len(self._bos), np.int64), np.full(len(self._eos), sizes[-1])
         joined = [np.concatenate([before, *parts]) for parts in (ends, boundaries)]
+        prompt_tokens = sum(len(text) for text in texts[:num_prompt_pieces])
+        prompt_tokens += len(self._bos) if num_prompt_pieces else 0
         for places in joined:
             places[-1:] = sizes[-1]  # blanks that the tokenizer drops at the end belong to its last token
+            if prompt_tokens:
+                places[prompt_tokens - 1] = sizes[num_prompt_pieces]
         return TokenizedDocument(
             np.concatenate([self._bos, *(text.tokens for text in texts), self._eos]),
             np.concatenate([joined[0], after]),
             np.concatenate([[0], joined[1], after]),
+            prompt_tokens,
         )
+
+
+def _pieces(prompt: str) -> list[str]:
+    return list(cut_text(prompt, PIECE_SIZE)) if prompt else []
 
 
 def _batched(pieces: Sequence[str]) -> Iterator[list[str]]:

@@ -1,0 +1,149 @@
+"""A task's items as documents, prompt and completion, from the hub or from local files."""
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Any, Protocol
+
+from collegium.data.documents import Document
+from collegium.data.files import combined_digest, find_files
+from collegium.errors import DataError
+from collegium.tasks.items import Part, Task, TaskItem, part_of
+from collegium.tasks.prompts import item_of
+from collegium.tasks.rows import read_rows
+
+
+PROMPTS_VERSION = "1"
+"""Of the prompts of `collegium.tasks.prompts`: text that was prepared with others is prepared anew."""
+
+
+class Rows(Protocol):
+    """Rows of a data set, from any place where reading stopped; see `collegium.data.sources.Source`."""
+
+    @property
+    def reference(self) -> str:
+        """What was asked for."""
+        ...
+
+    @property
+    def label_names(self) -> Mapping[str, list[str]]:
+        """Names of the values of columns that hold lists of class labels."""
+        ...
+
+    def __iter__(self) -> Iterator[dict[str, Any]]: ...
+
+    def fingerprint(self, options: list[str | None]) -> str:
+        """Identity of what is read, and of how."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position of the next row, as JSON."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go to a position; `{}` is the beginning."""
+        ...
+
+
+class FileRows:
+    """Rows of local files; going on after a stop reads a file again from its beginning.
+
+    Args:
+        path: A file, a glob pattern, or `package:NAME/FILE`; see `collegium.tasks.rows` for formats.
+
+    Raises:
+        DataError: if there is no such file.
+    """
+
+    label_names: Mapping[str, list[str]] = {}
+
+    def __init__(self, path: str) -> None:
+        self.reference, self._files = path, find_files(path)
+        self._file, self._row = 0, 0
+
+    def fingerprint(self, options: list[str | None]) -> str:
+        """Identity of what is read, and of how."""
+        return combined_digest([*options, *(file.suffix for file in self._files)], self._files)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position of the next row."""
+        return {"file": self._file, "row": self._row}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go to a position; `{}` is the beginning."""
+        self._file, self._row = state.get("file", 0), state.get("row", 0)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        while self._file < len(self._files):
+            start = self._row
+            for number, row in enumerate(read_rows(self._files[self._file])):
+                if number >= start:
+                    self._row = number + 1
+                    yield row
+            self._file, self._row = self._file + 1, 0
+
+
+class TaskSource:
+    """Documents of a task: each item's prompt, which is not learnt, and its completion, which is.
+
+    Items of the other part are not there at all: they are neither read documents nor dropped ones.
+
+    Args:
+        name: The domain.
+        task: The task.
+        rows: Where its rows come from.
+        part: Which of its items; see `collegium.tasks.items.part_of`.
+        evaluation_share: Share of the keys that is for evaluation.
+        max_characters: Longer texts, passages and dialogues are cut to this.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        task: Task,
+        rows: Rows,
+        *,
+        part: Part = "train",
+        evaluation_share: float = 0.2,
+        max_characters: int = 1200,
+    ) -> None:
+        self.name, self.task, self._rows, self._part = name, task, rows, part
+        self._evaluation_share, self._max_characters = evaluation_share, max_characters
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identity of what is read."""
+        share, size = str(self._evaluation_share), str(self._max_characters)
+        return self._rows.fingerprint([PROMPTS_VERSION, self.task, self._part, share, size])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position of the next item."""
+        return self._rows.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go to a position; `{}` is the beginning."""
+        self._rows.load_state_dict(state)
+
+    def __iter__(self) -> Iterator[Document]:
+        for item in self.items():
+            yield Document.checked(item.reference, prompt=item.prompt)
+
+    def items(self) -> Iterator[TaskItem]:
+        """Items from the current position on.
+
+        Raises:
+            DataError: a row is none of this task.
+        """
+        for row in self._rows:
+            try:
+                item = item_of(self.task, self._with_names(row), self._max_characters)
+            except DataError as error:
+                raise DataError(
+                    f"source {self.name!r}: {self._rows.reference} holds no data for task {self.task}: {error}"
+                ) from error
+            if item is not None and self._part in ("all", part_of(item, self._evaluation_share)):
+                yield item
+
+    def _with_names(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The row with names for numbers in lists of class labels."""
+        names = {column: known for column, known in self._rows.label_names.items() if column in row}
+        return {**row, **{column: [known[i] for i in row[column]] for column, known in names.items()}}

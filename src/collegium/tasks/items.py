@@ -1,0 +1,58 @@
+"""One item of a task: a prompt, what completes it rightly, and what could.
+
+A model learns the completion after the prompt, and is measured by how probable it finds it, or by what it writes
+itself. An item belongs to training or to evaluation for what it says, not for where it stands, so a set of one
+file serves both, and no order of it can move an item from one to the other.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+
+Task = Literal["sentiment", "paraphrase", "ner", "qa", "summarization"]
+
+TASKS: tuple[Task, ...] = get_args(Task)
+
+Part = Literal["train", "evaluation", "all"]
+
+
+@dataclass(frozen=True)
+class TaskItem:
+    """A prompt and its completion.
+
+    Attributes:
+        prompt: What is given; it ends where the answer begins, without a blank.
+        choices: Completions among which one is right; empty where the answer is written freely.
+        answer: Index of the right choice; None if there are no choices.
+        reference: The right completion, with the blank before it that belongs to its first word.
+        key: What the item is about: those of one key are in the same part. That is the text for most tasks and the
+            passage for questions about one.
+    """
+
+    prompt: str
+    choices: tuple[str, ...]
+    answer: int | None
+    reference: str
+    key: str
+
+    @classmethod
+    def choosing(cls, prompt: str, choices: tuple[str, ...], answer: int, *, key: str) -> "TaskItem":
+        """An item whose answer is one of `choices`."""
+        return cls(prompt, choices, answer, choices[answer], key)
+
+    @classmethod
+    def writing(cls, prompt: str, reference: str, *, key: str) -> "TaskItem":
+        """An item whose answer is written freely."""
+        return cls(prompt, (), None, reference, key)
+
+    @property
+    def text(self) -> str:
+        """Prompt and completion, as they are learnt."""
+        return self.prompt + self.reference
+
+
+def part_of(item: TaskItem, evaluation_share: float) -> Part:
+    """`evaluation` for so large a share of all keys, else `train`; decided by a hash of the key alone."""
+    digest = hashlib.blake2b(item.key.encode("utf-8", "replace"), digest_size=8, person=b"task part").digest()
+    return "evaluation" if int.from_bytes(digest, "big") < evaluation_share * 2**64 else "train"
