@@ -202,8 +202,14 @@ def teacher_sections(
 
 def _teacher_section(specification: Specification, name: str) -> dict[str, Any]:
     teacher = specification.teachers[name]
-    section = {"name": name, "model": teacher.model or f"OUTPUT/teachers/{name}/student", "dtype": teacher.dtype}
-    return section if teacher.adapter is None else {**section, "adapter": teacher.adapter}
+    section: dict[str, Any] = {"name": name, "dtype": teacher.dtype}
+    if teacher.base is not None:
+        section |= {"model": teacher.base, "adapter": f"OUTPUT/teachers/{name}/adapter"}
+    else:
+        section |= {"model": teacher.model or f"OUTPUT/teachers/{name}/student"}
+    if teacher.adapter is not None:
+        section["adapter"] = teacher.adapter
+    return section if teacher.domains is None else {**section, "domains": list(teacher.domains)}
 
 
 def set_key(content: dict[str, Any], key: str, value: Any) -> None:

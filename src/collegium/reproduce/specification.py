@@ -38,6 +38,10 @@ class TeacherSpecification(Section):
     """Sources of the specification that it is made of; all if not given, those of its recipe if empty."""
     seed: int = Field(default=0, ge=0)
     """Of its weights and order."""
+    base: str | None = None
+    """Model that the recipe adapts: it teaches as an adapter over it, which is loaded once for all."""
+    domains: Many[Name] | None = None
+    """Sources that it is asked about; all if not given."""
     dtype: str = "float32"
     """Of its weights when it teaches."""
 
@@ -87,6 +91,8 @@ class Specification(Section):
     """`prompts` of each domain, `prompt_tokens` and `new_tokens` of continuations; none if not given."""
     compute_factor: float = Field(default=1.0, ge=1)
     """Operations of a step with all experts running over those of a step of cross-entropy."""
+    tasks: Many[dict[str, Any]] = ()
+    """`evaluation.tasks` of students and teachers; none if not given."""
     low_data_tokens: Many[int] = ()
     """Tokens of each source in the sweep over text."""
 
