@@ -170,7 +170,7 @@ def _share_out(noun: str, work: Any, items: Sequence[Any], total: int, place: Pl
             left = f", about {duration(seconds / done * (len(items) - done))} left of what is known"
         line.update(f"{noun} {total - len(items) + done}/{total}, {min(jobs, len(items))} at once{left}")
 
-    with worker_pool(min(jobs, len(items)), place.output / "logs") as pool:
+    with worker_pool(min(jobs, len(items)), place.output / "logs", num_gpus=torch.cuda.device_count()) as pool:
         for _ in finished(pool, work, items, every=1.0, tick=show):
             done += 1
     line.finish(f"{noun}s: {total} of {total} known so far are done ({duration(time.monotonic() - start)})")

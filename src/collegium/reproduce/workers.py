@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 @contextmanager
-def worker_pool(jobs: int, log_directory: Path) -> Iterator[ProcessPoolExecutor]:
+def worker_pool(jobs: int, log_directory: Path, *, num_gpus: int) -> Iterator[ProcessPoolExecutor]:
     """Processes, each with its share of the machine; what they say goes to files in `log_directory`."""
     context = multiprocessing.get_context("spawn")
     log_directory.mkdir(parents=True, exist_ok=True)
@@ -29,7 +29,10 @@ def worker_pool(jobs: int, log_directory: Path) -> Iterator[ProcessPoolExecutor]
     for number in range(jobs):
         numbers.put(number)
     pool = ProcessPoolExecutor(
-        jobs, mp_context=context, initializer=_begin, initargs=(numbers, jobs, os.getpid(), log_directory)
+        jobs,
+        mp_context=context,
+        initializer=_begin,
+        initargs=(numbers, jobs, num_gpus, os.getpid(), log_directory),
     )
     try:
         yield pool
@@ -37,13 +40,13 @@ def worker_pool(jobs: int, log_directory: Path) -> Iterator[ProcessPoolExecutor]
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _begin(numbers: "Queue[int]", jobs: int, parent: int, log_directory: Path) -> None:
-    import torch
-
+def _begin(numbers: "Queue[int]", jobs: int, num_gpus: int, parent: int, log_directory: Path) -> None:
     number = numbers.get()
-    if torch.cuda.device_count() > 0:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(number % torch.cuda.device_count())
-    else:
+    if num_gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(number % num_gpus)
+    import torch  # after the process has been told which devices there are
+
+    if not num_gpus:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
     log = (log_directory / f"worker-{number}.log").open("a", buffering=1)
     sys.stdout = sys.stderr = log
