@@ -7,7 +7,7 @@ specification has made lies. No torch here.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -93,6 +93,8 @@ class Specification(Section):
     """Operations of a step with all experts running over those of a step of cross-entropy."""
     tasks: Many[dict[str, Any]] = ()
     """`evaluation.tasks` of students and teachers; none if not given."""
+    published_with_all: Many[Literal["tinybert", "mobilebert", "minilm", "dkd"]] = ()
+    """Published methods that are run with all teachers too; those on inner states cost many times a step."""
     low_data_tokens: Many[int] = ()
     """Tokens of each source in the sweep over text."""
 

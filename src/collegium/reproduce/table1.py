@@ -160,11 +160,11 @@ def _baselines(specification: Specification, best: Best) -> list[Row]:
     rows = [
         Row(
             f"{method}_all",
-            f"{label}, all teachers",
+            f"{PUBLISHED[method]}, all teachers",
             "Published methods, all teachers",
             _published(specification, method, specification.experts),
         )
-        for method, label in PUBLISHED.items()
+        for method in specification.published_with_all
     ]
     chosen = best([single(name) for name in specification.experts])
     if chosen is None:
