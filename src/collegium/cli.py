@@ -196,10 +196,10 @@ def reproduce(
     jobs: Annotated[int | None, typer.Option(help="runs at once; one a GPU or core if not given")] = None,
     results: Annotated[
         Path | None,
-        typer.Option(help="folder of results as JSON, of which the page is made  [default: OUTPUT/SCALE]"),
+        typer.Option(help="folder of results as JSON, of which the page is made; OUTPUT/SCALE if not given"),
     ] = None,
     page: Annotated[
-        Path | None, typer.Option(help="page of results, figures beside it  [default: OUTPUT/SCALE/results.md]")
+        Path | None, typer.Option(help="page of results, figures beside it; OUTPUT/SCALE/results.md if not given")
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -27,7 +27,7 @@ REFERENCES: Mapping[tuple[str, str], Sequence[str]] = {
 }
 """Rows of other groups that a group is to be compared with: the same without what the group changes."""
 
-AS_THEY_ARE = {"bad": "without it", "overconfident": "without it", "cache": "whole distributions"}
+AS_THEY_ARE = {"bad": "no bad teacher", "overconfident": "none over-confident", "cache": "whole distributions"}
 """What is different in those rows, by group."""
 
 
