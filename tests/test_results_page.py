@@ -16,7 +16,7 @@ from made_up_results import (
     made_table1,
 )
 
-from collegium.errors import DataError
+from collegium.errors import DataError, RecipeError
 from collegium.reproduce.claims import BEATEN, PUBLISHED, claims_of
 from collegium.reproduce.command import EXPERIMENTS as RUNNABLE
 from collegium.reproduce.command import reproduce
@@ -276,6 +276,11 @@ class TestOtherPages:
         with pytest.raises(DataError, match=r"other\.md: .*there are"):
             refresh(text, everything(), "other.md")
 
+    @pytest.mark.parametrize("lost", ["<!-- end -->\n", "<!-- results: conditions/overconfident -->\n"])
+    def test_a_marker_without_its_counterpart_is_told(self, lost):
+        with pytest.raises(DataError, match=r"other\.md: .*needs"):
+            refresh(MARKERS.replace(lost, "", 1) + MARKERS, everything(), "other.md")
+
     def test_several_on_a_page(self):
         twice = MARKERS + MARKERS.replace("overconfident", "cache")
         assert [match[2] for match in MARKED.findall(refresh(twice, everything(), "x"))] == [
@@ -317,6 +322,20 @@ class TestFiles:
         page = tmp_path / "docs" / "results.md"
         reproduce("page", scale="small", output=tmp_path, jobs=1, results=tmp_path / "json", page=page)
         assert page.read_text() == render_page({"table1": made_table1()}, "results")
+
+    def test_an_experiment_leaves_its_json_in_both_folders(self, tmp_path, monkeypatch):
+        content = dict(made_table1().content)
+        monkeypatch.setattr("collegium.reproduce.command._results", lambda *_: content)
+        page = tmp_path / "docs" / "results.md"
+        found = reproduce("table1", scale="small", output=tmp_path, jobs=1, results=tmp_path / "json", page=page)
+        assert found == content
+        for folder in ("small", "json"):
+            assert json.loads((tmp_path / folder / "table1.json").read_text()) == content
+        assert page.read_text() == render_page({"table1": made_table1()}, "results")
+
+    def test_no_such_experiment(self, tmp_path):
+        with pytest.raises(RecipeError, match="figure9.*table1"):
+            reproduce("figure9", scale="small", output=tmp_path, jobs=1)
 
     def test_the_page_is_by_default_beside_its_results(self, tmp_path):
         write({"figure2": made_figure2()}, tmp_path / "small")

@@ -66,7 +66,8 @@ compared as ratios, and these stand in the way of more:
 
 """
 
-MARKED = re.compile(r"(<!-- results: (\w+)/([\w ,-]+?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+MARKED = re.compile(r"(<!-- results: (\w+)/([\w ,-]+?) -->\n)((?:(?!<!-- ).)*)(<!-- end -->)", re.DOTALL)
+MARK = re.compile(r"^<!-- (results: |end -->)", re.MULTILINE)
 
 
 def publish(folder: Path, page: Path) -> None:
@@ -106,8 +107,12 @@ def refresh(text: str, results: Mapping[str, Measured], name: str) -> str:
     """`text` with what stands between its markers written anew; left alone where the experiment is not there.
 
     Raises:
-        DataError: the experiment has no such group.
+        DataError: the experiment has no such group, or a marker has no counterpart.
     """
+    if len(MARK.findall(text)) != 2 * len(MARKED.findall(text)):
+        raise DataError(
+            f"{name}: each <!-- results: EXPERIMENT/GROUP --> needs an <!-- end -->, in lines of their own"
+        )
 
     def replaced(match: re.Match[str]) -> str:
         start, experiment, group, old, end = match.groups()
