@@ -118,20 +118,25 @@ def made_conditions() -> Measured:
 
 
 def made_figure3(student: float = 0.78, size: int = 40) -> Measured:
-    """Two tasks, a specialist of each that scores 0.8, and one student."""
-    tasks = ("sentiment", "qa")
+    """Two sets, a specialist of each that scores 0.8, one student that they teach and one that nobody does."""
+    kinds = {"sst2": "sentiment", "sciq": "qa"}
 
-    def row(name: str, group: str, scores: Mapping[str, float]) -> dict[str, Any]:
-        by_seed = {task: spread([s, s + 0.002, s - 0.002]) for task, s in scores.items()}
-        return made_row(name, group, 20.0, tasks=by_seed)
+    def row(name: str, score: float) -> dict[str, Any]:
+        scores = {task: spread([score, score + 0.002, score - 0.002]) for task in kinds}
+        return made_row(name, "Students", 20.0, tasks=scores)
 
-    rows = [row(f"specialist_{task}", "Specialists", {task: 0.8}) for task in tasks]
-    rows.append(row("student", "Students", dict.fromkeys(tasks, student)))
+    tasks = {
+        name: {
+            "task": kind,
+            "primary": "accuracy",
+            "items": 400,
+            "baselines": {"random": 0.25},
+            "teachers": {f"knows_{task}": 0.8 if task == name else 0.3 for task in kinds},
+            "specialist": f"knows_{name}",
+        }
+        for name, kind in kinds.items()
+    }
+    parameters = {"student": size, "specialist": 100}
     return made_experiment(
-        "figure3",
-        rows,
-        student="student",
-        tasks={task: {"specialist": f"specialist_{task}"} for task in tasks},
-        parameters={"student": size, "specialist": 100},
-        text={},
+        "figure3", [row("ours", student), row("ce", 0.6)], tasks=tasks, parameters=parameters, text={}
     )

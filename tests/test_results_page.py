@@ -202,10 +202,27 @@ class TestFigure3:
         assert found.holds is holds
 
     def test_a_specialist_that_is_missing(self):
-        assert claim(without(made_figure3(), "specialist_qa"), "One student keeps").measured is None
+        results = made_figure3()
+        del results.content["tasks"]["sciq"]["teachers"]["knows_sciq"]
+        assert claim(results, "One student keeps").measured is None
+        assert claim(without(made_figure3(), "ours"), "One student keeps").measured is None
 
-    def test_papers_accuracies(self):
-        assert claim(made_figure3(), "Score on qa").paper == "85.2 %"
+    def test_without_tasks_it_is_shown_like_the_others(self, tmp_path):
+        results = {"figure3": made_experiment("figure3", [made_row("ours", "Students", 20.0)])}
+        draw_all(results, tmp_path)
+        assert "| ours | 20.00" in render_page(results, "results")
+        assert claim(results["figure3"], "One student keeps").holds is None
+
+    def test_the_papers_accuracy_is_that_of_the_kind_of_task(self):
+        found = claim(made_figure3(), "accuracy on sciq")
+        assert (found.paper, found.holds) == ("85.2 %", None)
+        assert found.measured == pytest.approx(78.0)
+
+    def test_scores_on_the_page(self):
+        text = render_page({"figure3": made_figure3()}, "results")
+        assert "| random answers | 25.0 | 25.0 |" in text
+        assert "| teacher knows_sst2 | 80.0 | 30.0 |" in text
+        assert "| ours | 78.0 [77.5, 78.5] | 78.0 [77.5, 78.5] | 3 |" in text
 
 
 class TestPage:

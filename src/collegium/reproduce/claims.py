@@ -213,39 +213,34 @@ def _bad(results: Measured, name: str, reference: str) -> Claim:
 def figure3_claims(results: Measured) -> list[Claim]:
     """Each task, and what is kept of the specialists.
 
-    `content["tasks"]` has each task's `specialist` (a row); `content["student"]` names a row, whose `tasks`
-    and the specialists' have the score of each task as other figures (`mean`, `low`, `high`, `values`), from 0 to
-    1; `content["parameters"]` has those of `student` and one `specialist`.
+    `content["tasks"]` says of each set its `task`, `primary` figure, number of `items`, score of each of `teachers`
+    and `baselines`, and which teacher is its `specialist`. A row's `tasks` are scores over seeds in the form of its
+    figures. Scores are from 0 to 1. `content["parameters"]` are those of the `student` and of one `specialist`.
     """
-    student = results.row(results.content["student"])
-    tasks = results.content["tasks"]
-    scores = {} if student is None else student["tasks"]
+    student = results.row(results.content["baseline"])
+    scores = {} if student is None else student.get("tasks", {})
+    tasks: Mapping[str, Content] = results.content.get("tasks", {})
+    order = list(ACCURACIES)
     claims = [
         _claim(
-            f"Score on {task}",
-            f"{ACCURACIES[task]} %" if task in ACCURACIES else "not examined",
-            _percentage(scores[task]) if task in scores else None,
+            f"{tasks[name]['primary']} on {name}",
+            f"{ACCURACIES[tasks[name]['task']]} %",
+            Spread.of(scores.get(name), 100.0),
             None,
             "Other data, models and measures: cannot be compared.",
             "score",
         )
-        for task in [*(t for t in ACCURACIES if t in tasks), *(t for t in tasks if t not in ACCURACIES)]
+        for name in sorted(tasks, key=lambda name: order.index(tasks[name]["task"]))
     ]
-    return [*claims, _kept(results, student, tasks)]
+    return [*claims, _kept(results, scores, tasks)]
 
 
-def _percentage(score: Content) -> Spread:
-    low, high = (None if (end := finite(score[key])) is None else 100.0 * end for key in ("low", "high"))
-    return Spread(100.0 * score["mean"], low, high)
-
-
-def _kept(results: Measured, student: Content | None, tasks: Mapping[str, Content]) -> Claim:
+def _kept(results: Measured, scores: Mapping[str, Content], tasks: Mapping[str, Content]) -> Claim:
     text = "One student keeps 95 % of the specialists' mean score, at under half the size of one"
-    best = {task: results.row(t["specialist"]) for task, t in tasks.items()}
-    means = [row["tasks"][task]["mean"] for task, row in best.items() if row is not None and task in row["tasks"]]
-    if student is None or len(means) < len(tasks) or set(tasks) - set(student["tasks"]):
+    best = [task["teachers"].get(task.get("specialist")) for task in tasks.values()]
+    if not tasks or None in best or set(tasks) - set(scores):
         return _claim(text, "no figure", None, None, "", "share")
-    spread = _share(student["tasks"], list(tasks), sum(means) / len(means))
+    spread = _share(scores, list(tasks), sum(best) / len(best))
     sizes = results.content["parameters"]
     small = sizes["student"] / sizes["specialist"] < SIZE
     why = f"The student has {sizes['student'] / sizes['specialist']:.0%} of a specialist's size.".replace(

@@ -32,6 +32,14 @@ class Spread:
     low: float | None
     high: float | None
 
+    @classmethod
+    def of(cls, figure: Content | None, factor: float = 1.0) -> "Spread | None":
+        """A figure of a row, multiplied by a factor; None if it was not measured."""
+        if figure is None or (mean := finite(figure["mean"])) is None:
+            return None
+        low, high = (None if (end := finite(figure[key])) is None else factor * end for key in ("low", "high"))
+        return cls(factor * mean, low, high)
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -97,10 +105,7 @@ def over_seeds(values: Sequence[float]) -> Spread:
 
 def spread_of(row: Content, figure: str) -> Spread | None:
     """A row's figure; None if it was not measured."""
-    found = row["figures"].get(figure)
-    if found is None or finite(found["mean"]) is None:
-        return None
-    return Spread(found["mean"], finite(found["low"]), finite(found["high"]))
+    return Spread.of(row["figures"].get(figure))
 
 
 def finite(value: float | None) -> float | None:

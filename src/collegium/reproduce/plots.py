@@ -186,22 +186,29 @@ def _counted(results: Measured, rule: str) -> dict[int, Content]:
 
 
 def _figure3(results: Measured) -> "Figure":
-    """A panel for each task; the student is ours, its specialist is told by its colour."""
-    tasks = results.content["tasks"]
-    height = 0.14 + sum(map(_height, results.rows))
-    figure, axes = _panels((height + 0.5) * len(tasks), len(tasks), 1, [1.0] * len(tasks))
-    for (axis,), task in zip(axes, tasks, strict=True):
-        lines = [row for row in results.rows if task in row["tasks"]]
-        rows = [
-            {
-                **row,
-                "name": "ours" if row["name"] == results.content["student"] else row["name"],
-                "figures": {"score": row["tasks"][task]},
-            }
-            for row in lines
-        ]
-        _dots(axis, rows, "score", f"{task}, % (more is better)", 100.0)
+    """A panel for each task: answers that read no prompt, the task's specialist, students."""
+    if not results.content.get("tasks"):
+        return _table1(results)
+    panels = {name: _scored(results, name, task) for name, task in results.content["tasks"].items()}
+    heights = [0.1 + sum(map(_height, rows)) for rows in panels.values()]
+    figure, axes = _panels(sum(heights) + 0.5 * len(panels), len(panels), 1, heights)
+    for line, (name, rows) in zip(axes, panels.items(), strict=True):
+        _dots(line[0], rows, "score", f"{name}, {results.content['tasks'][name]['primary']}, %", 100.0)
     return figure
+
+
+def _scored(results: Measured, name: str, task: Content) -> list[Content]:
+    """Rows of a task with its score as a figure."""
+    fixed = {f"{answer} answers": score for answer, score in task["baselines"].items()}
+    specialist = task.get("specialist")
+    if specialist in task["teachers"]:
+        fixed[f"teacher {specialist}"] = task["teachers"][specialist]
+    others = [
+        {"name": label, "label": label, "figures": {"score": {"mean": score, "low": None, "high": None}}}
+        for label, score in fixed.items()
+    ]
+    students = [{**row, "figures": {"score": row["tasks"].get(name)}} for row in results.rows]
+    return [*others, *students]
 
 
 def _conditions(results: Measured) -> "Figure":
