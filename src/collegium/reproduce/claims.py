@@ -213,9 +213,10 @@ def _bad(results: Measured, name: str, reference: str) -> Claim:
 def figure3_claims(results: Measured) -> list[Claim]:
     """Each task, and what is kept of the specialists.
 
-    `content["tasks"]` says of each set its `task`, `primary` figure, number of `items`, score of each of `teachers`
-    and `baselines`, and which teacher is its `specialist`. A row's `tasks` are scores over seeds in the form of its
-    figures. Scores are from 0 to 1. `content["parameters"]` are those of the `student` and of one `specialist`.
+    `content["tasks"]` says of each set its `task`, `primary` figure, number of `items`, score of each of
+    `teachers` and `baselines`, and which teacher is its `specialist`. A row's `tasks` are scores over seeds in the
+    form of its figures. Scores are from 0 to 1. `content["parameters"]` are those of the `student` and of one
+    `specialist`.
     """
     student = results.row(results.content["baseline"])
     scores = {} if student is None else student.get("tasks", {})
@@ -242,13 +243,11 @@ def _kept(results: Measured, scores: Mapping[str, Content], tasks: Mapping[str, 
         return _claim(text, "no figure", None, None, "", "share")
     spread = _share(scores, list(tasks), sum(best) / len(best))
     sizes = results.content["parameters"]
-    small = sizes["student"] / sizes["specialist"] < SIZE
-    why = f"The student has {sizes['student'] / sizes['specialist']:.0%} of a specialist's size.".replace(
-        "%", " %"
-    )
+    size = sizes["student"] / sizes["specialist"]
+    why = f"The student has {100.0 * size:.0f} % of a specialist's parameters."
     if spread.low is None:
         return _claim(text, "no figure", spread, None, f"One seed: no interval. {why}", "share")
-    holds = False if spread.mean < KEPT or not small else spread.low >= KEPT or None
+    holds = False if spread.mean < KEPT or size >= SIZE else spread.low >= KEPT or None
     return _claim(text, "no figure", spread, holds, why, "share")
 
 
