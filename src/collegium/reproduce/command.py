@@ -22,6 +22,7 @@ from collegium.reproduce.conditions import SWITCHING, conditions
 from collegium.reproduce.experiment import Experiment, Plan, Run, plan
 from collegium.reproduce.figure2 import figure2
 from collegium.reproduce.made import made_teachers, make_models, make_teacher, read_teacher
+from collegium.reproduce.page import publish
 from collegium.reproduce.results import collect
 from collegium.reproduce.specification import Specification, load_specification
 from collegium.reproduce.switching import write_switching
@@ -33,6 +34,9 @@ from collegium.terminal import ProgressLine, duration, say
 
 
 EXPERIMENTS = {"table1": table1, "figure2": figure2, "conditions": conditions}
+
+PAGE = "page"
+"""Said in place of an experiment."""
 
 
 @dataclass(frozen=True)
@@ -75,22 +79,47 @@ def specification_path(scale: str) -> Path:
     return path
 
 
-def reproduce(name: str, *, scale: str, output: Path, jobs: int | None) -> dict[str, Any]:
-    """Run an experiment, or what is left of it, and return its results.
+def reproduce(
+    name: str,
+    *,
+    scale: str,
+    output: Path,
+    jobs: int | None,
+    results: Path | None = None,
+    page: Path | None = None,
+) -> dict[str, Any]:
+    """Run an experiment, or what is left of it, write its results and the page of all, and return them.
+
+    Args:
+        name: One of `EXPERIMENTS`, or `page` to write only the page again.
+        scale: See `specification_path`.
+        output: Folder of all that is made; each scale has its own in it.
+        jobs: Runs at once; as many as there are GPUs or cores if not given.
+        results: Folder of the experiments' JSON that the page is made of; that of the scale if not given.
+        page: The page; `results.md` in the folder of the scale if not given.
 
     Raises:
         RecipeError: there is no such experiment or scale.
     """
-    if name not in EXPERIMENTS:
-        raise RecipeError(f"no experiment {name!r}; there are {', '.join(EXPERIMENTS)}")
+    if name not in (*EXPERIMENTS, PAGE):
+        raise RecipeError(f"no experiment {name!r}; there are {', '.join(EXPERIMENTS)}, and {PAGE}")
     path = specification_path(scale)
     specification = load_specification(path)
     place = Place(path, output / specification.name)
-    experiment = EXPERIMENTS[name](specification)
-    jobs = jobs or _default_jobs()
+    found: dict[str, Any] = {}
+    if name != PAGE:
+        found = _results(EXPERIMENTS[name](specification), specification, place, jobs or _default_jobs())
+        text = json.dumps(found, indent=1) + "\n"
+        for folder in dict.fromkeys([place.output, results or place.output]):
+            write_text(folder / f"{name}.json", text)
+    publish(results or place.output, page or place.output / "results.md")
+    return found
+
+
+def _results(experiment: Experiment, specification: Specification, place: Place, jobs: int) -> dict[str, Any]:
     _make(experiment, specification, place, jobs)
     plan_ = _run_all(experiment, specification, place, jobs)
-    results = collect(
+    return collect(
         experiment,
         specification,
         plan_,
@@ -102,8 +131,6 @@ def reproduce(name: str, *, scale: str, output: Path, jobs: int | None) -> dict[
         },
         seconds=sum(place.read(run.key).content["seconds"] for run in plan_.all_runs),
     )
-    write_text(place.output / f"{name}.json", json.dumps(results, indent=1) + "\n")
-    return results
 
 
 def _default_jobs() -> int:

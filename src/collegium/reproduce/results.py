@@ -65,6 +65,7 @@ def collect(
         "baseline": experiment.baseline,
         "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers")},
         "seconds": round(seconds),
+        "student_tokens": (specification.student_tokens or 0) * len(specification.sources) or None,
         "text": _text(specification, baseline[0]),
         "teachers": {"made": made, "alone": _targets(targets, "teacher/"), "fused": _targets(targets, "rule/")},
         "rows": rows,
