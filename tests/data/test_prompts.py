@@ -6,12 +6,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_tokenizers import LOSSLESS
 
 from collegium.contracts import Batch, predicted_positions
-from collegium.data import BlockCollator, Document, FileRows, FileSource, HubRows, HubSource, TaskSource
+from collegium.data import (
+    BlockCollator,
+    Document,
+    FileRows,
+    FileSource,
+    HubRows,
+    HubSource,
+    TaskSource,
+    pack_documents,
+)
 from collegium.data.packing import Packer, blocks_to_table
 from collegium.data.tokenization import DocumentTokenizer, TokenizedDocument
 from collegium.errors import DataError
@@ -154,6 +164,14 @@ def test_labels_spell_the_completions(files, tokenizer, prepare):
     held = sum(size for row in text.held_out["a"] for size in row["segment_bytes"])
     assert num_bytes + held == sum(len(completion) for _, completion in PAIRS)
     assert sum(map(len, positions)) < sum(len(row["input_ids"]) for row in text.train) / 2
+
+
+def test_rows_in_memory_have_prompts_too(tokenizer):
+    rows = [{"prompt": prompt, "text": completion} for prompt, completion in PAIRS[:6]]
+    blocks = pack_documents(rows, tokenizer, block_size=64, prompt_column="prompt", add_eos=True)
+    labels = torch.cat([BlockCollator(pad_token_id=0)([row])["labels"][0] for row in blocks])
+    expected = "".join(f"{completion}</s>" for _, completion in PAIRS[:6])
+    assert tokenizer.decode(labels[labels != -100]) == expected
 
 
 def test_documents_of_prompts_alone_are_dropped(tokenizer, prepare, list_source, tmp_path):

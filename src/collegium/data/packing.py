@@ -111,7 +111,8 @@ class Packer:
             Each block that ends, and how many tokens of `document` lie in it or before it.
         """
         start = 0
-        if document.prompt_tokens and self._room < len(document) <= self._block_size:
+        needs_bos = self._bos is not None and len(document) > 0 and document.tokens[0] != self._bos
+        if document.prompt_tokens and self._room < len(document) + needs_bos <= self._block_size:
             for block in self.flush():
                 yield block, 0
         while start < len(document):

@@ -83,4 +83,6 @@ def with_distractors(items: Sequence[TaskItem], count: int = 3) -> list[TaskItem
 def _number(purpose: str, *texts: str) -> int:
     """64 bits of a hash."""
     content = "\0".join(texts).encode("utf-8", "replace")
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8, person=purpose.encode()).digest(), "big")
+    return int.from_bytes(
+        hashlib.blake2b(content, digest_size=8, person=f"task {purpose}".encode()).digest(), "big"
+    )
