@@ -73,7 +73,7 @@ ITEMS = [
 
 
 @pytest.mark.parametrize("add_bos", [True, False])
-@pytest.mark.parametrize("batch_tokens", [1, 90, 4096])
+@pytest.mark.parametrize("batch_tokens", [1, 90, 270, 4096])
 def test_probability_of_choices_is_that_of_one_pass(add_bos, batch_tokens):
     model, student = sheet(add_bos=add_bos, batch_tokens=batch_tokens, target_temperature=3.0)
     found = student.choice_logprobs(ITEMS)

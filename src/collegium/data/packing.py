@@ -117,7 +117,7 @@ class Packer:
                 yield block, 0
         while start < len(document):
             lacks_bos = self._bos is not None and document.tokens[start] != self._bos and self._room > 1
-            end = min(start + self._room - lacks_bos, len(document))
+            end = min(start + self._room - int(lacks_bos), len(document))  # a number of numpy is no JSON
             segment = Segment.of(number, document[start:end])
             if lacks_bos and self._bos is not None:
                 segment = segment.behind(self._bos)

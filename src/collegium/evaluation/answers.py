@@ -61,7 +61,7 @@ class AnswerSheet:
         tokenizer: Its tokenizer.
         add_bos: Begin prompts with BOS.
         device: Where batches go.
-        batch_tokens: Tokens of prompts, padding included, that are read at once.
+        batch_tokens: Tokens of prompts at once, padding included and once for each choice: what is kept of them.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class AnswerSheet:
         *,
         add_bos: bool,
         device: torch.device,
-        batch_tokens: int = 2048,
+        batch_tokens: int = 4096,
     ) -> None:
         self.model, self._tokenizer = model, tokenizer
         self._encoder = DocumentTokenizer(tokenizer, add_bos=add_bos, add_eos=False)
@@ -82,7 +82,8 @@ class AnswerSheet:
         """Sum of the log-probabilities of the tokens of each choice after its prompt, [C] for each item."""
         asked = [_Choices.of(item, self._encoder) for item in items]
         found: dict[int, NDArray[np.float64]] = {}
-        for batch in self._batches([choices.prompt for choices in asked]):
+        copies = max((len(item.choices) for item in items), default=1)
+        for batch in self._batches([choices.prompt for choices in asked], copies):
             texts = self.model.next_tokens(max(len(c) for i in batch for c in asked[i].choices))
             texts.prefill(*self._prompts([asked[i].prompt for i in batch]))
             tokens, attended = _padded_choices([asked[i].choices for i in batch])
@@ -95,7 +96,7 @@ class AnswerSheet:
         """What follows each prompt by the most probable token, up to a line feed, EOS, or so many tokens."""
         prompts = [document.tokens for document in self._encoder.encode([item.prompt for item in items])]
         found: dict[int, str] = {}
-        for batch in self._batches(prompts):
+        for batch in self._batches(prompts, 1):
             rows = self._continue([prompts[i] for i in batch], max_new_tokens)
             found |= {i: self._until_line_feed(row) for i, row in zip(batch, rows, strict=True)}
         return [found[i] for i in range(len(items))]
@@ -126,11 +127,11 @@ class AnswerSheet:
         text = str(self._tokenizer.decode(own, skip_special_tokens=True))
         return text.split("\n", 1)[0]
 
-    def _batches(self, prompts: Sequence[NDArray[np.int32]]) -> Iterator[list[int]]:
+    def _batches(self, prompts: Sequence[NDArray[np.int32]], copies: int) -> Iterator[list[int]]:
         """Numbers of prompts of about one length, the longest first."""
         batch: list[int] = []
         for index in sorted(range(len(prompts)), key=lambda i: -len(prompts[i])):
-            if batch and (len(batch) + 1) * len(prompts[batch[0]]) > self._batch_tokens:
+            if batch and (len(batch) + 1) * copies * len(prompts[batch[0]]) > self._batch_tokens:
                 yield batch
                 batch = []
             batch.append(index)
