@@ -24,6 +24,7 @@ from collegium.build import (
     build_prompts,
     build_rule,
     build_student,
+    build_tasks,
     build_teachers,
     build_trainer,
     compare_teachers,
@@ -31,6 +32,7 @@ from collegium.build import (
     first_student,
     fit_recipe,
     measure_generation,
+    measure_tasks,
     own_rule,
     past_runs,
     sample_text,
@@ -131,14 +133,16 @@ def train(recipe: Recipe) -> dict[str, Any]:
     past_runs(recipe)  # before any work: a run that is continued must be finished
     ingredients = prepare(recipe)
     build_prompts(ingredients, recipe.evaluation.generation)  # before training: it may be that there are none
+    build_tasks(recipe)  # likewise
     fitted, _ = fit_recipe(recipe, ingredients, device=device(), run_dir=run_dir)
     teachers = build_teachers(fitted, ingredients, device=device())
     held_out = build_held_out(recipe, ingredients, teachers, device=device())
     tables = train_student(recipe, ingredients, teachers, held_out)
     sections = {"continual": compare_with_past(recipe, ingredients, tables)}
-    if recipe.evaluation.generation is not None:
+    if recipe.evaluation.generation is not None or recipe.evaluation.tasks:
         student = place(load_model(str(run_dir / "student"), dtype=torch.float32), device())
         sections["generation"] = measure_generation(recipe, ingredients, teachers, student, device=device())
+        sections["tasks"] = measure_tasks(recipe, ingredients, teachers, student, device=device())
     return write_evaluation(run_dir, tables, recipe, ingredients, model="student", sections=sections)
 
 
@@ -251,6 +255,7 @@ def evaluate_model(
     sections: dict[str, Any] = {
         "continual": compare_with_past(recipe, ingredients, tables),
         "generation": measure_generation(recipe, ingredients, teachers, student, device=device()),
+        "tasks": measure_tasks(recipe, ingredients, teachers, student, device=device()),
     }
     if harness is not None:
         sections["lm_eval"] = evaluate_with_harness(student, ingredients.tokenizer, harness, device=device())

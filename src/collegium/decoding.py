@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from collegium.functional.elementwise import full_precision
 from collegium.signals import Head
 
 
@@ -35,6 +36,7 @@ class Decoder:
     _lengths: Tensor | None = field(default=None, init=False)
     _cache: Any = field(default=None, init=False)
     _seen: int = field(default=0, init=False)
+    _logits: Tensor | None = field(default=None, init=False)
 
     def prefill(self, input_ids: Int[Tensor, "R P"], attention_mask: Bool[Tensor, "R P"]) -> Float[Tensor, "R V"]:
         """Read the prompts, padded on the left."""
@@ -42,7 +44,8 @@ class Decoder:
         self._mask = torch.nn.functional.pad(attention_mask, (0, self.max_new_tokens), value=True)
         self._lengths = attention_mask.sum(-1)
         positions = (attention_mask.cumsum(-1) - 1).clamp_min(0)
-        return self._read(input_ids, positions)
+        self._logits = self._read(input_ids, positions)
+        return self._logits
 
     def step(self, tokens: Int[Tensor, " R"]) -> Float[Tensor, "R V"]:
         """Read one more token of each sequence."""
@@ -52,7 +55,42 @@ class Decoder:
         self._lengths = self._lengths + 1
         return self._read(tokens.unsqueeze(-1), positions)
 
+    def score(
+        self, continuations: Int[Tensor, "R C T"], attended: Bool[Tensor, "R C T"]
+    ) -> Float[Tensor, "R C T"]:
+        """Log-probability of each token of C continuations of each prompt, which is read once for all of them.
+
+        This ends the text: nothing can be read after it.
+
+        Args:
+            continuations: Of one token or more each, padded on the right.
+            attended: False on padding, whose log-probability is 0.
+        """
+        assert self._logits is not None and self._mask is not None and self._lengths is not None, "prefilled first"
+        rows, count, length = continuations.shape
+        tokens, known = continuations.flatten(0, 1), attended.flatten(0, 1)
+        first = full_precision(self._logits).log_softmax(-1).repeat_interleave(count, 0)  # [R*C V]
+        logprobs = first.gather(-1, tokens[:, :1])
+        if length > 1:
+            self._cache.batch_repeat_interleave(count)
+            before = self._mask[:, : self._seen].repeat_interleave(count, 0)
+            self._mask = torch.cat([before, known[:, :-1]], -1)
+            steps = torch.arange(length - 1, device=tokens.device)
+            positions = self._lengths.repeat_interleave(count)[:, None] + steps
+            self._seen += length - 1
+            hidden = self._states(tokens[:, :-1], positions)
+            rest = [  # one place at a time, as [R*C T V] logits may be large
+                full_precision(self.head(hidden[:, place])).log_softmax(-1).gather(-1, tokens[:, place + 1, None])
+                for place in range(length - 1)
+            ]
+            logprobs = torch.cat([logprobs, *rest], -1)
+        scored: Tensor = logprobs.masked_fill(~known, 0.0).unflatten(0, (rows, count))
+        return scored
+
     def _read(self, input_ids: Tensor, positions: Tensor) -> Tensor:
+        return self.head(self._states(input_ids, positions)[:, -1])
+
+    def _states(self, input_ids: Tensor, positions: Tensor) -> Tensor:
         assert self._mask is not None
         output = self.trunk(
             input_ids=input_ids,
@@ -62,4 +100,5 @@ class Decoder:
             use_cache=True,
         )
         self._cache = output.past_key_values
-        return self.head(output.last_hidden_state[:, -1])
+        states: Tensor = output.last_hidden_state
+        return states

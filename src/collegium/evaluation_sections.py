@@ -1,8 +1,11 @@
 """The sections of a recipe on measurement. No torch here."""
 
-from pydantic import Field
+from typing import Annotated
 
-from collegium.section import Section
+from pydantic import AfterValidator, Field
+
+from collegium.section import Many, Section
+from collegium.task_sections import TaskEvaluationSection, names_of_tasks_differ
 
 
 class GenerationSection(Section):
@@ -29,3 +32,7 @@ class EvaluationSection(Section):
     """Resamples of the documents."""
     generation: GenerationSection | None = None
     """Continuations of held-out documents; none if not given."""
+    tasks: Annotated[Many[TaskEvaluationSection], AfterValidator(names_of_tasks_differ)] = ()
+    """Tasks that the student is measured on."""
+    task_teachers: bool = True
+    """Measure the teachers that are local models on the tasks, too."""

@@ -28,7 +28,7 @@ from collegium.model_sections import (
 from collegium.objective_sections import ObjectiveSection
 from collegium.on_policy_section import OnPolicySection
 from collegium.section import Dtype, Many, Name, Section, names_differ
-from collegium.task_sections import TaskDataSection
+from collegium.task_sections import TaskDataSection, require_unseen
 
 
 _BY_KIND = Field(discriminator="kind")
@@ -302,6 +302,12 @@ class Recipe(Section):
         unknown = sorted(set(routes.values()) - set(names))
         if unknown:
             raise ValueError(f"objective.weighting.domains leads to {unknown}, the teachers are {names}")
+        return self
+
+    @model_validator(mode="after")
+    def _tasks_are_unseen(self) -> Self:
+        sources = [source for source in self.data.sources if isinstance(source, TaskSourceSection)]
+        require_unseen(sources, self.evaluation.tasks)
         return self
 
     @property

@@ -144,6 +144,8 @@ def show_evaluation(result: Mapping[str, Any], folder: Path, *, as_json: bool) -
         show_continual(result["continual"])
     if "generation" in result:
         show_generation(result["generation"])
+    if "tasks" in result:
+        show_tasks(result["tasks"])
     if "lm_eval" in result:
         show_harness(result["lm_eval"])
     say(f"written to {folder / 'evaluation.json'}")
@@ -159,6 +161,22 @@ def show_generation(generation: Mapping[str, Any]) -> None:
         f"of {domains['all']['documents']} documents (teachers: {generation['teacher']})"
     )
     show_table(title, ["", *domains], rows)
+
+
+def show_tasks(tasks: Mapping[str, Any]) -> None:
+    """Every figure of every task, with what reads no prompt and what the teachers reach."""
+    teachers = list(dict.fromkeys(name for task in tasks.values() for name in task["teachers"]))
+    rows = []
+    for name, task in tasks.items():
+        for figure, interval in task["figures"].items():
+            is_primary = figure == task["primary"]
+            guesses = [task["baselines"].get(guess) if is_primary else None for guess in ("random", "majority")]
+            rows.append(
+                [f"{name} ({task['items']}) {figure}{' *' if is_primary else ''}", _with_interval(interval)]
+                + ["" if guess is None else f"{guess:.3f}" for guess in guesses]
+                + [_with_interval(task["teachers"][teacher].get(figure)) for teacher in teachers]
+            )
+    show_table("Tasks (items; * stands for the task)", ["", "student", "random", "majority", *teachers], rows)
 
 
 def show_harness(found: Mapping[str, Any]) -> None:

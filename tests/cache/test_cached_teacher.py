@@ -304,3 +304,24 @@ def test_drawn_teachers_are_measured_on_average(caches):
         assert drawn.mean(f"kl/teacher-{m}") == pytest.approx(exact.mean(f"kl/teacher-{m}"), rel=0.02)
     assert "kl/common" in exact.sums
     assert not {"kl/common", "agreement"} & set(drawn.sums)
+
+
+@pytest.mark.parametrize("mode", ["top_k", "hidden_states"])
+def test_prompts_are_stored_too_and_have_no_say(tmp_path, mode):
+    rows = [{**row, "segment_prompts": [n // 2 for n in row["segment_lengths"]]} for row in packed()]
+    settings = CacheSettings(mode=mode, rows_per_shard=5, **(LISTS if mode == "top_k" else {}))
+    teacher = local(1)
+    identity = TeacherIdentity(teacher.fingerprint, teacher.name, VOCAB_SIZE, 32, 2)
+    plan = Manifest(identity, "pico text", {"train": len(rows)}, settings)
+    CacheBuilder(Folder.at(tmp_path), lambda: teacher, rows, collator(), plan, batch_size=3).build()
+    cached = CachedTeacher("teacher-1", tmp_path)
+    for given in (rows[2:5], [packed()[i] for i in (2, 3, 4)]):  # with prompts, and the same text without
+        batch = Batch.from_inputs(collator()(given))
+        positions = predicted_positions(batch)
+        assert len(positions) > 0
+        found, expected = (t.score(batch, positions, need=NEED).signal for t in (cached, teacher))
+        if mode == "top_k":
+            logprobs = expected.logits(slice(None)).log_softmax(-1).gather(-1, positions.labels[:, None])[:, 0]
+            torch.testing.assert_close(found.label_logprob, logprobs, atol=2e-3, rtol=0)
+        else:
+            torch.testing.assert_close(found.hidden, expected.hidden, atol=2e-2, rtol=0)

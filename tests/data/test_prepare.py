@@ -255,3 +255,12 @@ def test_hub_layout_from_beginning_to_end(tmp_path, prepare, prose, document_tex
     train = [*document_texts(prepared.train).values()]
     assert len(train) == 36
     assert train == [text for text in prose(40) if text in set(train)]
+
+
+def test_a_shard_may_end_inside_a_document_with_bos_in_each_block(prepare, prose, list_source, tmp_path):
+    texts = [" ".join(prose(8)), *prose(20)[8:]]
+    text = prepare(
+        [list_source("a", texts)], tmp_path / "p", add_bos=True, bos_at_segments=True, blocks_per_shard=2
+    )
+    assert len(list((tmp_path / "p/train").iterdir())) > 5
+    assert {row["input_ids"][0] for row in text.train} == {0}

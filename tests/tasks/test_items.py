@@ -120,6 +120,8 @@ def test_part_is_decided_by_the_key_alone():
     assert {part_of(i, 0.0) for i in items} == {"train"}
     assert {part_of(i, 1.0) for i in items} == {"evaluation"}
     assert all(part_of(i, 0.3) == "evaluation" for i in chosen)
+    # What was trained on must never be measured by a later version.
+    assert [i for i in range(20) if part_of(items[i], 0.2) == "evaluation"] == [8, 16]
 
 
 @given(st.text(), st.floats(0, 1))

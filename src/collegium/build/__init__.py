@@ -28,6 +28,7 @@ from collegium.build.ingredients import (
 from collegium.build.models import load_teachers
 from collegium.build.objective import build_objective, build_rule, build_target, build_weighting, own_rule
 from collegium.build.student import build_student
+from collegium.build.tasks import answer_tasks, build_tasks, measure_tasks, student_sheet, teacher_sheets
 from collegium.build.tokenizers import Sample, compare_teachers, sample_text
 from collegium.build.training import build_held_out, build_trainer, describe_held_out
 
@@ -36,6 +37,7 @@ __all__ = [
     "Ingredients",
     "PastRun",
     "Sample",
+    "answer_tasks",
     "build_builder",
     "build_held_out",
     "build_ingredients",
@@ -45,6 +47,7 @@ __all__ = [
     "build_rule",
     "build_student",
     "build_target",
+    "build_tasks",
     "build_teachers",
     "build_text",
     "build_trainer",
@@ -59,6 +62,7 @@ __all__ = [
     "fit_recipe",
     "load_teachers",
     "measure_generation",
+    "measure_tasks",
     "open_cache",
     "own_ingredients",
     "own_rule",
@@ -66,6 +70,8 @@ __all__ = [
     "prepared_text",
     "require_plain",
     "sample_text",
+    "student_sheet",
     "student_tokenizer",
+    "teacher_sheets",
     "teacher_tokenizer",
 ]

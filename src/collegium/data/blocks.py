@@ -8,6 +8,7 @@ import numpy as np
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from collegium.data.documents import Document
 from collegium.data.packing import Packer, blocks_to_table
 from collegium.data.tokenization import DocumentTokenizer, TokenizedDocument
 from collegium.errors import DataError
@@ -50,6 +51,7 @@ def pack_documents(
     *,
     block_size: int,
     text_column: str = "text",
+    prompt_column: str | None = None,
     add_bos: bool = False,
     add_eos: bool = False,
     domain: str = "text",
@@ -62,6 +64,7 @@ def pack_documents(
         tokenizer: A fast tokenizer.
         block_size: Tokens of a block.
         text_column: Column that holds the text.
+        prompt_column: Column of a prompt that comes before the text and is not learnt.
         add_bos: Begin each text with BOS.
         add_eos: End each text with EOS.
         domain: Name of the domain.
@@ -77,13 +80,17 @@ def pack_documents(
     if len(rows) and "segment_lengths" in rows[0]:
         packed = rows if isinstance(rows, datasets.Dataset) else datasets.Dataset.from_list(rows)
         return PackedBlocks(packed)
-    encode = DocumentTokenizer(tokenizer, add_bos=add_bos, add_eos=add_eos).encode
+    encoder = DocumentTokenizer(tokenizer, add_bos=add_bos, add_eos=add_eos)
     packer = Packer(block_size=block_size, domain=domain)
     blocks = []
     for number, row in enumerate(rows):
         text = row.get(text_column)
-        document = _given_tokens(row, number, text_column) if text is None else encode([text])[0]
-        blocks += [block for block, _ in packer.add(number, document)]
+        prompt = "" if prompt_column is None else row[prompt_column]
+        document = Document(prompt + (text or ""), prompt_characters=len(prompt))
+        tokens = (
+            _given_tokens(row, number, text_column) if text is None else encoder.encode_documents([document])[0]
+        )
+        blocks += [block for block, _ in packer.add(number, tokens)]
     blocks += packer.flush()
     if not blocks:
         raise DataError(f"nothing to predict in {len(rows)} documents: give longer ones")

@@ -111,12 +111,13 @@ class Packer:
             Each block that ends, and how many tokens of `document` lie in it or before it.
         """
         start = 0
-        if document.prompt_tokens and self._room < len(document) <= self._block_size:
+        needs_bos = self._bos is not None and len(document) > 0 and document.tokens[0] != self._bos
+        if document.prompt_tokens and self._room < len(document) + needs_bos <= self._block_size:
             for block in self.flush():
                 yield block, 0
         while start < len(document):
             lacks_bos = self._bos is not None and document.tokens[start] != self._bos and self._room > 1
-            end = min(start + self._room - lacks_bos, len(document))
+            end = min(start + self._room - int(lacks_bos), len(document))  # a number of numpy is no JSON
             segment = Segment.of(number, document[start:end])
             if lacks_bos and self._bos is not None:
                 segment = segment.behind(self._bos)

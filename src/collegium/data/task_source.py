@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from collegium.data.documents import Document
 from collegium.data.files import combined_digest, find_files
 from collegium.errors import DataError
-from collegium.tasks.items import Part, Task, TaskItem, part_of
+from collegium.tasks.items import Part, Task, TaskItem, part_of, some_items
 from collegium.tasks.prompts import item_of
 from collegium.tasks.rows import read_rows
 
@@ -142,6 +142,11 @@ class TaskSource:
                 ) from error
             if item is not None and self._part in ("all", part_of(item, self._evaluation_share)):
                 yield item
+
+    def some_items(self, count: int) -> list[TaskItem]:
+        """At most so many of all items; see `collegium.tasks.items.some_items`."""
+        self.load_state_dict({})
+        return some_items(list(self.items()), count)
 
     def _with_names(self, row: dict[str, Any]) -> dict[str, Any]:
         """The row with names for numbers in lists of class labels."""

@@ -6,7 +6,9 @@ file serves both, and no order of it can move an item from one to the other.
 """
 
 import hashlib
-from dataclasses import dataclass
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 
@@ -54,5 +56,33 @@ class TaskItem:
 
 def part_of(item: TaskItem, evaluation_share: float) -> Part:
     """`evaluation` for so large a share of all keys, else `train`; decided by a hash of the key alone."""
-    digest = hashlib.blake2b(item.key.encode("utf-8", "replace"), digest_size=8, person=b"task part").digest()
-    return "evaluation" if int.from_bytes(digest, "big") < evaluation_share * 2**64 else "train"
+    return "evaluation" if _number("part", item.key) < evaluation_share * 2**64 else "train"
+
+
+def some_items(items: Sequence[TaskItem], count: int) -> list[TaskItem]:
+    """At most so many of them, in their order; which ones is decided by hashes and by no order."""
+    chosen = heapq.nsmallest(count, range(len(items)), key=lambda i: (_number("some", items[i].text), i))
+    return [items[index] for index in sorted(chosen)]
+
+
+def with_distractors(items: Sequence[TaskItem], count: int = 3) -> list[TaskItem]:
+    """The same items, each with answers of some others beside its own, in an order that tells nothing.
+
+    Which ones is decided by hashes; items with too few other answers among them have fewer choices.
+    """
+    answers = sorted({item.reference for item in items})
+    chosen = []
+    for item in items:
+        others = (answer for answer in answers if answer != item.reference)
+        nearest = heapq.nsmallest(count, others, key=lambda answer: _number("distractor", item.key, answer))
+        choices = tuple(sorted([item.reference, *nearest]))
+        chosen.append(replace(item, choices=choices, answer=choices.index(item.reference)))
+    return chosen
+
+
+def _number(purpose: str, *texts: str) -> int:
+    """64 bits of a hash."""
+    content = "\0".join(texts).encode("utf-8", "replace")
+    return int.from_bytes(
+        hashlib.blake2b(content, digest_size=8, person=f"task {purpose}".encode()).digest(), "big"
+    )

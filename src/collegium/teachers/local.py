@@ -206,12 +206,21 @@ class LocalNextTokens:
         """Read one more token of each sequence."""
         return self._read(self.decoder.step, tokens)
 
+    def score(
+        self, continuations: Int[Tensor, "R C T"], attended: Bool[Tensor, "R C T"]
+    ) -> Float[Tensor, "R C T"]:
+        """Log-probabilities of C continuations of each prompt at temperature 1. See `Decoder.score`."""
+        return self._run(self.decoder.score, continuations, attended)
+
     @torch.no_grad()
-    def _read(self, read: Callable[..., Tensor], *inputs: Tensor) -> NextToken:
+    def _run(self, read: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         self.base.select(self.adapter)
         device = next(self.base.causal_lm.get_input_embeddings().parameters()).device
         with torch.autocast(inputs[0].device.type, enabled=False), FastLinear():
-            logits = full_precision(read(*(part.to(device) for part in inputs)).to(inputs[0].device))
+            return full_precision(read(*(part.to(device) for part in inputs)).to(inputs[0].device))
+
+    def _read(self, read: Callable[..., Tensor], *inputs: Tensor) -> NextToken:
+        logits = self._run(read, *inputs)
         weight_temperature, target_temperature = self.temperatures
         entropies = entropy((logits / weight_temperature).log_softmax(-1))
         return NextToken((logits / target_temperature).log_softmax(-1), entropies)
