@@ -11,28 +11,43 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 from queue import Queue
 from typing import Any, TypeVar
+
+from collegium.errors import UserError
 
 
 T = TypeVar("T")
 
 
 @contextmanager
-def worker_pool(jobs: int, log_directory: Path) -> Iterator[ProcessPoolExecutor]:
-    """Processes, each with its share of the machine; what they say goes to files in `log_directory`."""
+def worker_pool(processes: int, jobs: int, log_directory: Path) -> Iterator[ProcessPoolExecutor]:
+    """Processes that are killed if the caller fails, since what they would finish is made again by the next call.
+
+    Args:
+        processes: How many.
+        jobs: Each has this part of the machine's cores: the same however little is left to do, since the number
+            of threads decides the last digits of results.
+        log_directory: What they say goes to files in it.
+    """
     context = multiprocessing.get_context("spawn")
     log_directory.mkdir(parents=True, exist_ok=True)
     numbers: Any = context.Queue()
-    for number in range(jobs):
+    for number in range(processes):
         numbers.put(number)
     pool = ProcessPoolExecutor(
-        jobs, mp_context=context, initializer=_begin, initargs=(numbers, jobs, os.getpid(), log_directory)
+        processes, mp_context=context, initializer=_begin, initargs=(numbers, jobs, os.getpid(), log_directory)
     )
+    others = set(multiprocessing.active_children())
     try:
         yield pool
+    except BaseException:
+        for process in set(multiprocessing.active_children()) - others:
+            process.kill()
+        raise
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
@@ -41,13 +56,19 @@ def _begin(numbers: "Queue[int]", jobs: int, parent: int, log_directory: Path) -
     import torch
 
     number = numbers.get()
-    if torch.cuda.device_count() > 0:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(number % torch.cuda.device_count())
+    if count := torch.cuda.device_count():
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu_of(number, count, os.environ.get("CUDA_VISIBLE_DEVICES"))
     else:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
     log = (log_directory / f"worker-{number}.log").open("a", buffering=1)
     sys.stdout = sys.stderr = log
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def gpu_of(number: int, count: int, visible: str | None) -> str:
+    """The GPU of a process, of those that this one may see: workers take turns."""
+    names = visible.split(",") if visible else [str(index) for index in range(count)]
+    return names[number % count].strip()
 
 
 def _end_with(parent: int) -> None:
@@ -72,16 +93,24 @@ def finished(
         items: What it is called with.
         every: Seconds between calls of `tick` while nothing finishes.
         tick: To show that time passes.
+
+    Raises:
+        UserError: a process was killed.
     """
-    futures: dict[Future[None], T] = {pool.submit(work, item): item for item in items}
+    futures: dict[Future[None], T] = {}
     try:
+        futures |= {pool.submit(work, item): item for item in items}
         while futures:
             done, _ = wait(futures, timeout=every, return_when=FIRST_COMPLETED)
             for future in done:
                 future.result()
                 yield futures.pop(future)
             tick()
-    except BaseException:
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a worker process was killed, perhaps for lack of memory: see the logs, or take fewer --jobs; "
+            "the same command goes on"
+        ) from error
+    finally:
         for future in futures:
             future.cancel()
-        raise
