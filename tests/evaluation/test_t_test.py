@@ -1,5 +1,6 @@
 """Student's test against a numeric integral of his density, and against a printed table."""
 
+import itertools
 import math
 
 import numpy as np
@@ -49,7 +50,7 @@ def test_tail_begins_at_one_and_falls():
     for freedom in (1, 2, 7, 8):
         tails = [t_tail(t, freedom) for t in np.linspace(0, 8, 50)]
         assert tails[0] == 1.0
-        assert all(later < earlier for earlier, later in zip(tails, tails[1:], strict=False))
+        assert all(later < earlier for earlier, later in itertools.pairwise(tails))
 
 
 def test_figures_of_three_differences_by_hand():

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from collegium.reproduce.specification import Specification
@@ -57,7 +58,7 @@ class Run:
     recipe: Mapping[str, Any]
     judge: str
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Identity of what decides its result."""
         content = json.dumps([self.recipe, self.judge], sort_keys=True)
