@@ -34,7 +34,7 @@ method: ce
 student: {kind: config, model: OUTPUT/models/teacher}
 data: {block_size: 32, held_out_documents: 2}
 training: {max_steps: 3, batch_size: 2, learning_rate: 1e-2}
-evaluation: {max_blocks: 4, bootstrap_samples: 20}
+evaluation: {max_blocks: 4, bootstrap_samples: 100}
 """
 
 
