@@ -39,5 +39,5 @@ def end_at_once(path: Path) -> None:
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    with worker_pool(2, 2, folder / "logs") as pool:
-        list(finished(pool, linger, [folder / "one", folder / "two"], every=1.0, tick=lambda: None))
+    with worker_pool(2, folder / "logs") as workers:
+        list(finished(workers, linger, [folder / "one", folder / "two"], every=1.0, tick=lambda: None))

@@ -37,7 +37,7 @@ from collegium.reproduce.switching import write_switching
 from collegium.reproduce.table1 import table1
 from collegium.reproduce.tables import VALIDATION, Result
 from collegium.reproduce.work import Training, measure_targets, result_path, train_and_measure
-from collegium.reproduce.workers import finished, worker_pool
+from collegium.reproduce.workers import Workers, finished, worker_pool
 from collegium.terminal import ProgressLine, duration, say
 
 
@@ -103,10 +103,10 @@ def reproduce(name: str, *, scale: str, output: Path, jobs: int | None) -> dict[
     specification = load_specification(path)
     place = Place(path, output / specification.name)
     experiment = EXPERIMENTS[name](specification)
-    jobs = jobs or _default_jobs()
     _check(experiment, specification, place)
-    _make(experiment, specification, place, jobs)
-    plan_ = _run_all(experiment, specification, place, jobs)
+    with worker_pool(jobs or _default_jobs(), place.output / "logs") as workers:
+        _make(experiment, specification, place, workers)
+        plan_ = _run_all(experiment, specification, place, workers)
     results = collect(
         experiment,
         specification,
@@ -139,7 +139,7 @@ def _check(experiment: Experiment, specification: Specification, place: Place) -
     claim_folder(specification, place.specification.parent, place.output)
 
 
-def _make(experiment: Experiment, specification: Specification, place: Place, jobs: int) -> None:
+def _make(experiment: Experiment, specification: Specification, place: Place, workers: Workers) -> None:
     """Tokenizer, configurations, teachers, and what targets come to."""
     make_models(specification, place.output)
     missing = [
@@ -151,7 +151,7 @@ def _make(experiment: Experiment, specification: Specification, place: Place, jo
         write_switching(specification, place.output)
     if missing:
         work = partial(_make_teacher, place.specification, place.output)
-        _share_out("teacher", work, missing, 0, len(missing), place, jobs)
+        _share_out("teacher", work, missing, 0, len(missing), workers)
     path = _targets_path(experiment, place)
     if experiment.targets and not path.exists():
         say("measuring teachers and fused targets")
@@ -172,7 +172,7 @@ def _targets(experiment: Experiment, place: Place) -> Mapping[str, Any]:
     return read
 
 
-def _run_all(experiment: Experiment, specification: Specification, place: Place, jobs: int) -> Plan:
+def _run_all(experiment: Experiment, specification: Specification, place: Place, workers: Workers) -> Plan:
     """Waves of runs until nothing more is known to be missing."""
     while True:
         known = plan(experiment, specification, place.loss)
@@ -182,16 +182,14 @@ def _run_all(experiment: Experiment, specification: Specification, place: Place,
             return known
         work = partial(_train, place.output, dict(experiment.judges), own)
         before, total = len(known.all_runs) - len(missing), len(known.all_runs) + known.num_to_come
-        _share_out("run", work, missing, before, total, place, jobs)
+        _share_out("run", work, missing, before, total, workers)
 
 
 def _train(output: Path, judges: Mapping[str, Any], own: Set[str], run: Run) -> None:
     train_and_measure(Training(run.key, run.recipe, judges[run.judge], run.key in own), output)
 
 
-def _share_out(
-    noun: str, work: Any, items: Sequence[Any], before: int, total: int, place: Place, jobs: int
-) -> None:
+def _share_out(noun: str, work: Any, items: Sequence[Any], before: int, total: int, workers: Workers) -> None:
     """Do the work in processes, and tell how far it is and how long it will take.
 
     Args:
@@ -200,10 +198,9 @@ def _share_out(
         items: To be done now.
         before: Done already.
         total: Those and all that are certain to come, `items` among them.
-        place: Where logs go.
-        jobs: Processes at most.
+        workers: Do it.
     """
-    processes = min(jobs, len(items))
+    processes = min(workers.jobs, len(items))
     line, start, done = ProgressLine(), time.monotonic(), 0
 
     def show() -> None:
@@ -211,7 +208,6 @@ def _share_out(
         eta = f", about {duration((time.monotonic() - start) / done * left)} left" if done else ""
         line.update(f"{noun} {before + done}/{total}, {processes} at once{eta}")
 
-    with worker_pool(processes, jobs, place.output / "logs") as pool:
-        for _ in finished(pool, work, items, every=1.0, tick=show):
-            done += 1
+    for _ in finished(workers, work, items, every=1.0, tick=show):
+        done += 1
     line.finish(f"{noun}s: {before + done} of {total} are done ({duration(time.monotonic() - start)})")

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from queue import Queue
 from typing import Any, TypeVar
@@ -23,27 +24,39 @@ from collegium.errors import UserError
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
+class Workers:
+    """Processes that begin when there is work for them.
+
+    Attributes:
+        pool: Gives them work.
+        jobs: How many there are at most.
+    """
+
+    pool: ProcessPoolExecutor
+    jobs: int
+
+
 @contextmanager
-def worker_pool(processes: int, jobs: int, log_directory: Path) -> Iterator[ProcessPoolExecutor]:
+def worker_pool(jobs: int, log_directory: Path) -> Iterator[Workers]:
     """Processes that are killed if the caller fails, since what they would finish is made again by the next call.
 
     Args:
-        processes: How many.
-        jobs: Each has this part of the machine's cores: the same however little is left to do, since the number
-            of threads decides the last digits of results.
+        jobs: How many; each has its part of the machine's cores, also where there is work for fewer, since the
+            number of threads decides the last digits of results.
         log_directory: What they say goes to files in it.
     """
     context = multiprocessing.get_context("spawn")
     log_directory.mkdir(parents=True, exist_ok=True)
     numbers: Any = context.Queue()
-    for number in range(processes):
+    for number in range(jobs):
         numbers.put(number)
     pool = ProcessPoolExecutor(
-        processes, mp_context=context, initializer=_begin, initargs=(numbers, jobs, os.getpid(), log_directory)
+        jobs, mp_context=context, initializer=_begin, initargs=(numbers, jobs, os.getpid(), log_directory)
     )
     others = set(multiprocessing.active_children())
     try:
-        yield pool
+        yield Workers(pool, jobs)
     except BaseException:
         for process in set(multiprocessing.active_children()) - others:
             process.kill()
@@ -78,7 +91,7 @@ def _end_with(parent: int) -> None:
 
 
 def finished(
-    pool: ProcessPoolExecutor,
+    workers: Workers,
     work: Callable[[T], None],
     items: Sequence[T],
     *,
@@ -88,7 +101,7 @@ def finished(
     """Each item as soon as its work is done; the first failure is raised.
 
     Args:
-        pool: See `worker_pool`.
+        workers: See `worker_pool`.
         work: Called in some process.
         items: What it is called with.
         every: Seconds between calls of `tick` while nothing finishes.
@@ -99,7 +112,7 @@ def finished(
     """
     futures: dict[Future[None], T] = {}
     try:
-        futures |= {pool.submit(work, item): item for item in items}
+        futures |= {workers.pool.submit(work, item): item for item in items}
         while futures:
             done, _ = wait(futures, timeout=every, return_when=FIRST_COMPLETED)
             for future in done:
