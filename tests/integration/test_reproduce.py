@@ -11,8 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
+from reproduce_worker import few_rows
 from ruamel.yaml import YAML
 from tiny_experiment import content, write_texts
+
+from collegium.cli import main
+from collegium.reproduce import command
 
 
 FEW = [sys.executable, str(Path(__file__).with_name("reproduce_worker.py"))]
@@ -32,12 +36,12 @@ def scale(tmp_path_factory):
     return write_specification(tmp_path_factory.mktemp("scale"))
 
 
-def start(scale, output, *, command=FEW, name="table1"):
+def start(scale, output, *, program=FEW, name="table1"):
     """The command in a process group of its own."""
     environment = {**os.environ, "COLLEGIUM_CACHE": str(scale.parent / "cache"), "OMP_NUM_THREADS": "1"}
     arguments = ["reproduce", name, "--scale", str(scale), "--output", str(output), "--jobs", "2"]
     return subprocess.Popen(
-        [*command, *arguments],
+        [*program, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -80,7 +84,7 @@ def without_seconds(results):
     return [without_seconds(value) for value in results] if isinstance(results, list) else results
 
 
-def test_killed_and_stopped_it_goes_on_and_comes_to_the_same(scale, tmp_path):
+def test_killed_and_stopped_it_goes_on_and_comes_to_the_same(scale, tmp_path, monkeypatch, capsys):
     said = finish(start(scale, tmp_path / "whole"))
     assert f"results: {tmp_path}/whole/tiny/table1.json" in said
     assert re.search(r"teachers: 2 of 2 are done \(\d+", said)
@@ -114,10 +118,19 @@ def test_killed_and_stopped_it_goes_on_and_comes_to_the_same(scale, tmp_path):
     assert not list(runs.glob("*/checkpoints"))
 
     before = results()
-    said = finish(start(scale, output))  # all is there: nothing is made
+    monkeypatch.setitem(command.EXPERIMENTS, "table1", few_rows)
+    monkeypatch.setenv("COLLEGIUM_CACHE", str(scale.parent / "cache"))
+    code, said = here(["table1", "--scale", str(scale), "--output", str(output)], monkeypatch, capsys)
+    assert (code, said) == (0, f"results: {output}/tiny/table1.json\n")  # all was there: nothing is made
     assert results() == before
-    assert "at once" not in said
     check_content(undisturbed, 2)
+
+
+def here(arguments, monkeypatch, capsys):
+    """Exit code and stderr of the command in this process."""
+    monkeypatch.setattr(sys, "argv", ["collegium", "reproduce", *arguments])
+    code = main()
+    return code, capsys.readouterr().err
 
 
 def check_content(results, headline_seeds):
@@ -134,21 +147,18 @@ def check_content(results, headline_seeds):
     assert {domain: text["test_documents"] for domain, text in results["text"].items()} == {"cats": 2, "dogs": 2}
 
 
-def complain(arguments):
-    process = subprocess.run([*WHOLE, "reproduce", *arguments], capture_output=True, text=True, timeout=100)
-    return process.returncode, process.stderr
+def test_what_there_is_not_is_answered_by_what_there_is(scale, tmp_path, monkeypatch, capsys):
+    def complaint(*arguments):
+        return here([*arguments, "--output", str(tmp_path / "out")], monkeypatch, capsys)
 
-
-def test_what_there_is_not_is_answered_by_what_there_is(scale, tmp_path):
-    output = ["--output", str(tmp_path / "out")]
-    code, said = complain(["table7", "--scale", str(scale), *output])
+    code, said = complaint("table7", "--scale", str(scale))
     assert (code, said) == (2, "collegium: no experiment 'table7'; there are table1, figure2, conditions\n")
-    code, said = complain(["table1", "--scale", "huge", *output])
+    code, said = complaint("table1", "--scale", "huge")
     assert (code, said) == (2, "collegium: --scale huge: is none of paper, small; give one, or a YAML file\n")
-    code, said = complain(["table1", "--scale", str(tmp_path / "none.yaml"), *output])
+    code, said = complaint("table1", "--scale", str(tmp_path / "none.yaml"))
     assert code == 2
     assert f"{tmp_path}/none.yaml: cannot be read" in said
-    code, said = complain(["table1", "--scale", str(scale), "--jobs", "0", *output])
+    code, said = complaint("table1", "--scale", str(scale), "--jobs", "0")
     assert code == 2
     assert "--jobs" in said
     assert not (tmp_path / "out").exists()
@@ -164,7 +174,7 @@ def test_every_experiment_with_all_rows_in_one_folder(tmp_path):
     )
     rows = {}
     for name in ("table1", "figure2", "conditions"):
-        finish(start(scale, tmp_path / "out", command=WHOLE, name=name))
+        finish(start(scale, tmp_path / "out", program=WHOLE, name=name))
         results = json.loads((tmp_path / f"out/tiny/{name}.json").read_text())
         rows[name] = {row["name"]: row for row in results["rows"]}
     shared = ("ours", "uniform", "paper")
