@@ -193,7 +193,7 @@ def reproduce(
     ],
     scale: Annotated[str, typer.Option(help="small, paper, or a YAML specification")] = "small",
     output: Annotated[Path, typer.Option(help="folder for all that is made")] = Path("runs/reproduce"),
-    jobs: Annotated[int | None, typer.Option(help="runs at once; one a GPU or core if not given")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="runs at once; one a GPU or core if not given")] = None,
     results: Annotated[
         Path | None,
         typer.Option(help="folder of results as JSON, of which the page is made; OUTPUT/SCALE if not given"),

@@ -36,7 +36,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     content = read_mapping(path)
     for override in overrides:
         _apply_override(content, override)
-    return _validated(content, path)
+    return validated(content, path)
 
 
 def parse_recipe(text: str, path: Path) -> Recipe:
@@ -45,15 +45,24 @@ def parse_recipe(text: str, path: Path) -> Recipe:
     Raises:
         RecipeError: with one line for each mistake.
     """
-    return _validated(_parse_mapping(text, path), path)
+    return validated(_parse_mapping(text, path), path)
 
 
-def _validated(content: dict[str, Any], path: Path) -> Recipe:
+def validated(content: dict[str, Any], place: Path | str) -> Recipe:
+    """Validate the content of a recipe.
+
+    Args:
+        content: As it was read.
+        place: File or what else it is from, for messages.
+
+    Raises:
+        RecipeError: with one line for each mistake.
+    """
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
         lines = [_describe(issue, content) for issue in _root_causes(error)]
-        raise RecipeError("\n".join(f"{path}: {line}" for line in lines)) from None
+        raise RecipeError("\n".join(f"{place}: {line}" for line in lines)) from None
 
 
 def dump_recipe(recipe: Recipe) -> str:

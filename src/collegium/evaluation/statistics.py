@@ -129,19 +129,48 @@ def paired_bootstrap_difference(
     Raises:
         ValueError: Arguments that do not fit together or hold NaN or Inf.
     """
-    sums = _sums("", numerators, denominators)
-    baseline = _sums("baseline_", baseline_numerators, baseline_denominators)
-    if len(sums[0]) != len(baseline[0]):
-        raise ValueError(
-            f"{len(sums[0])} documents, but {len(baseline[0])} of the baseline: "
-            "a paired comparison needs the same documents in the same order"
-        )
-    columns = np.stack([*sums, *baseline], axis=1)
+    columns = _paired_columns((numerators, denominators), (baseline_numerators, baseline_denominators))
     ratios = _resampled_ratios(columns, confidence, num_samples, seed)
     differences = ratios[:, 0] - ratios[:, 1]
     low, high = _percentile_ends(differences, confidence)
     totals = columns.sum(axis=0)
     return Difference(float(totals[0] / totals[1] - totals[2] / totals[3]), low, high, _two_sided(differences))
+
+
+def stratified_difference(
+    ours: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    baseline: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    *,
+    confidence: float,
+    num_samples: int,
+    seed: int,
+) -> Difference:
+    """Plain mean over domains of a ratio of sums, minus the baseline's; documents are drawn within each domain.
+
+    The p-value is that of `paired_bootstrap_difference`; it and the interval are NaN if a domain has one document.
+
+    Args:
+        ours: Numerators and denominators of each document, by domain.
+        baseline: The baseline's, of the same documents.
+        confidence: Share of the interval.
+        num_samples: Resamples.
+        seed: Of the resamples.
+
+    Raises:
+        ValueError: Domains or arguments that do not fit together.
+    """
+    if not ours or set(ours) != set(baseline):
+        raise ValueError(f"domains {sorted(ours)} against {sorted(baseline)}: give the same, and at least one")
+    _check_resampling(confidence, num_samples)
+    drawn, value = np.zeros(num_samples), 0.0
+    for number, domain in enumerate(sorted(ours)):
+        columns = _paired_columns(ours[domain], baseline[domain])
+        ratios = _resampled_ratios(columns, confidence, num_samples, seed + number)
+        totals = columns.sum(axis=0)
+        drawn += (ratios[:, 0] - ratios[:, 1]) / len(ours)
+        value += (totals[0] / totals[1] - totals[2] / totals[3]) / len(ours)
+    low, high = _percentile_ends(drawn, confidence)
+    return Difference(float(value), low, high, _two_sided(drawn))
 
 
 def bootstrap_figure(figure: CorpusFigure, *, confidence: float, num_samples: int, seed: int) -> Interval:
@@ -227,6 +256,17 @@ def _sums(prefix: str, numerators: ArrayLike, denominators: ArrayLike) -> tuple[
     return above, below
 
 
+def _paired_columns(ours: tuple[ArrayLike, ArrayLike], baseline: tuple[ArrayLike, ArrayLike]) -> Floats:
+    """Numerators and denominators of both, [D 4]."""
+    sums, others = _sums("", *ours), _sums("baseline_", *baseline)
+    if len(sums[0]) != len(others[0]):
+        raise ValueError(
+            f"{len(sums[0])} documents, but {len(others[0])} of the baseline: "
+            "a paired comparison needs the same documents in the same order"
+        )
+    return np.stack([*sums, *others], axis=1)
+
+
 def _resampled_ratios(columns: Floats, confidence: float, num_samples: int, seed: int) -> Floats:
     """Ratios of each resample, [num_samples systems]; columns alternate numerator, denominator."""
     _check_resampling(confidence, num_samples)
@@ -262,9 +302,18 @@ def _resampled_scores(figures: Sequence[CorpusFigure], confidence: float, num_sa
     return scores
 
 
-def _check_resampling(confidence: float, num_samples: int) -> None:
+def check_confidence(confidence: float) -> None:
+    """Refuse what is no share.
+
+    Raises:
+        ValueError: It is not between 0 and 1.
+    """
     if not 0.0 < confidence < 1.0:
         raise ValueError(f"confidence is {confidence}; it must lie between 0 and 1, such as 0.95")
+
+
+def _check_resampling(confidence: float, num_samples: int) -> None:
+    check_confidence(confidence)
     if num_samples < 1:
         raise ValueError(f"num_samples is {num_samples}; it must be 1 or more, such as 2000")
 
@@ -280,36 +329,3 @@ def _two_sided(differences: Floats) -> float:
     at_most = np.count_nonzero(differences <= 0) + 1
     at_least = np.count_nonzero(differences >= 0) + 1
     return min(1.0, 2.0 * int(min(at_most, at_least)) / (len(differences) + 1))
-
-
-def stratified_difference(
-    ours: Mapping[str, tuple[ArrayLike, ArrayLike]],
-    baseline: Mapping[str, tuple[ArrayLike, ArrayLike]],
-    *,
-    confidence: float,
-    num_samples: int,
-    seed: int,
-) -> Difference:
-    """Plain mean over domains of a ratio of sums, minus the baseline's; documents are drawn within each domain.
-
-    Args:
-        ours: Numerators and denominators of each document, by domain.
-        baseline: The baseline's, of the same documents.
-        confidence: Share of the interval.
-        num_samples: Resamples.
-        seed: Of the resamples.
-
-    Raises:
-        ValueError: Domains or arguments that do not fit together.
-    """
-    if not ours or set(ours) != set(baseline):
-        raise ValueError(f"domains {sorted(ours)} against {sorted(baseline)}: give the same, and at least one")
-    drawn, value = np.zeros(num_samples), 0.0
-    for number, domain in enumerate(ours):
-        columns = np.stack([*_sums("", *ours[domain]), *_sums("baseline_", *baseline[domain])], axis=1)
-        ratios = _resampled_ratios(columns, confidence, num_samples, seed + number)
-        totals = columns.sum(axis=0)
-        drawn += (ratios[:, 0] - ratios[:, 1]) / len(ours)
-        value += (totals[0] / totals[1] - totals[2] / totals[3]) / len(ours)
-    low, high = _percentile_ends(drawn, confidence)
-    return Difference(float(value), low, high, _two_sided(drawn))

@@ -8,15 +8,16 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
-from collegium.evaluation.statistics import Difference
+from collegium.evaluation.statistics import Difference, check_confidence
 
 
 def paired_t_test(differences: ArrayLike, *, confidence: float) -> Difference:
     """Mean of paired differences, such as one a seed, with Student's interval and two-sided p-value.
 
     Raises:
-        ValueError: A difference that is NaN or Inf, or none.
+        ValueError: A difference that is NaN or Inf, or none; a confidence that is no share.
     """
+    check_confidence(confidence)
     values = np.asarray(differences, dtype=np.float64)
     if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
         raise ValueError(f"differences must be one list of finite numbers, got {values.tolist()}")
@@ -31,19 +32,23 @@ def paired_t_test(differences: ArrayLike, *, confidence: float) -> Difference:
 
 
 def t_tail(t: float, freedom: int) -> float:
-    """P(|T| >= t) of Student's distribution with integer degrees of freedom: the finite sums of its integral.
+    """P(|T| >= |t|) of Student's distribution with integer degrees of freedom: the finite sums of its integral.
 
-    Abramowitz and Stegun, 26.7.3 and 26.7.4.
+    Abramowitz and Stegun, 26.7.3 and 26.7.4. Exact to about 1e-15, so that smaller tails come out as 0.
     """
+    return min(1.0, max(0.0, 1.0 - _share_within(abs(t), freedom)))
+
+
+def _share_within(t: float, freedom: int) -> float:
     angle = math.atan2(t, math.sqrt(freedom))
     sine, cosine = math.sin(angle), math.cos(angle)
     if freedom % 2:
         factors = [2 * k / (2 * k + 1) for k in range(1, (freedom - 1) // 2)]
         first = cosine if freedom > 1 else 0.0
         series = _series(first, factors, cosine * cosine)
-        return 1.0 - 2.0 / math.pi * (angle + sine * series)
+        return 2.0 / math.pi * (angle + sine * series)
     factors = [(2 * k - 1) / (2 * k) for k in range(1, freedom // 2)]
-    return 1.0 - sine * _series(1.0, factors, cosine * cosine)
+    return sine * _series(1.0, factors, cosine * cosine)
 
 
 def _series(first: float, factors: list[float], power: float) -> float:

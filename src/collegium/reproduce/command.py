@@ -6,6 +6,7 @@ what they have in common and a second call makes only what is missing.
 
 import importlib.resources
 import json
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence, Set
@@ -18,18 +19,26 @@ import torch
 
 from collegium.durable import write_text
 from collegium.errors import RecipeError
+from collegium.recipe_file import validated
 from collegium.reproduce.conditions import SWITCHING, conditions
 from collegium.reproduce.experiment import Experiment, Plan, Run, plan
 from collegium.reproduce.figure2 import figure2
-from collegium.reproduce.made import made_teachers, make_models, make_teacher, read_teacher
+from collegium.reproduce.made import (
+    claim_folder,
+    made_teachers,
+    make_models,
+    make_teacher,
+    read_teacher,
+    teacher_recipe,
+)
 from collegium.reproduce.page import publish
 from collegium.reproduce.results import collect
-from collegium.reproduce.specification import Specification, load_specification
+from collegium.reproduce.specification import Specification, in_folder, load_specification
 from collegium.reproduce.switching import write_switching
 from collegium.reproduce.table1 import table1
 from collegium.reproduce.tables import VALIDATION, Result
 from collegium.reproduce.work import Training, measure_targets, result_path, train_and_measure
-from collegium.reproduce.workers import finished, worker_pool
+from collegium.reproduce.workers import Workers, finished, worker_pool
 from collegium.terminal import ProgressLine, duration, say
 
 
@@ -56,10 +65,17 @@ class Place:
         return Result(json.loads(result_path(self.output, key).read_text(encoding="utf-8")))
 
     def loss(self, run: Run) -> float | None:
-        """Validation loss of a run, None if it is not finished."""
+        """Validation loss of a run, None if it is not finished; a NaN counts as the worst."""
         if not result_path(self.output, run.key).exists():
             return None
-        return self.read(run.key).mean("nll", VALIDATION)
+        loss = self.read(run.key).mean("nll", VALIDATION)
+        return math.inf if math.isnan(loss) else loss
+
+    def lacks(self, run: Run, own: Set[str]) -> bool:
+        """Whether a run is not finished, or not measured against its own target though its key is in `own`."""
+        if not result_path(self.output, run.key).exists():
+            return True
+        return run.key in own and not self.read(run.key).content.get("own")
 
 
 def specification_path(scale: str) -> Path:
@@ -109,16 +125,19 @@ def reproduce(
     found: dict[str, Any] = {}
     if name != PAGE:
         found = _results(EXPERIMENTS[name](specification), specification, place, jobs or _default_jobs())
-        text = json.dumps(found, indent=1) + "\n"
+        text = json.dumps(found, indent=1, allow_nan=False) + "\n"
         for folder in dict.fromkeys([place.output, results or place.output]):
             write_text(folder / f"{name}.json", text)
+            say(f"results: {folder / name}.json")
     publish(results or place.output, page or place.output / "results.md")
     return found
 
 
 def _results(experiment: Experiment, specification: Specification, place: Place, jobs: int) -> dict[str, Any]:
-    _make(experiment, specification, place, jobs)
-    plan_ = _run_all(experiment, specification, place, jobs)
+    _check(experiment, specification, place)
+    with worker_pool(jobs, place.output / "logs", num_gpus=torch.cuda.device_count()) as workers:
+        _make(experiment, specification, place, workers)
+        plan_ = _run_all(experiment, specification, place, workers)
     return collect(
         experiment,
         specification,
@@ -137,7 +156,17 @@ def _default_jobs() -> int:
     return torch.cuda.device_count() or os.cpu_count() or 1
 
 
-def _make(experiment: Experiment, specification: Specification, place: Place, jobs: int) -> None:
+def _check(experiment: Experiment, specification: Specification, place: Place) -> None:
+    """Refuse, before any work, what a later run could not read, and a folder made by another specification."""
+    every_row = plan(experiment, specification, lambda run: 0.0)
+    for recipe in [*experiment.judges.values(), *(run.recipe for run in every_row.all_runs)]:
+        validated(in_folder(recipe, place.output), f"{place.specification}: recipe")
+    for name in made_teachers(specification, experiment.teachers):
+        teacher_recipe(specification, name, place.specification.parent, place.output)
+    claim_folder(specification, place.specification.parent, place.output)
+
+
+def _make(experiment: Experiment, specification: Specification, place: Place, workers: Workers) -> None:
     """Tokenizer, configurations, teachers, and what targets come to."""
     make_models(specification, place.output)
     missing = [
@@ -149,7 +178,7 @@ def _make(experiment: Experiment, specification: Specification, place: Place, jo
         write_switching(specification, place.output)
     if missing:
         work = partial(_make_teacher, place.specification, place.output)
-        _share_out("teacher", work, missing, len(missing), place, jobs)
+        _share_out("teacher", work, missing, 0, len(missing), workers)
     path = _targets_path(experiment, place)
     if experiment.targets and not path.exists():
         say("measuring teachers and fused targets")
@@ -170,34 +199,42 @@ def _targets(experiment: Experiment, place: Place) -> Mapping[str, Any]:
     return read
 
 
-def _run_all(experiment: Experiment, specification: Specification, place: Place, jobs: int) -> Plan:
+def _run_all(experiment: Experiment, specification: Specification, place: Place, workers: Workers) -> Plan:
     """Waves of runs until nothing more is known to be missing."""
     while True:
         known = plan(experiment, specification, place.loss)
-        missing = [run for run in known.all_runs if not result_path(place.output, run.key).exists()]
+        own = {run.key for row in known.rows.values() if row.headline for run in known.runs[row.name]}
+        missing = [run for run in known.all_runs if place.lacks(run, own)]
         if not missing:
             return known
-        own = {run.key for row in known.rows.values() if row.headline for run in known.runs[row.name]}
         work = partial(_train, place.output, dict(experiment.judges), own)
-        _share_out("run", work, missing, len(known.all_runs), place, jobs)
+        before, total = len(known.all_runs) - len(missing), len(known.all_runs) + known.num_to_come
+        _share_out("run", work, missing, before, total, workers)
 
 
 def _train(output: Path, judges: Mapping[str, Any], own: Set[str], run: Run) -> None:
     train_and_measure(Training(run.key, run.recipe, judges[run.judge], run.key in own), output)
 
 
-def _share_out(noun: str, work: Any, items: Sequence[Any], total: int, place: Place, jobs: int) -> None:
-    """Do the work in processes, and tell how far it is and how long it will take."""
+def _share_out(noun: str, work: Any, items: Sequence[Any], before: int, total: int, workers: Workers) -> None:
+    """Do the work in processes, and tell how far it is and how long it will take.
+
+    Args:
+        noun: What one item is.
+        work: Called with each.
+        items: To be done now.
+        before: Done already.
+        total: Those and all that are certain to come, `items` among them.
+        workers: Do it.
+    """
+    processes = min(workers.jobs, len(items))
     line, start, done = ProgressLine(), time.monotonic(), 0
 
     def show() -> None:
-        seconds = time.monotonic() - start
-        left = ""
-        if done:
-            left = f", about {duration(seconds / done * (len(items) - done))} left of what is known"
-        line.update(f"{noun} {total - len(items) + done}/{total}, {min(jobs, len(items))} at once{left}")
+        left = total - before - done
+        eta = f", about {duration((time.monotonic() - start) / done * left)} left" if done else ""
+        line.update(f"{noun} {before + done}/{total}, {processes} at once{eta}")
 
-    with worker_pool(min(jobs, len(items)), place.output / "logs", num_gpus=torch.cuda.device_count()) as pool:
-        for _ in finished(pool, work, items, every=1.0, tick=show):
-            done += 1
-    line.finish(f"{noun}s: {total} of {total} known so far are done ({duration(time.monotonic() - start)})")
+    for _ in finished(workers, work, items, every=1.0, tick=show):
+        done += 1
+    line.finish(f"{noun}s: {before + done} of {total} are done ({duration(time.monotonic() - start)})")

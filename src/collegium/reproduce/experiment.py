@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from collegium.reproduce.specification import Specification
@@ -57,7 +58,7 @@ class Run:
     recipe: Mapping[str, Any]
     judge: str
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Identity of what decides its result."""
         content = json.dumps([self.recipe, self.judge], sort_keys=True)
@@ -102,11 +103,13 @@ class Plan:
         rows: By name.
         runs: All known runs of each row, finished or not; those of the tuning first.
         chosen: Learning rate of each row that is tuned.
+        num_to_come: Runs that are certain to follow those that are known; rows that depend on others may add more.
     """
 
     rows: Mapping[str, Row]
     runs: Mapping[str, Sequence[Run]]
     chosen: Mapping[str, float]
+    num_to_come: int
 
     @property
     def all_runs(self) -> list[Run]:
@@ -133,7 +136,9 @@ def plan(experiment: Experiment, specification: Specification, loss: Loss) -> Pl
         for row in unknown:  # what they came to may name more rows
             rows[row.name] = row
             runs[row.name] = _runs(row, specification, loss, chosen, tuned_loss)
-    return Plan(rows, runs, chosen)
+    untuned = [row for row in rows.values() if row.name not in chosen]
+    to_come = sum(_num_seeds(row, specification) - (row.like is None) for row in untuned)
+    return Plan(rows, runs, chosen, to_come)
 
 
 def _runs(
@@ -159,8 +164,11 @@ def _runs(
 
 
 def _seeds(row: Row, specification: Specification, rate: float) -> list[Run]:
-    count = specification.headline_seeds if row.headline else specification.seeds
-    return [_run(row, specification, seed, rate) for seed in range(count)]
+    return [_run(row, specification, seed, rate) for seed in range(_num_seeds(row, specification))]
+
+
+def _num_seeds(row: Row, specification: Specification) -> int:
+    return specification.headline_seeds if row.headline else specification.seeds
 
 
 def _run(row: Row, specification: Specification, seed: int, rate: float) -> Run:

@@ -5,6 +5,7 @@ Everything is in the folder of the results and stays there; what is there is not
 
 import fcntl
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,30 +16,60 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from collegium.build.ingredients import build_source
 from collegium.commands import prepare, train
+from collegium.durable import write_text
+from collegium.errors import RecipeError
 from collegium.recipe import Recipe
-from collegium.recipe_file import read_mapping
+from collegium.recipe_file import read_mapping, validated
 from collegium.reproduce.specification import Specification, TokenizerSpecification, in_folder
+
+
+def claim_folder(specification: Specification, folder: Path, output: Path) -> None:
+    """Write down what decides all that is made in `output`, after seeing that nothing else was.
+
+    Raises:
+        RecipeError: another specification made what is there.
+    """
+    path = output / "made-of.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    deciding = json.loads(json.dumps(_deciding(specification, folder)))
+    if changed := [key for key in before if key in deciding and deciding[key] != before[key]]:
+        raise RecipeError(
+            f"{output}: holds what another specification made (changed since: {', '.join(changed)}); "
+            "give another --output, or delete the folder"
+        )
+    write_text(path, json.dumps(before | deciding, indent=1))
+
+
+def _deciding(specification: Specification, folder: Path) -> dict[str, Any]:
+    given = specification.model_dump(mode="json")
+    shared = ("tokenizer", "sources", "student_documents", "experts")
+    return {
+        **{key: given[key] for key in shared},
+        **{f"models.{name}": sizes for name, sizes in given["models"].items()},
+        **{
+            f"teachers.{name}": [given["teachers"][name], teacher.recipe and read_mapping(folder / teacher.recipe)]
+            for name, teacher in specification.teachers.items()
+        },
+    }
 
 
 def make_models(specification: Specification, output: Path) -> None:
     """Write the tokenizer and the configurations to `output/models`."""
     if specification.tokenizer is None:
         return
-    missing = [name for name in specification.models if not _model_folder(output, name).exists()]
+    missing = [name for name in specification.models if not (output / "models" / name).exists()]
     if not missing:
         return
     tokenizer = _trained_tokenizer(specification.tokenizer, specification)
     for name in missing:
-        folder = _model_folder(output, name).parent
-        tokenizer.save_pretrained(folder)
+        writing = output / "models" / f".{name}"
+        shutil.rmtree(writing, ignore_errors=True)
+        tokenizer.save_pretrained(writing)
         special = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id}
         special |= {"pad_token_id": tokenizer.pad_token_id}
         sizes = {**specification.models[name], **special, "vocab_size": len(tokenizer)}
-        LlamaConfig(**sizes).save_pretrained(folder)  # last: it says that the folder is whole
-
-
-def _model_folder(output: Path, name: str) -> Path:
-    return output / "models" / name / "config.json"
+        LlamaConfig(**sizes).save_pretrained(writing)
+        writing.rename(output / "models" / name)
 
 
 def _trained_tokenizer(section: TokenizerSpecification, specification: Specification) -> PreTrainedTokenizerFast:
@@ -74,16 +105,22 @@ def _named(sources: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
 def teacher_recipe(specification: Specification, name: str, folder: Path, output: Path) -> Recipe | None:
     """The recipe that makes a teacher; None if it exists.
 
+    Of the specification's sources it neither trains on the student's documents nor on those held out.
+
     Args:
         specification: Says what it is made of.
         name: The teacher.
         folder: Of the specification, from which the recipe's path counts.
         output: Of the results.
+
+    Raises:
+        RecipeError: it cannot be read.
     """
     teacher = specification.teachers[name]
     if teacher.recipe is None:
         return None
-    recipe = read_mapping(folder / teacher.recipe)
+    path = folder / teacher.recipe
+    recipe = read_mapping(path)
     names = tuple(specification.sources) if teacher.sources is None else teacher.sources
     skipped = specification.student_documents
     sources = [
@@ -91,9 +128,10 @@ def teacher_recipe(specification: Specification, name: str, folder: Path, output
         for source in names
     ]
     if sources:
-        recipe.setdefault("data", {})["sources"] = sources
+        held_out = {k: v for k, v in specification.recipe.get("data", {}).items() if k == "held_out_documents"}
+        recipe["data"] = {**recipe.get("data", {}), **held_out, "sources": sources}
     recipe |= {"name": name, "seed": teacher.seed, "output_dir": f"OUTPUT/teachers/{name}"}
-    return Recipe.model_validate(in_folder(recipe, output))
+    return validated(in_folder(recipe, output), f"{path}, for teacher {name}")
 
 
 def made_teachers(specification: Specification, names: Sequence[str]) -> list[str]:

@@ -56,7 +56,7 @@ def collect(
     baseline = measured[experiment.baseline]
     for row, difference in zip(rows, _differences(plan, measured, experiment.baseline), strict=True):
         row["against_baseline"] = difference
-    return {
+    results = {
         "experiment": experiment.name,
         "title": experiment.title,
         "scale": specification.name,
@@ -70,6 +70,17 @@ def collect(
         "teachers": {"made": made, "alone": _targets(targets, "teacher/"), "fused": _targets(targets, "rule/")},
         "rows": rows,
     }
+    finite: dict[str, Any] = _finite(results)
+    return finite
+
+
+def _finite(content: Any) -> Any:
+    """None for what is no number, which JSON cannot say."""
+    if isinstance(content, Mapping):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def _fingerprint(specification: Specification) -> str:
@@ -160,7 +171,7 @@ def _over_seeds(values: Sequence[float]) -> dict[str, Any]:
 
 
 def _number(value: float) -> float | None:
-    return None if math.isnan(value) else float(f"{value:.6g}")
+    return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 def _differences(

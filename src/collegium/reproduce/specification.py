@@ -5,6 +5,7 @@ the hub on GPUs. Paths that begin with `OUTPUT/` are in the folder of the result
 specification has made lies. No torch here.
 """
 
+import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -87,8 +88,6 @@ class Specification(Section):
     """Seeds of the rows that claims are made of."""
     seeds: int = Field(default=3, ge=1)
     """Seeds of the others."""
-    generation: dict[str, int] | None = None
-    """`prompts` of each domain, `prompt_tokens` and `new_tokens` of continuations; none if not given."""
     compute_factor: float = Field(default=1.0, ge=1)
     """Operations of a step with all experts running over those of a step of cross-entropy."""
     tasks: Many[dict[str, Any]] = ()
@@ -107,6 +106,24 @@ class Specification(Section):
         read = {name for teacher in self.teachers.values() for name in teacher.sources or ()}
         if unknown := sorted(read - set(self.sources)):
             raise ValueError(f"teachers read {unknown}, the sources are {sorted(self.sources)}")
+        if unknown := sorted({*self.student_documents, *self.licences} - set(self.sources)):
+            raise ValueError(
+                f"student_documents and licences name {unknown}, the sources are {sorted(self.sources)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.models and self.tokenizer is None:
+            raise ValueError("models are written with the tokenizer that is made: add `tokenizer`")
+        if self.student_documents and self.student_tokens is None:
+            raise ValueError("student_documents are kept from teachers: student_tokens must keep to them")
+        if len(set(self.learning_rates)) < len(self.learning_rates):
+            raise ValueError(f"learning_rates must differ, got {list(self.learning_rates)}")
+        training = self.recipe.get("training")
+        steps = training.get("max_steps") if isinstance(training, dict) else None
+        if not isinstance(steps, int):
+            raise ValueError("recipe.training.max_steps is missing: it is the budget of every row")
         return self
 
 
@@ -119,8 +136,20 @@ def load_specification(path: Path) -> Specification:
     try:
         return Specification.model_validate(read_mapping(path))
     except ValidationError as error:
-        lines = [f"{path}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        raise RecipeError("\n".join(lines)) from None
+        raise RecipeError("\n".join(f"{path}: {_describe(issue)}" for issue in error.errors())) from None
+
+
+_SECTIONS: Mapping[Any, type[Section]] = {"tokenizer": TokenizerSpecification, "teachers": TeacherSpecification}
+
+
+def _describe(issue: Any) -> str:
+    place = issue["loc"]
+    key = ".".join(map(str, place)) or "specification"
+    if issue["type"] == "extra_forbidden":
+        known = sorted((Specification if len(place) == 1 else _SECTIONS[place[0]]).model_fields)
+        close = difflib.get_close_matches(str(place[-1]), known, n=1)
+        return f"{key}: unknown key; " + (f"did you mean `{close[0]}`?" if close else f"known: {', '.join(known)}")
+    return f"{key}: {str(issue['msg']).removeprefix('Value error, ')}"
 
 
 def in_folder(content: Any, output: Path) -> Any:

@@ -70,9 +70,12 @@ def result_path(output: Path, key: str) -> Path:
 
 
 def train_and_measure(training: Training, output: Path) -> None:
-    """Train a student and write its figures of every held-out document."""
+    """Train a student, if that is not done, and write its figures of every held-out document."""
     start = time.monotonic()
-    folder = result_path(output, training.key).parent
+    path = result_path(output, training.key)
+    folder, seconds = path.parent, 0.0
+    if path.exists():  # it is to be measured against its own target too
+        seconds = json.loads(path.read_text(encoding="utf-8"))["seconds"]
     recipe = Recipe.model_validate(in_folder({**training.recipe, "output_dir": str(folder)}, output))
     judge = _judge(json.dumps(training.judge, sort_keys=True), output)
     with alone(output):
@@ -92,10 +95,11 @@ def train_and_measure(training: Training, output: Path) -> None:
             for name, t in _tables(model, judge, fitted if training.own else None, output).items()
         },
         "continuations": _continuations(model, judge),
-        "seconds": round(time.monotonic() - start, 1),
+        "own": training.own,
+        "seconds": round(seconds + time.monotonic() - start, 1),
     }
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    write_text(result_path(output, training.key), json.dumps(result))
+    write_text(path, json.dumps(result))
 
 
 def _tables(model: PreTrainedModel, judge: Judge, fitted: Recipe | None, output: Path) -> dict[str, DocumentSums]:
