@@ -36,11 +36,25 @@ def scale(tmp_path_factory):
     return write_specification(tmp_path_factory.mktemp("scale"))
 
 
+STARTED: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def none_is_left():
+    """A test that fails leaves no process behind."""
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+
+
 def start(scale, output, *, program=FEW, name="table1"):
     """The command in a process group of its own."""
     environment = {**os.environ, "COLLEGIUM_CACHE": str(scale.parent / "cache"), "OMP_NUM_THREADS": "1"}
     arguments = ["reproduce", name, "--scale", str(scale), "--output", str(output), "--jobs", "2"]
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [*program, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -48,6 +62,8 @@ def start(scale, output, *, program=FEW, name="table1"):
         env=environment,
         start_new_session=True,
     )
+    STARTED.append(process)
+    return process
 
 
 def finish(process):
@@ -65,12 +81,12 @@ def stop_when(process, number, results, wanted):
         assert time.monotonic() < end
         time.sleep(0.02)
     (os.killpg if number == signal.SIGKILL else os.kill)(process.pid, number)
-    _, said = process.communicate(timeout=30)
+    _, said = process.communicate(timeout=120)
     return said
 
 
 def wait_for_the_end_of(group):
-    end = time.monotonic() + 15
+    end = time.monotonic() + 60
     with contextlib.suppress(ProcessLookupError):
         while time.monotonic() < end:
             os.killpg(group, 0)
