@@ -390,7 +390,7 @@ class TestExperimentsHaveWhatThePageNames:
 
     def test_conditions(self):
         rows = self.rows("conditions")
-        assert {"ce", "ours", "ce_6000", "ours_6000"} <= set(rows)
+        assert {"ce", "ours", "ce_4000", "ours_4000"} <= set(rows)
         assert set(rows.values()) == {"text", "overconfident", "switching", "cache"}
 
     def test_groups(self):

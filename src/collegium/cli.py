@@ -194,6 +194,9 @@ def reproduce(
     scale: Annotated[str, typer.Option(help="small, paper, or a YAML specification")] = "small",
     output: Annotated[Path, typer.Option(help="folder for all that is made")] = Path("runs/reproduce"),
     jobs: Annotated[int | None, typer.Option(min=1, help="runs at once; one a GPU or core if not given")] = None,
+    local: Annotated[
+        Path | None, typer.Option(help="folder of local copies of the hub's data sets that the scale names")
+    ] = None,
     results: Annotated[
         Path | None,
         typer.Option(help="folder of results as JSON, of which the page is made; OUTPUT/SCALE if not given"),
@@ -207,7 +210,7 @@ def reproduce(
     from collegium.reproduce.command import reproduce as run
     from collegium.tables import show_json
 
-    result = run(experiment, scale=scale, output=output, jobs=jobs, results=results, page=page)
+    result = run(experiment, scale=scale, output=output, jobs=jobs, local=local, results=results, page=page)
     if as_json:
         show_json(result)
 

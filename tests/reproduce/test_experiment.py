@@ -144,7 +144,7 @@ def test_a_plan_follows_from_what_is_finished_alone(tiny, table):
     assert plans[0] == plans[1]
 
 
-OTHER_TEXT = {"ce_more_text", "ce_6000", "ours_6000", "ce_96000", "ours_96000"}
+OTHER_TEXT = {"ce_more_text", "ce_4000", "ours_4000", "ce_10000", "ours_10000"}
 OTHER_TEXT |= {f"switching_{name}" for name in ("uniform", "token", "window:32", "causal:32", "document")}
 OTHER_STEPS = {"ce_longer", "ce_more_text"}
 

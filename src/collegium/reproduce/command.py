@@ -23,6 +23,7 @@ from collegium.recipe_file import validated
 from collegium.reproduce.conditions import SWITCHING, conditions
 from collegium.reproduce.experiment import Experiment, Plan, Run, plan
 from collegium.reproduce.figure2 import figure2
+from collegium.reproduce.figure3 import figure3
 from collegium.reproduce.made import (
     claim_folder,
     made_teachers,
@@ -33,16 +34,17 @@ from collegium.reproduce.made import (
 )
 from collegium.reproduce.page import publish
 from collegium.reproduce.results import collect
-from collegium.reproduce.specification import Specification, in_folder, load_specification
+from collegium.reproduce.specification import Specification, in_folder, load_specification, with_local_files
 from collegium.reproduce.switching import write_switching
 from collegium.reproduce.table1 import table1
 from collegium.reproduce.tables import VALIDATION, Result
+from collegium.reproduce.task_work import measure_specialists
 from collegium.reproduce.work import Training, measure_targets, result_path, train_and_measure
 from collegium.reproduce.workers import Workers, finished, worker_pool
 from collegium.terminal import ProgressLine, duration, say
 
 
-EXPERIMENTS = {"table1": table1, "figure2": figure2, "conditions": conditions}
+EXPERIMENTS = {"table1": table1, "figure2": figure2, "figure3": figure3, "conditions": conditions}
 
 PAGE = "page"
 """Said in place of an experiment."""
@@ -78,8 +80,10 @@ class Place:
         return run.key in own and not self.read(run.key).content.get("own")
 
 
-def specification_path(scale: str) -> Path:
+def specification_path(scale: str, experiment: str = "table1") -> Path:
     """The file of a scale: one that exists, or the name of one that ships with the package.
+
+    Figure 3 has files of its own, since it has other text, teachers and student.
 
     Raises:
         RecipeError: there is none.
@@ -88,9 +92,10 @@ def specification_path(scale: str) -> Path:
         return Path(scale)
     shipped = Path(str(importlib.resources.files("collegium"))) / "experiments"
     folder = shipped if shipped.is_dir() else Path(__file__).parents[3] / "experiments"
-    path = folder / f"{scale}.yaml"
+    prefix = "tasks-" if experiment == "figure3" else ""
+    path = folder / f"{prefix}{scale}.yaml"
     if not path.exists():
-        known = sorted(file.stem for file in folder.glob("*.yaml"))
+        known = sorted(file.stem.removeprefix("tasks-") for file in folder.glob(f"{prefix or '[!t]'}*.yaml"))
         raise RecipeError(f"--scale {scale}: is none of {', '.join(known)}; give one, or a YAML file")
     return path
 
@@ -101,6 +106,7 @@ def reproduce(
     scale: str,
     output: Path,
     jobs: int | None,
+    local: Path | None = None,
     results: Path | None = None,
     page: Path | None = None,
 ) -> dict[str, Any]:
@@ -112,6 +118,7 @@ def reproduce(
         output: Folder of all that is made; each scale has its own in it.
         jobs: Runs at once; as many as there are GPUs or cores if not given.
         results: Folder of the experiments' JSON that the page is made of; that of the scale if not given.
+        local: Folder of local copies of the hub's data sets that the specification names.
         page: The page; `results.md` in the folder of the scale if not given.
 
     Raises:
@@ -119,9 +126,11 @@ def reproduce(
     """
     if name not in (*EXPERIMENTS, PAGE):
         raise RecipeError(f"no experiment {name!r}; there are {', '.join(EXPERIMENTS)}, and {PAGE}")
-    path = specification_path(scale)
+    path = specification_path(scale, name)
     specification = load_specification(path)
     place = Place(path, output / specification.name)
+    if local is not None:
+        specification = with_local_files(specification, local, place.output)
     found: dict[str, Any] = {}
     if name != PAGE:
         found = _results(EXPERIMENTS[name](specification), specification, place, jobs or _default_jobs())
@@ -143,11 +152,12 @@ def _results(experiment: Experiment, specification: Specification, place: Place,
         specification,
         plan_,
         place.read,
-        targets=_targets(experiment, place),
+        targets=_read(_measured_path(experiment, place, "targets")),
         made={
             teacher: read_teacher(place.output, teacher)["mean"]
             for teacher in made_teachers(specification, experiment.teachers)
         },
+        specialists=_read(_measured_path(experiment, place, "specialists")),
         seconds=sum(place.read(run.key).content["seconds"] for run in plan_.all_runs),
     )
 
@@ -177,26 +187,29 @@ def _make(experiment: Experiment, specification: Specification, place: Place, wo
     if SWITCHING in experiment.judges:
         write_switching(specification, place.output)
     if missing:
-        work = partial(_make_teacher, place.specification, place.output)
+        work = partial(_make_teacher, specification, place.specification.parent, place.output)
         _share_out("teacher", work, missing, 0, len(missing), workers)
-    path = _targets_path(experiment, place)
+    path = _measured_path(experiment, place, "targets")
     if experiment.targets and not path.exists():
         say("measuring teachers and fused targets")
         measure_targets(experiment.judges["experts"], experiment.targets, place.output, path)
+    path = _measured_path(experiment, place, "specialists")
+    if experiment.has_tasks and not path.exists():
+        say("measuring specialists on their tasks")
+        measure_specialists(experiment.judges["experts"], place.output, path)
 
 
-def _make_teacher(specification: Path, output: Path, name: str) -> None:
-    make_teacher(load_specification(specification), name, specification.parent, output)
+def _make_teacher(specification: Specification, folder: Path, output: Path, name: str) -> None:
+    make_teacher(specification, name, folder, output)
 
 
-def _targets_path(experiment: Experiment, place: Place) -> Path:
-    return place.output / f"{experiment.name}-targets.json"
+def _measured_path(experiment: Experiment, place: Place, what: str) -> Path:
+    return place.output / f"{experiment.name}-{what}.json"
 
 
-def _targets(experiment: Experiment, place: Place) -> Mapping[str, Any]:
-    path = _targets_path(experiment, place)
-    read: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return read
+def _read(path: Path) -> Mapping[str, Any]:
+    content: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return content
 
 
 def _run_all(experiment: Experiment, specification: Specification, place: Place, workers: Workers) -> Plan:

@@ -84,6 +84,7 @@ class Experiment:
         judges: Recipes whose held-out text and teachers measure students, by name.
         targets: Weightings of the experts to be measured themselves, as recipes' `objective.weighting`.
         baseline: The row that others are compared with.
+        has_tasks: Whether students and teachers do tasks.
     """
 
     name: str
@@ -93,6 +94,7 @@ class Experiment:
     judges: Mapping[str, Mapping[str, Any]]
     targets: Mapping[str, Any] = field(default_factory=dict)
     baseline: str = "ours"
+    has_tasks: bool = False
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ def figure3(specification: Specification) -> Experiment:
     """The figure at a scale."""
     experts = specification.experts
     judge = {**student_recipe(specification), "teachers": teacher_sections(specification, experts, cached=False)}
-    judge["evaluation"] = {**judge.get("evaluation", {}), "tasks": list(specification.tasks)}
+    judge["evaluation"] = {**judge.get("evaluation", {}), "tasks": task_sections(specification)}
 
     def rows(best: Best) -> Sequence[Row]:
         group = "Students"
@@ -25,7 +25,22 @@ def figure3(specification: Specification) -> Experiment:
             Row("ce", "Answers alone", group, {"method": "ce"}, headline=True),
         ]
 
-    return Experiment("figure3", "Figure 3: one student for five tasks", rows, experts, judges={"experts": judge})
+    title = "Figure 3: one student for five tasks"
+    return Experiment("figure3", title, rows, experts, judges={"experts": judge}, has_tasks=True)
+
+
+def task_sections(specification: Specification) -> list[dict[str, Any]]:
+    """The part for evaluation of each source that is a task, under the source's name."""
+    read = ("task", "dataset", "path", "config", "split", "revision", "evaluation_share", "max_characters")
+    return [
+        {
+            "name": name,
+            "max_items": specification.task_items,
+            **{key: source[key] for key in read if key in source},
+        }
+        for name, source in specification.sources.items()
+        if source["kind"] == "task" and specification.task_items is not None
+    ]
 
 
 def taught(specification: Specification, kd_weight: float) -> dict[str, Any]:

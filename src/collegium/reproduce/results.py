@@ -38,6 +38,7 @@ def collect(
     *,
     targets: Mapping[str, Any],
     made: Mapping[str, Any],
+    specialists: Mapping[str, Any] | None = None,
     seconds: float,
 ) -> dict[str, Any]:
     """All of it.
@@ -49,6 +50,7 @@ def collect(
         read: Result of a run by its key.
         targets: Sums of each document of teachers and fused targets.
         made: What the teachers that were made came to.
+        specialists: What teachers came to on tasks, if there are any: see `collegium.reproduce.task_work`.
         seconds: That this call and earlier ones worked, added up over processes.
     """
     measured = {name: [read(run.key) for run in plan.measured(name)] for name in plan.rows}
@@ -70,8 +72,24 @@ def collect(
         "teachers": {"made": made, "alone": _targets(targets, "teacher/"), "fused": _targets(targets, "rule/")},
         "rows": rows,
     }
+    if specialists:
+        results |= _of_tasks(specialists, baseline[0])
     finite: dict[str, Any] = _finite(results)
     return finite
+
+
+def _of_tasks(specialists: Mapping[str, Any], student: Result) -> dict[str, Any]:
+    """Tasks as the page shows them; the specialist of a task is the teacher of its name."""
+    tasks = {
+        name: {
+            **task,
+            "teachers": {teacher: _number(score["value"]) for teacher, score in task["teachers"].items()},
+            "specialist": name if name in task["teachers"] else None,
+        }
+        for name, task in specialists["tasks"].items()
+    }
+    sizes = {"student": student.content["parameters"], "specialist": max(specialists["parameters"].values())}
+    return {"tasks": tasks, "parameters": sizes}
 
 
 def _finite(content: Any) -> Any:
@@ -152,10 +170,20 @@ def _row(plan: Plan, name: str, results: Sequence[Result]) -> dict[str, Any]:
         "steps": results[0].content["steps"],
         "seconds": round(sum(result.content["seconds"] for result in results) / len(results), 1),
         "figures": figures,
+        **_task_scores(results),
         "nll_by_domain": {
             domain: round(sum(r.by_domain("nll")[domain] for r in results) / len(results), 4)
             for domain in results[0].domains
         },
+    }
+
+
+def _task_scores(results: Sequence[Result]) -> dict[str, Any]:
+    found = [result.content.get("tasks") for result in results]
+    if any(tasks is None for tasks in found):
+        return {}
+    return {
+        "tasks": {name: _over_seeds([tasks[name]["value"] for tasks in found if tasks]) for name in found[0] or {}}
     }
 
 

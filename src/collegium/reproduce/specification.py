@@ -90,8 +90,10 @@ class Specification(Section):
     """Seeds of the others."""
     compute_factor: float = Field(default=1.0, ge=1)
     """Operations of a step with all experts running over those of a step of cross-entropy."""
-    tasks: Many[dict[str, Any]] = ()
-    """`evaluation.tasks` of students and teachers; none if not given."""
+    task_items: int | None = Field(default=None, ge=1)
+    """Items at most on which students and teachers do the task of each source of `kind: task`."""
+    local_files: dict[Name, str] = Field(default_factory=dict)
+    """Local copies of sources that are on the hub: a file or glob in the folder of local copies, or `package:`."""
     published_with_all: Many[Literal["tinybert", "mobilebert", "minilm", "dkd"]] = ()
     """Published methods that are run with all teachers too; those on inner states cost many times a step."""
     low_data_tokens: Many[int] = ()
@@ -150,6 +152,36 @@ def _describe(issue: Any) -> str:
         close = difflib.get_close_matches(str(place[-1]), known, n=1)
         return f"{key}: unknown key; " + (f"did you mean `{close[0]}`?" if close else f"known: {', '.join(known)}")
     return f"{key}: {str(issue['msg']).removeprefix('Value error, ')}"
+
+
+def with_local_files(specification: Specification, folder: Path, output: Path) -> Specification:
+    """The same with local copies in place of the hub's data sets, of those sources that name one.
+
+    The folder becomes `OUTPUT/local`, so that where it is decides nothing.
+
+    Raises:
+        RecipeError: the specification names none, or the folder is not there.
+    """
+    if not specification.local_files:
+        raise RecipeError(f"specification {specification.name}: names no local_files, so leave out --local")
+    if not folder.is_dir():
+        raise RecipeError(f"--local {folder}: is no folder; give the one that holds the local copies")
+    output.mkdir(parents=True, exist_ok=True)
+    link = output / "local"
+    link.unlink(missing_ok=True)
+    link.symlink_to(folder.resolve(), target_is_directory=True)
+    sources = {
+        name: source if name not in specification.local_files else _local(specification, name)
+        for name, source in specification.sources.items()
+    }
+    return specification.model_copy(update={"sources": sources})
+
+
+def _local(specification: Specification, name: str) -> dict[str, Any]:
+    file = specification.local_files[name]
+    hub = {"dataset", "config", "split", "revision"}
+    kept = {key: value for key, value in specification.sources[name].items() if key not in hub}
+    return {**kept, "path": file if file.startswith("package:") else f"OUTPUT/local/{file}"}
 
 
 def in_folder(content: Any, output: Path) -> Any:

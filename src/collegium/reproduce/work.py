@@ -35,6 +35,7 @@ from collegium.pretrained import load_model, place
 from collegium.recipe import Recipe
 from collegium.reproduce.made import alone
 from collegium.reproduce.specification import in_folder
+from collegium.reproduce.task_work import num_parameters, student_tasks
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,8 @@ def train_and_measure(training: Training, output: Path) -> None:
             for name, t in _tables(model, judge, fitted if training.own else None, output).items()
         },
         "continuations": _continuations(model, judge),
+        "tasks": student_tasks(model, judge.recipe, judge.ingredients),
+        "parameters": num_parameters(model),
         "own": training.own,
         "seconds": round(seconds + time.monotonic() - start, 1),
     }
@@ -122,7 +125,7 @@ def _tables(model: PreTrainedModel, judge: Judge, fitted: Recipe | None, output:
 def _own_judge(recipe: Recipe, teachers: list[dict[str, Any]]) -> str:
     content = recipe.model_dump(mode="json")
     content["teachers"] = teachers
-    content["evaluation"]["generation"] = None
+    content["evaluation"] |= {"generation": None, "tasks": []}
     return json.dumps(content, sort_keys=True)
 
 

@@ -143,6 +143,12 @@ class LocalTeacher:
         """Number of its layers."""
         return int(self._base.causal_lm.config.get_text_config().num_hidden_layers)
 
+    @property
+    def num_parameters(self) -> int:
+        """Of the base and of its own adapter, tied ones once; those of other adapters on the base do not count."""
+        named = self._base.model.named_parameters()
+        return sum(p.numel() for name, p in named if ".lora_" not in name or f".{self._adapter}." in name)
+
     @torch.no_grad()
     def score(self, batch: Batch, positions: Positions, *, need: frozenset[Capability]) -> TeacherOutput:
         """Run the trunk. See `collegium.contracts.Teacher`."""
