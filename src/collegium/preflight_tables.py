@@ -16,7 +16,11 @@ def show_preflight(result: Preflight, cost: RunCost | None, *, as_json: bool) ->
     if as_json:
         show_json(as_tree(result, cost))
         return
-    show_tokenizers(result.tokenizers)
+    for pair in result.tokenizers:
+        if pair.kind == "same" and not pair.warnings:
+            _show_line(f"Teacher {pair.teacher}: {pair.verdict}")
+        else:
+            show_tokenizers([pair])
     _show_losses(result)
     _show_gains(result)
     _show_teachers(result)
@@ -26,8 +30,7 @@ def show_preflight(result: Preflight, cost: RunCost | None, *, as_json: bool) ->
         show_temperatures(result.temperatures)
     if cost is not None:
         _show_cost(cost)
-    if is_main_rank():
-        print("\n".join(["Verdict", "", *(f"- {line}" for line in result.verdict)]), flush=True)
+    _show_line("\n".join(["Verdict", "", *(f"- {line}" for line in result.verdict)]))
 
 
 def as_tree(result: Preflight, cost: RunCost | None) -> dict[str, Any]:
@@ -109,9 +112,14 @@ def _show_cost(cost: RunCost) -> None:
     if cost.passing_bytes:
         rows.append(["  more while a checkpoint is replaced", size(cost.passing_bytes)])
     steps = f"{cost.num_steps:,} steps of {cost.step_seconds:.3g} s, from {cost.steps_tried} that were tried"
-    show_table(f"What the run takes on this machine ({steps})", ["", ""], rows)
-    if is_main_rank() and cost.notes:
-        print("\n".join(f"note: {note}" for note in cost.notes) + "\n", flush=True)
+    show_table(f"What the run takes on this machine ({steps})", ["", "about"], rows)
+    for note in cost.notes:
+        _show_line(f"note: {note}")
+
+
+def _show_line(text: str) -> None:
+    if is_main_rank():
+        print(text, flush=True)
 
 
 def duration_with_tenths(seconds: float) -> str:

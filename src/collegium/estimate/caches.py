@@ -109,7 +109,8 @@ def build_sample(
     loaded: list[float] = []
 
     def load() -> Teacher:
-        teacher = load_teachers([cache.section], cache.text.tokenizer, device=device)[0]
+        kept = cache.section.at_one if cache.plan.settings.mode == "hidden_states" else cache.section
+        teacher = load_teachers([kept], cache.text.tokenizer, device=device)[0]
         loaded.append(time.perf_counter() - start)
         return teacher
 

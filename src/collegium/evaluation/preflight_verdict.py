@@ -78,8 +78,8 @@ def _better_rule(result: Preflight, confidence: float) -> Iterator[str]:
     if gain.value > WORTHWHILE and _beyond_chance(gain, confidence):
         yield (
             f"Rule {name!r} makes a better target here: {result.rules[name]['mean']:.3f} against "
-            f"{result.rules['recipe']['mean']:.3f} nats, {gain.value:+.3f} {_interval(gain, confidence)}: "
-            "try it as objective.weighting."
+            f"{result.rules['recipe']['mean']:.3f} nats, {gain.value:+.3f} {_interval(gain, confidence)}: try "
+            f"objective.{'fusion and weighting' if name.startswith('geometric') else 'weighting'} so."
         )
 
 
@@ -140,8 +140,10 @@ def _beyond_chance(gain: Difference, confidence: float) -> bool:
 
 def cost_verdict(cost: RunCost) -> tuple[str, ...]:
     """What the run takes, and whether this machine has it."""
+    memory = "" if cost.memory_bytes is None else f"{size(cost.memory_bytes)} of memory and "
     lines = [
-        f"The run takes about {duration(cost.total_seconds)}, of which {cost.num_steps:,} steps {_steps(cost)}."
+        f"On this machine the run takes about {duration(cost.total_seconds)} ({cost.num_steps:,} steps of "
+        f"{cost.step_seconds:.2g} s), {memory}{size(cost.total_disk_bytes)} of disk."
     ]
     if cost.memory_bytes and cost.memory_available and cost.memory_bytes > cost.memory_available:
         lines.append(
@@ -154,7 +156,3 @@ def cost_verdict(cost: RunCost) -> tuple[str, ...]:
             "training.keep_checkpoints."
         )
     return tuple(lines)
-
-
-def _steps(cost: RunCost) -> str:
-    return duration(cost.seconds.get("steps", 0.0))
