@@ -3,7 +3,7 @@
 Nothing is trained that stays: the trial's folder is removed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from collegium.build import (
@@ -50,7 +50,7 @@ None reads the label that it is judged by: of rules that do (`min_ce`, `ca_mkd`,
 
 @dataclass(frozen=True)
 class _Loaded:
-    """Teachers on held-out text, and what it took to get there."""
+    """Teachers and held-out text, and what it took to get there."""
 
     recipe: Recipe
     ingredients: Ingredients
@@ -87,7 +87,8 @@ def preflight(
     )
     pending = pending_caches(recipe, ingredients)
     fitted, temperatures = fit_recipe(_running(recipe, pending), ingredients, device=device())
-    loaded = _load(recipe, fitted, ingredients, pending, start_seconds)
+    loaded = _load(fitted, ingredients, pending, start_seconds)
+    cost, cost_lines = _cost(loaded) if with_estimate else (None, ())  # first: memory is as in a run
     evaluation = recipe.evaluation
     result = run_preflight(
         loaded.held_out,
@@ -99,30 +100,25 @@ def preflight(
     )
     reads_entropies = recipe.objective.weighting.kind in (*READ_ENTROPIES, "ebkd")
     lines = verdict(result, confidence=evaluation.confidence, reads_entropies=reads_entropies)
-    cost, cost_lines = _cost(loaded) if with_estimate else (None, ())
     return replace(result, verdict=(*lines, *cost_lines)), cost
 
 
 def _running(recipe: Recipe, pending: list[PendingCache]) -> Recipe:
     """The recipe with these teachers running."""
-    names = {cache.section.name for cache in pending}
-    teachers = tuple(s.model_copy(update={"cached": False}) if s.name in names else s for s in recipe.teachers)
+    return _with_cached(recipe, {cache.section.name for cache in pending}, cached=False)
+
+
+def _with_cached(recipe: Recipe, names: Collection[str], *, cached: bool) -> Recipe:
+    teachers = tuple(s.model_copy(update={"cached": cached}) if s.name in names else s for s in recipe.teachers)
     return recipe.model_copy(update={"teachers": teachers})
 
 
-def _load(
-    recipe: Recipe, fitted: Recipe, ingredients: Ingredients, pending: list[PendingCache], start_seconds: float
-) -> _Loaded:
-    """Load the teachers and ask them about held-out text."""
+def _load(fitted: Recipe, ingredients: Ingredients, pending: list[PendingCache], start_seconds: float) -> _Loaded:
+    """Load the teachers."""
     clock, memory = Clock(), PeakMemory()
     with clock.timed("teachers"):
         teachers = build_teachers(fitted, ingredients, device=device())
-    held_out = build_held_out(recipe, ingredients, teachers, device=device())
-    with clock.timed("asked"):
-        for domain in held_out.domains.values():
-            for _ in domain.batches():  # they are kept
-                pass
-    memory.note()
+    held_out = build_held_out(fitted, ingredients, teachers, device=device())
     known = Known({"start": start_seconds, **clock.seconds}, memory, pending)
     return _Loaded(fitted, ingredients, teachers, held_out, known)
 
@@ -131,7 +127,7 @@ def _cost(loaded: _Loaded) -> tuple[RunCost | None, tuple[str, ...]]:
     say("trying some steps of the run, to tell what it takes")
     try:
         cost = estimate_run(
-            loaded.recipe,
+            _with_cached(loaded.recipe, {cache.section.name for cache in loaded.known.pending}, cached=True),
             loaded.ingredients,
             loaded.teachers,
             loaded.held_out,

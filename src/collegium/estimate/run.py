@@ -33,8 +33,8 @@ class Known:
     """What was measured before the trial.
 
     Attributes:
-        seconds: `start` of a command, `teachers` (loading them) and `asked` (held-out text scored by them).
-        memory: Watches over this process; what came before has been noted.
+        seconds: `start` of a command, and `teachers` (loading them).
+        memory: Watches over this process since the teachers were loaded.
         pending: Caches to be built; these teachers run meanwhile.
     """
 
@@ -58,7 +58,7 @@ def estimate_run(
         recipe: With numbers for temperatures.
         ingredients: Tokenizer and text.
         teachers: In the recipe's order.
-        held_out: Text that teachers were asked about already.
+        held_out: Text that teachers were not asked about yet.
         known: What was measured before.
         device: Where models run.
 
@@ -71,7 +71,6 @@ def estimate_run(
     with _passing_folder(recipe.run_dir) as folder:
         caches, tried, sample = _try_caches(recipe, ingredients, teachers, known.pending, folder, device)
         text = ingredients if sample is None else replace(ingredients, text=sample)
-        known.memory.restart()
         trial = run_trial(
             recipe,
             text,
@@ -123,7 +122,8 @@ def _seconds(
     evaluations = 1 + (trial.num_steps // training.evaluate_every if training.evaluate_every else 0)
     past = len(past_runs(recipe))
     evaluations += past + 1 if past else 0
-    parts["held-out text, teachers"] = known["asked"]
+    running = 1 - len(caches) / max(1, len(recipe.teachers))  # the others will be read from their caches
+    parts["held-out text, teachers"] = took["asked"] * running
     parts["held-out text, student"] = took["evaluation"] * evaluations + took["summary"]
     if took["generation"]:
         parts["continuations"] = took["generation"]

@@ -89,7 +89,7 @@ class Trial:
     Attributes:
         seconds: `student` (making it), `first` (the trainer, up to the end of the first step), `evaluation`,
             `summary` (its intervals), `checkpoint`, `published` (writing the student), `remix` (one measurement of
-            the domains, where they are mixed), `generation`.
+            the domains, where they are mixed), `asked` (held-out text, by the teachers), `generation`.
         steps: Seconds of each step after the first.
         num_steps: Steps that the whole run has.
         checkpoint_bytes: Of one, without its log.
@@ -128,7 +128,7 @@ def run_trial(
         recipe: With numbers for temperatures.
         ingredients: Tokenizer and text, which may be a part of the training text.
         teachers: As the run has them.
-        held_out: Text that teachers were asked about already.
+        held_out: Text that teachers were not asked about yet.
         num_blocks: Training blocks that the run has.
         folder: Written to; the caller removes it.
         device: Where the student is trained.
@@ -150,6 +150,10 @@ def run_trial(
     start = time.perf_counter()
     trainer.train()
     clock.seconds["first"] += times.ends[0] - start
+    with clock.timed("asked"):  # after the steps, as in a run: memory depends on the order
+        for domain in held_out.domains.values():
+            for _ in domain.batches():  # what teachers say is kept
+                pass
     with clock.timed("evaluation"):
         tables = measure_student(trainer.distillation_model, held_out, own=own_rule(recipe))
     with clock.timed("summary"):
