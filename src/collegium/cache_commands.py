@@ -29,7 +29,7 @@ from collegium.model_sections import LocalTeacherSection
 from collegium.objective_sections import ObjectiveSection
 from collegium.recipe import Recipe, TrainingSection
 from collegium.recipe_file import dump_recipe, parse_recipe
-from collegium.terminal import ProgressLine, duration, say
+from collegium.terminal import ProgressLine, duration, say, size
 
 
 def cache(recipe: Recipe, *, only: str | None = None) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def _cache_teacher(recipe: Recipe, section: LocalTeacherSection, ingredients: In
     def show(progress: CacheProgress) -> None:
         if not announced:
             announced.append(progress.bytes)
-            say(f"teacher {section.name}: about {_size(progress.bytes)} for {progress.num_rows:,} blocks")
+            say(f"teacher {section.name}: about {size(progress.bytes)} for {progress.num_rows:,} blocks")
         left = "" if progress.seconds_left is None else f", {duration(progress.seconds_left)} left"
         rate = progress.tokens / progress.seconds if progress.seconds > 0 else 0.0
         line.update(
@@ -75,16 +75,7 @@ def _cache_teacher(recipe: Recipe, section: LocalTeacherSection, ingredients: In
             f"{rate:,.0f} tokens/s{left}"
         )
 
-    own_text = own_ingredients(recipe, section, ingredients)
-    if own_text is not ingredients:
-        if recipe.cache.mode != "hidden_states":
-            require_plain(recipe, section)
-        section = section.at_one
-    elif recipe.cache.mode != "hidden_states":  # those serve every temperature, so they are fitted from the cache
-        own = recipe.model_copy(update={"teachers": (section,)})
-        fitted = fit_recipe(own, ingredients, device=device())[0].teachers[0]
-        assert isinstance(fitted, LocalTeacherSection), "still the same teacher"
-        section = fitted
+    section, own_text = section_to_cache(recipe, section, ingredients)
     plan = cache_plan(recipe, section, own_text)
     location = cache_location(recipe, section, plan)
     builder = build_builder(
@@ -103,6 +94,27 @@ def _cache_teacher(recipe: Recipe, section: LocalTeacherSection, ingredients: In
     return {"location": location, **summary(manifest)}
 
 
+def section_to_cache(
+    recipe: Recipe, section: LocalTeacherSection, ingredients: Ingredients
+) -> tuple[LocalTeacherSection, Ingredients]:
+    """The teacher as its cache holds it, with numbers for temperatures, and the text in its own tokens.
+
+    Raises:
+        RecipeError: lists in another vocabulary are to serve other temperatures than 1.
+    """
+    own_text = own_ingredients(recipe, section, ingredients)
+    if own_text is not ingredients:
+        if recipe.cache.mode != "hidden_states":
+            require_plain(recipe, section)
+        return section.at_one, own_text
+    if recipe.cache.mode == "hidden_states":  # those serve every temperature, so they are fitted from the cache
+        return section, own_text
+    own = recipe.model_copy(update={"teachers": (section,)})
+    fitted = fit_recipe(own, ingredients, device=device())[0].teachers[0]
+    assert isinstance(fitted, LocalTeacherSection), "still the same teacher"
+    return fitted, own_text
+
+
 def summary(manifest: Manifest) -> dict[str, Any]:
     """Figures of a cache."""
     return {
@@ -118,14 +130,9 @@ def summary(manifest: Manifest) -> dict[str, Any]:
 def _described(manifest: Manifest) -> str:
     figures = summary(manifest)
     return (
-        f"{figures['blocks']:,} blocks, {figures['tokens']:,} tokens, {_size(figures['bytes'])}, "
+        f"{figures['blocks']:,} blocks, {figures['tokens']:,} tokens, {size(figures['bytes'])}, "
         f"{figures['bytes_per_token']:.0f} bytes a token"
     )
-
-
-def _size(num_bytes: float) -> str:
-    unit = next((unit for unit in (1e9, 1e6) if num_bytes >= unit), 1e3)
-    return f"{num_bytes / unit:.3g} {({1e9: 'GB', 1e6: 'MB', 1e3: 'kB'})[unit]}"
 
 
 def _source(recipe: Recipe, section: LocalTeacherSection) -> bytes:
@@ -187,7 +194,7 @@ def export_cache(location: str, path: Path) -> int:
     section = recipe.teachers[0]
     blocks = cached_text(section, own_ingredients(recipe, section, prepare(recipe)))["train"]
     num_blocks = export_parquet(CacheReader(location), (blocks[i] for i in range(len(blocks))), path)
-    say(f"{path}: {num_blocks:,} blocks, {_size(path.stat().st_size)}")
+    say(f"{path}: {num_blocks:,} blocks, {size(path.stat().st_size)}")
     return num_blocks
 
 

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Annotated, Any
@@ -58,13 +59,20 @@ def doctor(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = Fa
 
 
 @app.command()
-def preflight(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Say before any training whether these teachers can help on this text."""
-    from collegium import commands
-    from collegium.tables import show_preflight
+def preflight(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    estimate: Annotated[bool, typer.Option(help="try some steps, and say what the run takes")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Say before any training whether these teachers can help on this text, and what the run will take."""
+    start = time.monotonic()
+    from collegium.preflight import preflight as judge
+    from collegium.preflight_tables import show_preflight
 
-    result = commands.preflight(_load(recipe, overrides))
-    show_preflight(result, as_json=as_json)
+    seconds = time.monotonic() - start
+    result, cost = judge(_load(recipe, overrides), with_estimate=estimate, start_seconds=seconds)
+    show_preflight(result, cost, as_json=as_json)
 
 
 class _CacheGroup(TyperGroup):

@@ -22,12 +22,10 @@ from collegium.build import (
     build_held_out,
     build_ingredients,
     build_prompts,
-    build_rule,
     build_student,
     build_tasks,
     build_teachers,
     build_trainer,
-    compare_teachers,
     describe_held_out,
     first_student,
     fit_recipe,
@@ -35,7 +33,6 @@ from collegium.build import (
     measure_tasks,
     own_rule,
     past_runs,
-    sample_text,
 )
 from collegium.callbacks import MetricsFile, StopOnSignal, TrainingProgress
 from collegium.contracts import Teacher
@@ -45,11 +42,8 @@ from collegium.errors import DataError, RecipeError
 from collegium.evaluation.continual import continual_figures
 from collegium.evaluation.harness import HarnessTasks, evaluate_with_harness, require_harness
 from collegium.evaluation.language_modeling import DocumentSums, HeldOut, Rule
-from collegium.evaluation.preflight import Preflight, run_preflight
 from collegium.evaluation.summary import summarize
 from collegium.evaluation_sections import EvaluationSection
-from collegium.functional.joint_weighting import JointWeighting
-from collegium.functional.weighting import Weighting
 from collegium.head import ProjectionHead
 from collegium.pretrained import check_model, last_hidden_states, load_model, load_tokenizer, place
 from collegium.recipe import Recipe
@@ -86,36 +80,6 @@ def prepare(recipe: Recipe) -> Ingredients:
 
 def _process_state() -> PartialState:
     return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=1))
-
-
-def preflight(recipe: Recipe) -> Preflight:
-    """Can these teachers help on this text? See `collegium.evaluation.preflight`."""
-    if not recipe.teachers:
-        raise RecipeError("preflight judges teachers, and this recipe has none: add some under `teachers:`")
-    chosen = build_rule(recipe)
-    ingredients = prepare(recipe)
-    sample = sample_text(recipe, ingredients.tokenizer, ingredients.text)
-    pairs = compare_teachers(recipe, ingredients.tokenizer, sample)
-    fitted, temperatures = fit_recipe(recipe, ingredients, device=device())
-    teachers = build_teachers(fitted, ingredients, device=device())
-    held_out = build_held_out(recipe, ingredients, teachers, device=device())
-    return run_preflight(held_out, chosen, ALTERNATIVES, temperatures, pairs)
-
-
-ALTERNATIVES: Mapping[str, Weighting | JointWeighting] = {
-    "uniform": Weighting("uniform"),
-    "paper (token, tau 1)": Weighting("entropy", "token", 1.0),
-    "window:128, tau 0.25": Weighting("entropy", "window:128", 0.25),
-    "sequence, tau 0.25": Weighting("entropy", "sequence", 0.25),
-    "causal:64, tau 0.25": Weighting("entropy", "causal:64", 0.25),
-    "most certain, window:128": Weighting("most_certain", "window:128"),
-    "ebkd (token)": JointWeighting("ebkd", "token"),
-    "bayes (past labels)": Weighting("bayes"),
-}
-"""Weightings that a pre-flight compares the recipe's own with.
-
-None reads the label that it is judged by: of rules that do (`min_ce`, `ca_mkd`, ...) the loss says nothing.
-"""
 
 
 def train(recipe: Recipe) -> dict[str, Any]:

@@ -9,33 +9,8 @@ from typing import Any
 from collegium.alignment.verdict import Comparison, Overlap, TokenizerFacts
 from collegium.cache.verify import Verdict
 from collegium.doctor import Diagnosis
-from collegium.evaluation.preflight import Preflight
 from collegium.functional.calibration import FittedTemperature
-from collegium.terminal import is_main_rank, number_row, say, show_table
-
-
-def show_preflight(result: Preflight, *, as_json: bool) -> None:
-    """Losses by domain, calibration, and the verdict."""
-    if as_json:
-        show_json(dataclasses.asdict(result))
-        return
-    show_tokenizers(result.tokenizers)
-    domains = list(result.oracle)
-    losses = [number_row(f"teacher {name}", row, domains) for name, row in result.teachers.items()]
-    losses += [number_row(f"fused: {name}", row, domains) for name, row in result.rules.items()]
-    losses.append(number_row("best teacher of each domain", result.oracle, domains))
-    show_table("Loss on held-out text, nats per token (lower is better)", ["", *domains], losses)
-    gaps = [number_row(f"teacher {name}", row, domains) for name, row in result.calibration_gap.items()]
-    show_table("Loss minus entropy (0 is calibrated, above is over-confident)", ["", *domains], gaps)
-    if result.temperatures:
-        show_temperatures(result.temperatures)
-    show_table(
-        "Conflict among teachers, nats",
-        ["", *domains],
-        [number_row("recipe", result.conflict, domains)],
-    )
-    if is_main_rank():
-        print("\n".join(result.verdict), flush=True)
+from collegium.terminal import is_main_rank, say, show_table
 
 
 def show_temperatures(temperatures: Mapping[str, Mapping[str, FittedTemperature]]) -> None:

@@ -4,6 +4,7 @@ Only the first rank speaks. Progress goes to stderr and results to stdout, so th
 piped.
 """
 
+import math
 import os
 import sys
 import time
@@ -118,6 +119,15 @@ def duration(seconds: float) -> str:
     return f"{whole // 60}m{whole % 60:02d}s" if whole >= 60 else f"{whole}s"
 
 
+def size(num_bytes: float) -> str:
+    """Such as `1.3 GB`, `40 MB` or `8 kB`, of 1000 each, with three digits."""
+    unit, name = next(
+        ((unit, name) for unit, name in ((1e9, "GB"), (1e6, "MB")) if num_bytes >= unit), (1e3, "kB")
+    )
+    return f"{num_bytes / unit:.3g} {name}"
+
+
 def number_row(name: str, values: Mapping[str, float], columns: Sequence[str], *, digits: int = 3) -> list[str]:
-    """A table row of figures."""
-    return [name, *(f"{values[column]:.{digits}f}" for column in columns)]
+    """A table row of figures; `-` for one that is not known."""
+    cells = (values[column] for column in columns)
+    return [name, *("-" if math.isnan(value) else f"{value:.{digits}f}" for value in cells)]

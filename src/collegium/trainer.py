@@ -301,10 +301,11 @@ class DistillationTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Gather on all ranks, write on the first."""
-        self.checkpoints.save(self._training_state(), self.state.global_step, write=self.args.should_save)
+        self.checkpoints.save(self.training_state(), self.state.global_step, write=self.args.should_save)
         self.accelerator.wait_for_everyone()
 
-    def _training_state(self) -> TrainingState:
+    def training_state(self) -> TrainingState:
+        """What a checkpoint holds."""
         assert self.model is not None
         assert self.optimizer is not None
         return TrainingState(
@@ -321,7 +322,7 @@ class DistillationTrainer(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            self._training_state().load_optimizer(Path(checkpoint))
+            self.training_state().load_optimizer(Path(checkpoint))
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         """Loaded with the optimizer."""

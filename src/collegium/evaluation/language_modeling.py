@@ -205,15 +205,10 @@ class HeldOut:
         """
         return {name: _student_of(domain, trunk, head, own) for name, domain in self.domains.items()}
 
-    def measure_targets(
-        self, rules: Mapping[str, "Rule"], *, conflict_of: "Rule | None" = None
-    ) -> dict[str, DocumentSums]:
-        """NLL and entropy of each teacher (`teacher/NAME/...`), NLL of each fusion rule (`rule/NAME/nll`).
-
-        `conflict` is the Jensen-Shannon divergence among teachers under the weights of `conflict_of`.
-        """
+    def measure_targets(self, rules: Mapping[str, "Rule"]) -> dict[str, DocumentSums]:
+        """NLL and entropy of each teacher (`teacher/NAME/...`), NLL of each fusion rule (`rule/NAME/nll`)."""
         names = [teacher.name for teacher in self.teachers]
-        return {name: _targets_of(domain, names, rules, conflict_of) for name, domain in self.domains.items()}
+        return {name: _targets_of(domain, names, rules) for name, domain in self.domains.items()}
 
 
 @dataclass(frozen=True)
@@ -307,27 +302,22 @@ def _student_chunk(
     return values
 
 
-def _targets_of(
-    domain: HeldOutDomain, names: Sequence[str], rules: Mapping[str, Rule], conflict_of: Rule | None
-) -> DocumentSums:
+def _targets_of(domain: HeldOutDomain, names: Sequence[str], rules: Mapping[str, Rule]) -> DocumentSums:
     def figures() -> Iterator[tuple[HeldOutBatch, dict[str, Tensor]]]:
         for held_out in domain.batches():
             stats = held_out.stats
             assert stats is not None, "targets are measured with teachers"
-            values = _teachers_alone(names, stats)
+            values = teachers_alone(names, stats)
             for name, rule in rules.items():
                 weights = covered_weights(rule.weighting(stats, held_out.positions))
-                values[f"rule/{name}/nll"] = _rule_nll(rule.fusion, weights, held_out, stats, domain.chunk_size)
-            if conflict_of is not None:
-                weights = covered_weights(conflict_of.weighting(stats, held_out.positions))
-                values["conflict"] = _conflict(weights, held_out, stats, domain.chunk_size)
+                values[f"rule/{name}/nll"] = rule_nll(rule.fusion, weights, held_out, domain.chunk_size)
             yield held_out, values
 
     with torch.no_grad():
         return domain.sum_by_document(figures())
 
 
-def _teachers_alone(names: Sequence[str], stats: TeacherStats) -> dict[str, Tensor]:
+def teachers_alone(names: Sequence[str], stats: TeacherStats) -> dict[str, Tensor]:
     """Figures of each teacher. Where one is absent, the mean of the others, so that it neither gains nor loses."""
     values: dict[str, Tensor] = {}
     for part, figure in {"nll": stats.cross_entropy, "weight_nll": stats.weight_cross_entropy}.items():
@@ -347,35 +337,23 @@ def covered_weights(weights: Float[Tensor, "N M"]) -> Float[Tensor, "N M"]:
     return torch.where(nobody, torch.full_like(weights, 1.0 / max(1, weights.shape[1])), weights)
 
 
-def _rule_nll(
-    fusion: Fusion, weights: Tensor, held_out: HeldOutBatch, stats: TeacherStats, chunk_size: int
-) -> Float[Tensor, " N"]:
+def rule_nll(fusion: Fusion, weights: Tensor, held_out: HeldOutBatch, chunk_size: int) -> Float[Tensor, " N"]:
     """-log probability of the label under the fused target."""
+    assert held_out.stats is not None, "a target is made of teachers"
     if fusion is mixture_logprobs:  # the label's probability is the mixture of the teachers' for it
-        return -torch.logsumexp(weights.log() - stats.cross_entropy, -1)
+        return -torch.logsumexp(weights.log() - held_out.stats.cross_entropy, -1)
     parts = []
     for rows in chunks(len(weights), chunk_size):
-        fused = fusion(_teacher_logprobs(held_out, stats, rows), weights[rows])
+        fused = fusion(teacher_logprobs(held_out, rows), weights[rows])
         parts.append(_nll(fused, held_out.positions.labels[rows]))
     return torch.cat(parts)
 
 
-def _conflict(
-    weights: Tensor, held_out: HeldOutBatch, stats: TeacherStats, chunk_size: int
-) -> Float[Tensor, " N"]:
-    """Weighted Jensen-Shannon divergence among the teachers."""
-    parts = []
-    for rows in chunks(len(weights), chunk_size):
-        logprobs = list(_teacher_logprobs(held_out, stats, rows))
-        own = torch.stack([entropy(p) for p in logprobs], -1)  # [n M]
-        mixed = mixture_logprobs(logprobs, weights[rows])
-        parts.append(entropy(mixed) - (weights[rows] * own).sum(-1))
-    return torch.cat(parts)
-
-
-def _teacher_logprobs(held_out: HeldOutBatch, stats: TeacherStats, rows: slice) -> Iterator[Tensor]:
+def teacher_logprobs(held_out: HeldOutBatch, rows: slice) -> Iterator[Float[Tensor, "n V"]]:
+    """What is mixed of each teacher at some positions, one teacher at a time; uniform where it is absent."""
+    assert held_out.stats is not None, "called where there are teachers"
     for m, signal in enumerate(held_out.signals):
-        yield target_logprobs(signal, rows, stats.valid[rows, m])
+        yield target_logprobs(signal, rows, held_out.stats.valid[rows, m])
 
 
 def _nll(logprobs: Float[Tensor, "n V"], labels: Int[Tensor, " n"]) -> Float[Tensor, " n"]:

@@ -1,11 +1,11 @@
 """Whether fusing these teachers can help on this text, told before any training.
 
-For each domain: the loss of every teacher, of every way to fuse them, and of an oracle that picks the
-best teacher of each domain; how certain teachers are against how right they are; how much they
-disagree. It is a veto, not a ranking: in our pilot it foretold every failure, but not the order of the
-rules that worked.
+For each domain: the loss of every teacher, of every way to fuse them, and of choices with hindsight; how
+certain teachers are against how right they are; how much they contradict each other. It is a veto, not a
+ranking: in our pilot it foretold every failure, but not the order of the rules that worked.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,52 +13,105 @@ from torch import Tensor
 
 from collegium.alignment.verdict import Comparison
 from collegium.contracts import Positions, TeacherStats
-from collegium.evaluation.language_modeling import DocumentSums, HeldOut, Rule
+from collegium.evaluation.language_modeling import HeldOut, Rule
+from collegium.evaluation.statistics import Difference, holm, stratified_difference
+from collegium.evaluation.target_figures import TargetFigures, measure_target_figures
 from collegium.functional.calibration import FittedTemperature
 from collegium.functional.fusion import geometric_logprobs
+from collegium.functional.joint_weighting import JointWeighting
+from collegium.functional.weighting import READ_ENTROPIES, Weighting
 
 
-OVERCONFIDENT = 0.5
-"""Nats by which a teacher's mean loss may be above its mean entropy before it is called over-confident."""
+Row = dict[str, float]
+"""A figure by domain, and as the plain `mean` over domains."""
 
-WORTHWHILE = 0.005
-"""Nats of loss below which a gain is called none."""
+
+@dataclass(frozen=True)
+class Certainty:
+    """How often the least uncertain teacher is the best one, over one stretch of text.
+
+    Attributes:
+        right: Share of the tokens whose stretch has it so, where at least two teachers say something.
+        chance: Share that a teacher taken at random would have, 1/K for K teachers.
+    """
+
+    right: Row
+    chance: Row
 
 
 @dataclass(frozen=True)
 class Preflight:
-    """Figures in nats per token, by domain and as `mean` over domains.
+    """Figures in nats per token unless said otherwise; `Row` has them by domain and as `mean`.
 
     Attributes:
         teachers: Loss of each teacher.
         rules: Loss of each fused target.
-        oracle: Loss of the best teacher of each domain.
+        oracle: Loss of the best teacher of each domain: what routing by domain reaches.
+        oracle_document: Loss of the best teacher of each document (its part in a block); reads labels.
+        oracle_token: Loss of the best teacher at each token, below which no mixture can be; reads labels.
         calibration_gap: Mean loss minus mean entropy of each teacher, both at its weight temperature; 0 is
             calibrated, above is over-confident.
-        conflict: Jensen-Shannon divergence among teachers, by the recipe's rule.
+        ece: Expected calibration error of each teacher's most probable token, as a share of the tokens; not of
+            lists of draws.
+        certainty: By stretch of text; the recipe's own too, if its weights follow entropies.
+        conflict: Jensen-Shannon divergence among teachers, under the recipe's weights.
+        conflict_95: The same at the 95th percentile of positions.
+        pairs: Jensen-Shannon divergence of each two teachers, mean over domains; ln 2 = 0.693 at most. NaN where
+            they never speak of the same text.
+        weights: Mean weight of each teacher under the recipe's rule.
+        effective_teachers: exp(entropy of the weights): 1 where one has all, K where all have the same.
+        gains: Loss of the best single teacher minus that of each fused target, mean over domains; above 0 is a
+            gain. Intervals are over documents.
+        better: Loss of the recipe's target minus that of each other; p-values adjusted for their number (Holm).
         temperatures: What was fitted on training text, by teacher and key of the recipe.
         verdict: What follows, in words.
         tokenizers: Each teacher's beside the student's.
     """
 
-    teachers: dict[str, dict[str, float]]
-    rules: dict[str, dict[str, float]]
-    oracle: dict[str, float]
-    calibration_gap: dict[str, dict[str, float]]
-    conflict: dict[str, float]
+    teachers: dict[str, Row]
+    rules: dict[str, Row]
+    oracle: Row
+    oracle_document: Row
+    oracle_token: Row
+    calibration_gap: dict[str, Row]
+    ece: dict[str, Row]
+    certainty: dict[str, Certainty]
+    conflict: Row
+    conflict_95: Row
+    pairs: dict[str, dict[str, float]]
+    weights: dict[str, Row]
+    effective_teachers: Row
+    gains: dict[str, Difference]
+    better: dict[str, Difference]
     temperatures: dict[str, dict[str, FittedTemperature]]
-    verdict: tuple[str, ...]
+    verdict: tuple[str, ...] = ()
     tokenizers: tuple[Comparison, ...] = ()
+
+    @property
+    def best_teacher(self) -> str:
+        """The teacher with the least loss, mean over domains."""
+        return min(self.teachers, key=lambda name: self.teachers[name]["mean"])
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """How intervals are made; see `collegium.evaluation.statistics`."""
+
+    confidence: float = 0.95
+    num_samples: int = 2000
+    seed: int = 0
 
 
 def run_preflight(
     held_out: HeldOut,
     chosen: Rule,
     alternatives: Mapping[str, Callable[[TeacherStats, Positions], Tensor]],
+    *,
     temperatures: Mapping[str, Mapping[str, FittedTemperature]] | None = None,
     tokenizers: Sequence[Comparison] = (),
+    resampling: Resampling = Resampling(),
 ) -> Preflight:
-    """Measure teachers and rules on held-out text.
+    """Measure teachers and rules on held-out text; the verdict is left to `preflight_verdict`.
 
     Args:
         held_out: Held-out text with its teachers.
@@ -66,78 +119,119 @@ def run_preflight(
         alternatives: Weightings to compare with, by name; each is tried with the mixture.
         temperatures: What was fitted before, to be told with the rest.
         tokenizers: What was found of them, likewise.
+        resampling: Of the documents.
     """
-    rules = {
-        "recipe": chosen,
-        **{name: Rule(weighting) for name, weighting in alternatives.items()},
-    }
+    rules = {"recipe": chosen, **{name: Rule(weighting) for name, weighting in alternatives.items()}}
     rules["geometric uniform"] = Rule(alternatives["uniform"], geometric_logprobs)
-    sums = held_out.measure_targets(rules, conflict_of=chosen)
+    stretches = stretches_of(chosen)
+    found = measure_target_figures(held_out, rules, chosen, stretches=stretches)
     names = [teacher.name for teacher in held_out.teachers]
-    teachers = {name: _row(sums, f"teacher/{name}/nll") for name in names}
-    entropies = {name: _row(sums, f"teacher/{name}/entropy") for name in names}
-    weight_losses = {name: _row(sums, f"teacher/{name}/weight_nll") for name in names}
-    gaps = {
-        name: {domain: weight_losses[name][domain] - entropies[name][domain] for domain in teachers[name]}
-        for name in names
-    }
-    rule_losses = {name: _row(sums, f"rule/{name}/nll") for name in rules}
-    oracle = {domain: min(teachers[name][domain] for name in names) for domain in sums}
-    oracle["mean"] = sum(oracle.values()) / len(oracle)
+    teachers = {name: _means(found, f"teacher/{name}/nll") for name in names}
+    oracle = {domain: min(teachers[name][domain] for name in names) for domain in found}
+    best = min(names, key=lambda name: teachers[name]["mean"])
     return Preflight(
         teachers=teachers,
-        rules=rule_losses,
-        oracle=oracle,
-        calibration_gap=gaps,
-        conflict=_row(sums, "conflict"),
+        rules={name: _means(found, f"rule/{name}/nll") for name in rules},
+        oracle=_with_mean(oracle),
+        oracle_document=_means(found, "oracle/document"),
+        oracle_token=_means(found, "oracle/token"),
+        calibration_gap={name: _gap(found, name) for name in names},
+        ece={name: row for name in names if (row := _calibration_error(found, name)) is not None},
+        certainty={stretch: _certainty(found, stretch) for stretch in stretches},
+        conflict=_means(found, "conflict"),
+        conflict_95=_with_mean({domain: figures.conflict_quantile(0.95) for domain, figures in found.items()}),
+        pairs=_pairs(found, names),
+        weights={name: _means(found, f"teacher/{name}/weight") for name in names},
+        effective_teachers=_means(found, "effective_teachers"),
+        gains={name: _difference(found, f"teacher/{best}/nll", f"rule/{name}/nll", resampling) for name in rules},
+        better=_better(found, [name for name in rules if name != "recipe"], resampling),
         temperatures={
             name: {key: fit for key, fit in fits.items() if fit.positions}  # not those read from a cache of lists
             for name, fits in (temperatures or {}).items()
         },
-        verdict=tuple(verdict(teachers, rule_losses, gaps)),
         tokenizers=tuple(tokenizers),
     )
 
 
-def verdict(
-    teachers: Mapping[str, Mapping[str, float]],
-    rules: Mapping[str, Mapping[str, float]],
-    gaps: Mapping[str, Mapping[str, float]],
-) -> Sequence[str]:
-    """What the figures mean, a sentence each."""
-    best_teacher = min(teachers, key=lambda name: teachers[name]["mean"])
-    single = teachers[best_teacher]["mean"]
-    best_rule = min(rules, key=lambda name: rules[name]["mean"])
-    chosen, best = rules["recipe"]["mean"], rules[best_rule]["mean"]
-    lines = [_gain_line(best_teacher, single, chosen)]
-    if len(teachers) > 1 and best < chosen - WORTHWHILE:
-        lines.append(f"Rule {best_rule!r} makes a better target here: {best:.3f} against {chosen:.3f} nats.")
-    for name, row in gaps.items():
-        if row["mean"] > OVERCONFIDENT:
-            lines.append(
-                f"Teacher {name!r} is over-confident by {row['mean']:.2f} nats and will get more weight than it "
-                f"earns: set its weight_temperature to `fit`, or raise it."
-            )
-    return lines
+def stretches_of(rule: Rule) -> tuple[str, ...]:
+    """Over which stretches certainty is judged: tokens, documents, and the rule's own if it reads entropies."""
+    weighting = rule.weighting
+    reads = isinstance(weighting, Weighting | JointWeighting) and weighting.kind in (*READ_ENTROPIES, "ebkd")
+    own = (weighting.granularity,) if reads and isinstance(weighting, Weighting | JointWeighting) else ()
+    return tuple(dict.fromkeys(("token", *own, "sequence")))
 
 
-def _gain_line(best_teacher: str, single: float, chosen: float) -> str:
-    gain = single - chosen
-    if gain > WORTHWHILE:
-        return (
-            f"Fusion can help: the fused target has {chosen:.3f} nats, the best single teacher "
-            f"({best_teacher!r}) {single:.3f}."
-        )
-    if gain > -WORTHWHILE:
-        return (
-            f"Fusion makes no difference here: {chosen:.3f} nats, as the best single teacher ({best_teacher!r})."
-        )
-    return (
-        f"Fusion will not help here: the fused target has {chosen:.3f} nats, but teacher {best_teacher!r} alone "
-        f"{single:.3f}; distil from it alone, or choose another weighting."
+def _means(found: Mapping[str, TargetFigures], name: str) -> Row:
+    return _with_mean({domain: figures.sums.mean(name) for domain, figures in found.items()})
+
+
+def _with_mean(row: Mapping[str, float]) -> Row:
+    """Adds the plain mean over the domains of which something is known."""
+    known = [value for value in row.values() if not math.isnan(value)]
+    return {**row, "mean": sum(known) / len(known) if known else math.nan}
+
+
+def _gap(found: Mapping[str, TargetFigures], name: str) -> Row:
+    losses, entropies = (_means(found, f"teacher/{name}/{key}") for key in ("weight_nll", "entropy"))
+    return {domain: losses[domain] - entropies[domain] for domain in losses}
+
+
+def _calibration_error(found: Mapping[str, TargetFigures], name: str) -> Row | None:
+    """arXiv:1706.04599, equation 3, in bins of equal width; None for lists of draws."""
+    key, row = f"teacher/{name}/confidence_gaps", {}
+    for domain, figures in found.items():
+        sums = figures.sums.sums
+        if key not in sums:
+            return None
+        heard = float(sums[f"teacher/{name}/heard"].sum())
+        row[domain] = float(sums[key].sum(0).abs().sum()) / heard if heard else math.nan
+    return _with_mean(row)
+
+
+def _certainty(found: Mapping[str, TargetFigures], stretch: str) -> Certainty:
+    count = f"certain/{stretch}/count"
+    rows = (
+        _with_mean({domain: figures.ratio(f"certain/{stretch}/{key}", count) for domain, figures in found.items()})
+        for key in ("right", "chance")
     )
+    return Certainty(*rows)
 
 
-def _row(sums: Mapping[str, DocumentSums], name: str) -> dict[str, float]:
-    row = {domain: table.mean(name) for domain, table in sums.items()}
-    return {**row, "mean": sum(row.values()) / len(row)}
+def _pairs(found: Mapping[str, TargetFigures], names: Sequence[str]) -> dict[str, dict[str, float]]:
+    domains = []
+    for figures in found.values():
+        sums = figures.sums.sums
+        domains.append((sums["pairs"].sum(0) / sums["pair_counts"].sum(0)).tolist())
+
+    def mean(i: int, j: int) -> float:
+        return _with_mean({str(number): matrix[i][j] for number, matrix in enumerate(domains)})["mean"]
+
+    return {one: {other: mean(i, j) for j, other in enumerate(names)} for i, one in enumerate(names)}
+
+
+def _better(
+    found: Mapping[str, TargetFigures], names: Sequence[str], resampling: Resampling
+) -> dict[str, Difference]:
+    differences = [_difference(found, "rule/recipe/nll", f"rule/{name}/nll", resampling) for name in names]
+    adjusted = holm([difference.p_value for difference in differences])
+    return {
+        name: Difference(d.value, d.low, d.high, float(p))
+        for name, d, p in zip(names, differences, adjusted, strict=True)
+    }
+
+
+def _difference(
+    found: Mapping[str, TargetFigures], figure: str, baseline: str, resampling: Resampling
+) -> Difference:
+    """How far one figure is above another, mean over domains; documents are drawn within each domain."""
+    columns: list[dict[str, tuple[Tensor, Tensor]]] = [{}, {}]
+    for domain, figures in found.items():
+        predicts = figures.sums.tokens > 0  # a document of one token does not
+        for column, name in zip(columns, (figure, baseline), strict=True):
+            column[domain] = (figures.sums.sums[name][predicts], figures.sums.tokens[predicts])
+    return stratified_difference(
+        *columns,
+        confidence=resampling.confidence,
+        num_samples=resampling.num_samples,
+        seed=resampling.seed,
+    )

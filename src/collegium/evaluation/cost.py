@@ -1,0 +1,46 @@
+"""What a run will take: time, memory and disk, as figures that can be told and compared."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class RunCost:
+    """Estimate for one run, from a trial on the machine that tells it.
+
+    Attributes:
+        seconds: Of each part, in order: caches that are to be built, then the run.
+        memory_bytes: Most that is resident in this process at once; None where the system does not tell.
+        device_memory_bytes: Most that is reserved on the GPU; None without one.
+        disk_bytes: Of each part, when all is done; text and caches that are there already count.
+        passing_bytes: More than that while a checkpoint is replaced.
+        needed_bytes: What is yet to be written.
+        num_steps: Optimizer steps of the run.
+        step_seconds: One of them: median of the trial's, the first left out.
+        steps_tried: How many that were.
+        memory_available: Bytes of memory in the machine that could be had now; None where it does not tell.
+        disk_free: Bytes free where the run folder will lie.
+        notes: What was left out, or is an upper bound.
+    """
+
+    seconds: dict[str, float]
+    memory_bytes: int | None
+    device_memory_bytes: int | None
+    disk_bytes: dict[str, int]
+    passing_bytes: int
+    needed_bytes: int
+    num_steps: int
+    step_seconds: float
+    steps_tried: int
+    memory_available: int | None
+    disk_free: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def total_seconds(self) -> float:
+        """All of it, one command after the other."""
+        return sum(self.seconds.values())
+
+    @property
+    def total_disk_bytes(self) -> int:
+        """When all is done."""
+        return sum(self.disk_bytes.values())

@@ -1,0 +1,195 @@
+"""What a pre-flight measures of teachers and fused targets at each position of held-out text.
+
+Some of it must be known before any student exists: whether the teacher that is certain is the one that is
+right, how much teachers contradict each other, how many of them count, and what a choice with hindsight
+would reach. Sums are kept per document, so that intervals can resample documents.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from collegium.contracts import Positions, TeacherStats
+from collegium.evaluation.language_modeling import (
+    CONFIDENCE_BINS,
+    DocumentSums,
+    HeldOut,
+    HeldOutBatch,
+    HeldOutDomain,
+    Rule,
+    covered_weights,
+    rule_nll,
+    teacher_logprobs,
+    teachers_alone,
+)
+from collegium.functional.calibration import confidence_gaps
+from collegium.functional.divergences import entropy
+from collegium.functional.fusion import mixture_logprobs
+from collegium.functional.stretches import Stretches
+from collegium.functional.teacher_stats import chunks
+from collegium.signals import TopKSignal
+
+
+@dataclass(frozen=True)
+class TargetFigures:
+    """Figures of one domain.
+
+    Attributes:
+        sums: Per document: `teacher/NAME/nll`, `weight_nll`, `entropy`, `weight`, `confidence_gaps` and `heard`
+            (positions where it says something); `rule/NAME/nll`; `oracle/document` and `oracle/token`;
+            `certain/STRETCH/right`, `chance` and `count`; `effective_teachers`, `conflict`, `pairs` and
+            `pair_counts`.
+        conflicts: Of every position, [N].
+    """
+
+    sums: DocumentSums
+    conflicts: Tensor
+
+    def ratio(self, above: str, below: str) -> float:
+        """Sum of one figure over the sum of another; NaN where that is 0."""
+        return float(self.sums.sums[above].sum() / self.sums.sums[below].sum())
+
+    def conflict_quantile(self, share: float) -> float:
+        """Conflict below which this share of the positions lies."""
+        return float(torch.quantile(self.conflicts, share)) if len(self.conflicts) < 2**24 else self._far(share)
+
+    def _far(self, share: float) -> float:
+        """The same for more positions than `torch.quantile` takes."""
+        rank = 1 + round(share * (len(self.conflicts) - 1))
+        return float(self.conflicts.kthvalue(rank).values)
+
+
+def measure_target_figures(
+    held_out: HeldOut, rules: Mapping[str, Rule], chosen: Rule, *, stretches: Sequence[str]
+) -> dict[str, TargetFigures]:
+    """Measure teachers, rules and the oracles, by domain.
+
+    Where a teacher is absent it counts as the mean of the others, so that it neither gains nor loses.
+
+    Args:
+        held_out: Text with at least one teacher.
+        rules: Ways to fuse, each measured by its loss.
+        chosen: The one whose weights and conflict are told.
+        stretches: Granularities over which certainty is compared with being right.
+    """
+    return {name: _figures_of(domain, rules, chosen, stretches) for name, domain in held_out.domains.items()}
+
+
+@torch.no_grad()
+def _figures_of(
+    domain: HeldOutDomain, rules: Mapping[str, Rule], chosen: Rule, stretches: Sequence[str]
+) -> TargetFigures:
+    conflicts = []
+    names = [teacher.name for teacher in domain.teachers]
+
+    def figures() -> Iterator[tuple[HeldOutBatch, dict[str, Tensor]]]:
+        for held_out in domain.batches():
+            stats = held_out.stats
+            assert stats is not None, "targets are measured with teachers"
+            values = teachers_alone(names, stats)
+            losses = torch.stack([values[f"teacher/{name}/nll"] for name in names], -1)
+            values |= oracles(losses, held_out.positions)
+            for name, rule in rules.items():
+                weights = covered_weights(rule.weighting(stats, held_out.positions))
+                values[f"rule/{name}/nll"] = rule_nll(rule.fusion, weights, held_out, domain.chunk_size)
+            for stretch in stretches:
+                found = certain_is_right(stats, held_out.positions, stretch)
+                values |= {f"certain/{stretch}/{key}": figure for key, figure in found.items()}
+            weights = covered_weights(chosen.weighting(stats, held_out.positions))
+            values |= {f"teacher/{name}/weight": weights[:, m] for m, name in enumerate(names)}
+            values["effective_teachers"] = effective_teachers(weights)
+            values |= _compared(held_out, stats, weights, names, domain.chunk_size)
+            conflicts.append(values["conflict"].float().cpu())
+            yield held_out, values
+
+    return TargetFigures(domain.sum_by_document(figures()), torch.cat(conflicts))
+
+
+def oracles(losses: Float[Tensor, "N M"], positions: Positions) -> dict[str, Float[Tensor, " N"]]:
+    """Losses of choices that read the labels, and that no rule can make beforehand.
+
+    `oracle/document` takes the teacher with the least loss on the whole of each document (its part in the
+    block); `oracle/token` the one with the least at each token, which is a lower bound for every mixture:
+    sum_m w_m p_m(y) <= max_m p_m(y).
+    """
+    rows = slice(0, len(positions))
+    best = Stretches(positions, "sequence").sums(losses.double(), rows).argmin(-1, keepdim=True)
+    return {"oracle/document": losses.gather(-1, best).squeeze(-1), "oracle/token": losses.amin(-1)}
+
+
+def certain_is_right(stats: TeacherStats, positions: Positions, stretch: str) -> dict[str, Float[Tensor, " N"]]:
+    """Whether the teacher with the least entropy over a stretch of text has the least loss there.
+
+    Equal ones share: `right` is the part of the least uncertain teachers that is among the best, `chance` the
+    part of all teachers that is, 1/K where one is best. `count` is 1 where at least two teachers say something.
+    """
+    valid = stats.valid.double()
+    figures = (stats.entropy * valid, stats.cross_entropy * valid, valid)
+    sums = Stretches(positions, stretch).sums(torch.cat(figures, -1), slice(0, len(positions)))
+    entropies, losses, counts = sums.chunk(3, -1)
+    known = counts > 0
+    means = [(x / counts.clamp_min(1e-9)).masked_fill(~known, torch.inf) for x in (entropies, losses)]
+    certain, best = (known & (mean == mean.amin(-1, keepdim=True)) for mean in means)
+    compared = known.sum(-1) >= 2
+    right = (certain & best).sum(-1) / certain.sum(-1).clamp_min(1)
+    chance = best.sum(-1) / known.sum(-1).clamp_min(1)
+    return {"right": right * compared, "chance": chance * compared, "count": compared.double()}
+
+
+def effective_teachers(weights: Float[Tensor, "N M"]) -> Float[Tensor, " N"]:
+    """exp(H(w)): 1 where one teacher has all the weight, M where all have the same."""
+    entropies: Tensor = torch.special.entr(weights).sum(-1)
+    return entropies.exp()
+
+
+def jensen_shannon(logprobs: Sequence[Float[Tensor, "n V"]]) -> Float[Tensor, "n M M"]:
+    """Jensen-Shannon divergence of each pair of distributions, in nats; ln 2 at most."""
+    own = [entropy(p) for p in logprobs]
+    found = own[0].new_zeros((len(own[0]), len(own), len(own)))
+    half = own[0].new_full((len(own[0]), 2), 0.5)
+    for i in range(len(own)):
+        for j in range(i):
+            mixed = mixture_logprobs([logprobs[i], logprobs[j]], half)
+            found[:, i, j] = found[:, j, i] = (entropy(mixed) - (own[i] + own[j]) / 2).clamp_min(0.0)
+    return found
+
+
+def _compared(
+    held_out: HeldOutBatch, stats: TeacherStats, weights: Tensor, names: Sequence[str], chunk_size: int
+) -> dict[str, Tensor]:
+    """What needs all teachers' distributions at once."""
+    parts = []
+    for rows in chunks(len(weights), chunk_size):
+        logprobs = list(teacher_logprobs(held_out, rows))
+        part = _calibration(held_out, stats, names, logprobs, rows)
+        own = torch.stack([entropy(p) for p in logprobs], -1)  # [n M]
+        mixed = mixture_logprobs(logprobs, weights[rows])
+        part["conflict"] = entropy(mixed) - (weights[rows] * own).sum(-1)
+        both = stats.valid[rows].unsqueeze(-1) & stats.valid[rows].unsqueeze(-2)
+        part["pairs"] = jensen_shannon(logprobs) * both
+        part["pair_counts"] = both.double()
+        parts.append(part)
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _calibration(
+    held_out: HeldOutBatch,
+    stats: TeacherStats,
+    names: Sequence[str],
+    logprobs: Sequence[Tensor],
+    rows: slice,
+) -> dict[str, Tensor]:
+    """Bins of confidence of each teacher; drawn lists know no most probable token."""
+    labels = held_out.positions.labels[rows]
+    part = {}
+    for m, (name, signal) in enumerate(zip(names, held_out.signals, strict=True)):
+        heard = stats.valid[rows, m]
+        part[f"teacher/{name}/heard"] = heard.double()
+        if not (isinstance(signal, TopKSignal) and signal.drawn):
+            top, best = logprobs[m].max(-1)
+            gaps = confidence_gaps(top.exp(), (best == labels).to(top.dtype), CONFIDENCE_BINS)
+            part[f"teacher/{name}/confidence_gaps"] = gaps * heard.unsqueeze(-1)
+    return part
