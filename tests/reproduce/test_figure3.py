@@ -45,7 +45,7 @@ def test_local_copies_stand_for_the_hub_wherever_they_are(tmp_path):
     assert found[0] == found[1]  # so keys of runs are the same
     for name, source in found[0].sources.items():
         assert "dataset" not in source and "split" not in source
-        assert source["path"] == SMALL.local_files[name] or source["path"] == f"OUTPUT/local/{SMALL.local_files[name]}"
+        assert source["path"] in (SMALL.local_files[name], f"OUTPUT/local/{SMALL.local_files[name]}")
     assert (tmp_path / "one/local").resolve() == folder.resolve()
     sections = in_folder(task_sections(found[0]), tmp_path / "one")
     assert sections[0]["path"].startswith(str(tmp_path / "one/local/"))
