@@ -134,26 +134,20 @@ def run_trial(
         device: Where the student is trained.
     """
     clock, times = Clock(), StepTimes()
+    written = [MetricsFile(folder / "metrics.jsonl"), times]
     with clock.timed("student"):
         student = build_student(recipe, ingredients)
     with clock.timed("first"):
+        short = _shortened(recipe, num_blocks)
         trainer = build_trainer(
-            _shortened(recipe, num_blocks),
-            ingredients,
-            student,
-            teachers,
-            run_dir=folder,
-            held_out=held_out,
-            callbacks=[MetricsFile(folder / "metrics.jsonl"), times],
+            short, ingredients, student, teachers, run_dir=folder, held_out=held_out, callbacks=written
         )
     trainer.args.save_strategy = SaveStrategy.NO
     start = time.perf_counter()
     trainer.train()
     clock.seconds["first"] += times.ends[0] - start
     with clock.timed("asked"):  # after the steps, as in a run: memory depends on the order
-        for domain in held_out.domains.values():
-            for _ in domain.batches():  # what teachers say is kept
-                pass
+        _ask(held_out)
     with clock.timed("evaluation"):
         tables = measure_student(trainer.distillation_model, held_out, own=own_rule(recipe))
     with clock.timed("summary"):
@@ -175,6 +169,13 @@ def run_trial(
         _line_bytes(folder / "metrics.jsonl"),
         len(json.dumps(summary, indent=1)),
     )
+
+
+def _ask(held_out: HeldOut) -> None:
+    """Have teachers score held-out text; what they say is kept."""
+    for domain in held_out.domains.values():
+        for _ in domain.batches():
+            pass
 
 
 def num_steps_of(recipe: Recipe, num_blocks: int, num_processes: int) -> int:
