@@ -29,6 +29,7 @@ class Row:
         headline: Whether claims rest on it, so that it has all seeds.
         judge: Text and teachers that its student is measured against.
         like: Row whose learning rate it takes, in place of being tuned.
+        num_seeds: If they are not those of the specification.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Row:
     headline: bool = False
     judge: str = "experts"
     like: str | None = None
+    num_seeds: int | None = None
 
 
 @dataclass(frozen=True)
@@ -170,6 +172,8 @@ def _seeds(row: Row, specification: Specification, rate: float) -> list[Run]:
 
 
 def _num_seeds(row: Row, specification: Specification) -> int:
+    if row.num_seeds is not None:
+        return row.num_seeds
     return specification.headline_seeds if row.headline else specification.seeds
 
 

@@ -150,6 +150,7 @@ def _singles(specification: Specification) -> list[Row]:
             f"Teacher {name} alone",
             "Single teachers",
             distilled(specification, [name], "uniform"),
+            num_seeds=1,  # they are there for one of them to be chosen, which then has all seeds
         )
         for name in specification.experts
     ]
