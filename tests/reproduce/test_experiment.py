@@ -118,8 +118,8 @@ def test_waves_end_with_every_row_measured_with_one_rate_and_all_its_seeds(name)
     assert set(last.chosen) == set(last.rows)
     for row in last.rows.values():
         measured = last.measured(row.name)
+        assert {run.learning_rate for run in measured} == {last.chosen[row.name]}
         seeds = row.num_seeds or (SMALL.headline_seeds if row.headline else SMALL.seeds)
-        seeds = SMALL.headline_seeds if row.headline else SMALL.seeds
         assert [run.seed for run in measured] == list(range(seeds))
     for earlier, later in pairwise(plans):
         assert {run.key for run in earlier.all_runs} <= {run.key for run in later.all_runs}
