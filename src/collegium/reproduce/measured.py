@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from collegium.evaluation.t_test import paired_t_test
+from collegium.evaluation.student_t import paired_t_test
 
 
 EXPERIMENTS = ("table1", "figure2", "figure3", "conditions")

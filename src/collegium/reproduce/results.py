@@ -14,7 +14,7 @@ from importlib.metadata import version
 from typing import Any
 
 from collegium.evaluation.statistics import Difference, holm, stratified_difference
-from collegium.evaluation.t_test import paired_t_test
+from collegium.evaluation.student_t import paired_t_test
 from collegium.reproduce.experiment import Experiment, Plan, Row
 from collegium.reproduce.specification import Specification
 from collegium.reproduce.tables import TEST, VALIDATION, Result, averaged

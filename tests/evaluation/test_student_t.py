@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from collegium.evaluation.t_test import paired_t_test, t_tail
+from collegium.evaluation.student_t import paired_t_test, t_tail
 
 
 REPEATABLE = settings(deadline=None, max_examples=80, derandomize=True)
