@@ -168,7 +168,8 @@ def test_what_there_is_not_is_answered_by_what_there_is(scale, tmp_path, monkeyp
         return here([*arguments, "--output", str(tmp_path / "out")], monkeypatch, capsys)
 
     code, said = complaint("table7", "--scale", str(scale))
-    assert (code, said) == (2, "collegium: no experiment 'table7'; there are table1, figure2, conditions\n")
+    names = "table1, figure2, figure3, conditions, and page"
+    assert (code, said) == (2, f"collegium: no experiment 'table7'; there are {names}\n")
     code, said = complaint("table1", "--scale", "huge")
     assert (code, said) == (2, "collegium: --scale huge: is none of paper, small; give one, or a YAML file\n")
     code, said = complaint("table1", "--scale", str(tmp_path / "none.yaml"))
