@@ -187,7 +187,12 @@ def test_every_experiment_with_all_rows_in_one_folder(tmp_path):
     teachers |= {f"copy-{seed}": {"recipe": "teacher.yaml", "seed": seed} for seed in (5, 6)}
     teachers |= {"bad": {"recipe": "teacher.yaml", "seed": 9}}
     scale = write_specification(
-        tmp_path, teachers=teachers, copies=["copy-5", "copy-6"], bad="bad", learning_rates=[0.01]
+        tmp_path,
+        teachers=teachers,
+        copies=["copy-5", "copy-6"],
+        bad="bad",
+        learning_rates=[0.01],
+        published_with_all=["dkd"],
     )
     rows = {}
     for name in ("table1", "figure2", "conditions"):
