@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from collegium.reproduce.made import byte_level_bpe
 
 
 WORDS = 2000
@@ -57,13 +58,7 @@ def make_text(path: Path, seed: int, num_documents: int = 3000) -> Path:
 
 def make_models(folder: Path, texts: Sequence[Path]) -> None:
     """A tokenizer, the student's configuration, and two teachers with random weights."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=1022, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator([text.read_text(encoding="utf-8")[:200_000] for text in texts], trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>")
+    fast = byte_level_bpe([text.read_text(encoding="utf-8")[:200_000] for text in texts], 1024)
     config = LlamaConfig(
         vocab_size=len(fast),
         hidden_size=128,

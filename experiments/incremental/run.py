@@ -15,13 +15,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, PreTrainedTokenizerFast
+from transformers import LlamaConfig
 
 from collegium.cache_commands import cache
 from collegium.commands import train
 from collegium.pretrained import resolve_reference
 from collegium.recipe_file import load_recipe
+from collegium.reproduce.made import byte_level_bpe
 
 
 HERE = Path(__file__).parent
@@ -53,17 +53,11 @@ def make_base(folder: Path, vocab_size: int = 1024) -> None:
     """A tokenizer made of some of the text, and the configuration of all models."""
     if (folder / "config.json").exists():
         return
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size - 2, initial_alphabet=alphabet, show_progress=False)
     texts = [
         Path(resolve_reference(source["path"])).read_text(encoding="utf-8")[:200_000]
         for source in SOURCES.values()
     ]
-    tokenizer.train_from_iterator(texts, trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>")
+    fast = byte_level_bpe(texts, vocab_size)
     fast.save_pretrained(folder)
     LlamaConfig(
         vocab_size=len(fast),

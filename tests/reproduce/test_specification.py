@@ -1,5 +1,6 @@
 """Specifications say what is wrong with them: which file, which key, and what would do."""
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -111,3 +112,18 @@ def test_teachers_recipes_are_refused_before_any_work(tmp_path):
     with pytest.raises(RecipeError, match=r"teacher\.yaml, for teacher cats: training\.max_steps: .* got 0"):
         reproduce("table1", scale=str(path), output=tmp_path / "out", jobs=1)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_wheel_has_every_scale_and_every_teachers_recipe():
+    root = Path(__file__).parents[2]
+    build = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]
+    included = build["targets"]["wheel"]["force-include"]
+    shipped = {f"experiments/{path.name}" for path in (root / "experiments").glob("*.yaml")}
+    assert shipped
+    assert included == {name: f"collegium/{name}" for name in [*shipped, "experiments/teachers"]}
+
+
+@pytest.mark.parametrize(("experiment", "known"), [("table1", "paper, small"), ("figure3", "small")])
+def test_a_scale_that_there_is_not_is_answered_by_those_of_the_experiment(experiment, known):
+    with pytest.raises(RecipeError, match=f"is none of {known}; give one"):
+        specification_path("large", experiment)

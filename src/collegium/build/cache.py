@@ -38,10 +38,10 @@ def build_teachers(recipe: Recipe, ingredients: Ingredients, *, device: torch.de
     loaded = {t.name: t for t in load_teachers(running, ingredients.tokenizer, device=device)}
     opened = {s.name: open_cache(recipe, s, ingredients) for s in recipe.teachers if s.name not in loaded}
     teachers = [loaded.get(section.name) or opened[section.name] for section in recipe.teachers]
-    return [_restricted(t, s, ingredients) for t, s in zip(teachers, recipe.teachers, strict=True)]
+    return [within_domains(t, s, ingredients) for t, s in zip(teachers, recipe.teachers, strict=True)]
 
 
-def _restricted(teacher: Teacher, section: TeachingSection, ingredients: Ingredients) -> Teacher:
+def within_domains(teacher: Teacher, section: TeachingSection, ingredients: Ingredients) -> Teacher:
     """The teacher, within the domains that its section names."""
     if section.domains is None:
         return teacher
@@ -97,20 +97,12 @@ def _open_own(
 ) -> CachedTeacher:
     """A teacher read from a cache of text in its own tokens."""
     plan = None
-    weight_temperature, target_temperature = section.temperatures
     if isinstance(section, LocalTeacherSection):
         plan = cache_plan(recipe, section, ingredients)
         location = cache_location(recipe, section, plan)
     else:
         location = section.path
-    teacher = CachedTeacher(
-        section.name,
-        location,
-        tail=recipe.cache.tail,
-        kd_temperature=recipe.objective.kd_temperature,
-        target_temperature=target_temperature,
-        weight_temperature=weight_temperature,
-    )
+    teacher = cached_teacher(recipe, section, location)
     if plan is not None:
         require_same_plan(teacher.manifest, plan, Folder.at(location))
     elif section.domains is not None:
@@ -122,6 +114,19 @@ def _open_own(
             "another than the student's, or make a cache of this text"
         )
     return teacher
+
+
+def cached_teacher(recipe: Recipe, section: TeachingSection, location: str | Path) -> CachedTeacher:
+    """A teacher read from any cache, as the recipe reads it; `section` has numbers for temperatures."""
+    weight_temperature, target_temperature = section.temperatures
+    return CachedTeacher(
+        section.name,
+        location,
+        tail=recipe.cache.tail,
+        kd_temperature=recipe.objective.kd_temperature,
+        target_temperature=target_temperature,
+        weight_temperature=weight_temperature,
+    )
 
 
 NUM_PROBES = 32

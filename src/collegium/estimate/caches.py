@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from collegium.build import Ingredients, cache_location, cache_plan, cached_text, load_teachers
+from collegium.build.cache import cached_teacher, within_domains
 from collegium.cache.builder import CacheBuilder, CacheProgress
 from collegium.cache.folder import Folder
 from collegium.cache.manifest import Manifest
@@ -22,8 +23,6 @@ from collegium.data.blocks import PackedBlocks
 from collegium.estimate.trial import folder_bytes
 from collegium.model_sections import LocalTeacherSection
 from collegium.recipe import Recipe
-from collegium.teachers.cached import CachedTeacher
-from collegium.teachers.restricted import RestrictedTeacher
 
 
 SAMPLE_TOKENS = 2**14
@@ -138,15 +137,4 @@ def build_sample(
 def open_sample(recipe: Recipe, cache: PendingCache, folder: Path, ingredients: Ingredients) -> Teacher:
     """The teacher as the run will read it, from the sample."""
     section = next(s for s in recipe.teachers if s.name == cache.section.name)  # with numbers for temperatures
-    weight_temperature, target_temperature = section.temperatures
-    teacher = CachedTeacher(
-        section.name,
-        folder,
-        tail=recipe.cache.tail,
-        kd_temperature=recipe.objective.kd_temperature,
-        target_temperature=target_temperature,
-        weight_temperature=weight_temperature,
-    )
-    if section.domains is None:
-        return teacher
-    return RestrictedTeacher(teacher, [ingredients.domains.index(name) for name in section.domains])
+    return within_domains(cached_teacher(recipe, section, folder), section, ingredients)

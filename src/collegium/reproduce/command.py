@@ -95,7 +95,8 @@ def specification_path(scale: str, experiment: str = "table1") -> Path:
     prefix = "tasks-" if experiment == "figure3" else ""
     path = folder / f"{prefix}{scale}.yaml"
     if not path.exists():
-        known = sorted(file.stem.removeprefix("tasks-") for file in folder.glob(f"{prefix or '[!t]'}*.yaml"))
+        stems = sorted(file.stem for file in folder.glob("*.yaml"))
+        known = [stem.removeprefix(prefix) for stem in stems if stem.startswith("tasks-") == bool(prefix)]
         raise RecipeError(f"--scale {scale}: is none of {', '.join(known)}; give one, or a YAML file")
     return path
 
@@ -187,7 +188,7 @@ def _make(experiment: Experiment, specification: Specification, place: Place, wo
     if SWITCHING in experiment.judges:
         write_switching(specification, place.output)
     if missing:
-        work = partial(_make_teacher, specification, place.specification.parent, place.output)
+        work = partial(make_teacher, specification, folder=place.specification.parent, output=place.output)
         _share_out("teacher", work, missing, 0, len(missing), workers)
     path = _measured_path(experiment, place, "targets")
     if experiment.targets and not path.exists():
@@ -197,10 +198,6 @@ def _make(experiment: Experiment, specification: Specification, place: Place, wo
     if experiment.has_tasks and not path.exists():
         say("measuring specialists on their tasks")
         measure_specialists(experiment.judges["experts"], place.output, path)
-
-
-def _make_teacher(specification: Specification, folder: Path, output: Path, name: str) -> None:
-    make_teacher(specification, name, folder, output)
 
 
 def _measured_path(experiment: Experiment, place: Place, what: str) -> Path:

@@ -7,9 +7,9 @@ domain midway, and what a sparse cache costs. Learning rates are those of table 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from collegium.reproduce.experiment import Best, Experiment, Row, source_sections, student_recipe, teacher_sections
+from collegium.reproduce.experiment import Best, Experiment, Row, judge_recipe, source_sections, teacher_sections
 from collegium.reproduce.specification import Specification
-from collegium.reproduce.table1 import FITTED, OUR_WEIGHTING, distilled, expert_judge
+from collegium.reproduce.table1 import FITTED, OUR_WEIGHTING, distilled, ours
 
 
 SHARPNESS = 1 / 3
@@ -30,19 +30,19 @@ def conditions(specification: Specification) -> Experiment:
             *_caches(specification),
         ]
 
-    judges = {"experts": expert_judge(specification), SWITCHING: _switching_judge(specification)}
-    return Experiment("conditions", "When it helps", rows, specification.experts, judges=judges)
-
-
-def _ours(specification: Specification) -> dict[str, Any]:
-    return distilled(specification, specification.experts, dict(OUR_WEIGHTING), FITTED)
+    experts = specification.experts
+    judges = {
+        "experts": judge_recipe(specification, experts),
+        SWITCHING: judge_recipe(specification, experts, switching_sources()),
+    }
+    return Experiment("conditions", "When it helps", rows, experts, judges=judges)
 
 
 def _tuned(specification: Specification) -> list[Row]:
     experts = specification.experts
     return [
         Row("ce", "Cross-entropy only", "text", {"method": "ce"}, headline=True),
-        Row("ours", "Ours", "text", _ours(specification), headline=True),
+        Row("ours", "Ours", "text", ours(specification, specification.experts), headline=True),
         Row("uniform", "Uniform", "text", distilled(specification, experts, "uniform"), headline=True),
         Row("paper", "Paper's weights", "text", distilled(specification, experts, "paper"), headline=True),
     ]
@@ -55,7 +55,13 @@ def _low_data(specification: Specification) -> list[Row]:
         label = f"{tokens * len(specification.sources):,} tokens"
         rows += [
             Row(f"ce_{tokens}", f"Cross-entropy, {label}", "text", {"method": "ce", **sources}, like="ce"),
-            Row(f"ours_{tokens}", f"Ours, {label}", "text", {**_ours(specification), **sources}, like="ours"),
+            Row(
+                f"ours_{tokens}",
+                f"Ours, {label}",
+                "text",
+                {**ours(specification, specification.experts), **sources},
+                like="ours",
+            ),
         ]
     return rows
 
@@ -74,18 +80,18 @@ def _overconfident(specification: Specification) -> list[Row]:
         sections = [*teacher_sections(specification, [first], changes=sharpened), *calibrated]
         return {"teachers": sections, "objective": {"kd_weight": 1.0, "weighting": weighting}}
 
-    ours = dict(OUR_WEIGHTING)
+    rule = dict(OUR_WEIGHTING)
     group = "overconfident"
     return [
         Row("sharp_uniform", "Uniform", group, changes("uniform", sharp), like="uniform"),
         Row("sharp_paper", "Paper's weights", group, changes("paper", sharp), like="paper"),
-        Row("sharp_raw", "Ours, not calibrated", group, changes(ours, sharp), like="ours"),
-        Row("sharp_fitted", "Ours, weights calibrated", group, changes(ours, mended, FITTED), like="ours"),
+        Row("sharp_raw", "Ours, not calibrated", group, changes(rule, sharp), like="ours"),
+        Row("sharp_fitted", "Ours, weights calibrated", group, changes(rule, mended, FITTED), like="ours"),
         Row(
             "sharp_both",
             "Ours, weights and its target calibrated",
             group,
-            changes(ours, {"weight_temperature": "fit", "target_temperature": "fit"}, FITTED),
+            changes(rule, {"weight_temperature": "fit", "target_temperature": "fit"}, FITTED),
             like="ours",
         ),
     ]
@@ -94,12 +100,6 @@ def _overconfident(specification: Specification) -> list[Row]:
 def switching_sources() -> list[dict[str, Any]]:
     """Documents that change their domain midway, which the experiment writes before it begins."""
     return [{"name": SWITCHING, "kind": "files", "path": "OUTPUT/switching.jsonl"}]
-
-
-def _switching_judge(specification: Specification) -> dict[str, Any]:
-    recipe = student_recipe(specification)
-    recipe["data"]["sources"] = switching_sources()
-    return {**recipe, "teachers": teacher_sections(specification, specification.experts, cached=False)}
 
 
 def _switching(specification: Specification) -> list[Row]:

@@ -186,14 +186,30 @@ def _run(row: Row, specification: Specification, seed: int, rate: float) -> Run:
     return Run(row.name, seed, rate, recipe, row.judge)
 
 
-def student_recipe(specification: Specification, tokens: int | None = None) -> dict[str, Any]:
+def student_recipe(specification: Specification) -> dict[str, Any]:
     """The recipe common to all rows: student and text, no teachers."""
     recipe: dict[str, Any] = json.loads(json.dumps(specification.recipe))
-    recipe.setdefault("data", {})["sources"] = source_sections(specification, tokens=tokens)
+    recipe.setdefault("data", {})["sources"] = source_sections(specification)
     recipe.setdefault("training", {})
     recipe.setdefault("objective", {})
     recipe["name"] = "student"
     return recipe
+
+
+def judge_recipe(
+    specification: Specification, names: Sequence[str], sources: Sequence[Mapping[str, Any]] | None = None
+) -> dict[str, Any]:
+    """Held-out text and the teachers that measure students on it, none of them cached or calibrated.
+
+    Args:
+        specification: Says which text and teachers there are.
+        names: The teachers.
+        sources: The text; the student's if not given.
+    """
+    recipe = student_recipe(specification)
+    if sources is not None:
+        recipe["data"]["sources"] = list(sources)
+    return {**recipe, "teachers": teacher_sections(specification, names, cached=False)}
 
 
 def source_sections(specification: Specification, *, tokens: int | None = None) -> list[dict[str, Any]]:

@@ -9,9 +9,9 @@ the same kind, tuned there with all experts. No torch here.
 from collections.abc import Sequence
 from typing import Any
 
-from collegium.reproduce.experiment import Best, Experiment, Row, student_recipe, teacher_sections
+from collegium.reproduce.experiment import Best, Experiment, Row, judge_recipe
 from collegium.reproduce.specification import Specification
-from collegium.reproduce.table1 import FITTED, OUR_WEIGHTING, distilled, expert_judge, targets
+from collegium.reproduce.table1 import OUR_WEIGHTING, distilled, ours, targets
 
 
 def figure2(specification: Specification) -> Experiment:
@@ -20,9 +20,9 @@ def figure2(specification: Specification) -> Experiment:
     def rows(best: Best) -> Sequence[Row]:
         return [*_tuned(specification), *_domains(specification), *_copies(specification), *_bad(specification)]
 
-    judges = {"experts": expert_judge(specification)}
+    judges = {"experts": judge_recipe(specification, specification.experts)}
     if specification.copies:
-        judges["copies"] = _judge(specification, specification.copies)
+        judges["copies"] = judge_recipe(specification, specification.copies)
     return Experiment(
         "figure2",
         "Figure 2: number of teachers",
@@ -33,20 +33,12 @@ def figure2(specification: Specification) -> Experiment:
     )
 
 
-def _judge(specification: Specification, names: Sequence[str]) -> dict[str, Any]:
-    return {**student_recipe(specification), "teachers": teacher_sections(specification, names, cached=False)}
-
-
-def _ours(specification: Specification, names: Sequence[str]) -> dict[str, Any]:
-    return distilled(specification, names, dict(OUR_WEIGHTING), FITTED)
-
-
 def _tuned(specification: Specification) -> list[Row]:
     """The rows whose learning rates all others take: those of the table, by name and recipe."""
     experts, group = specification.experts, "domains"
     label = f"{len(experts)} teachers"
     return [
-        Row("ours", f"{label}, ours", group, _ours(specification, experts), headline=True),
+        Row("ours", f"{label}, ours", group, ours(specification, experts), headline=True),
         Row("uniform", f"{label}, uniform", group, distilled(specification, experts, "uniform"), headline=True),
         Row("paper", f"{label}, paper", group, distilled(specification, experts, "paper"), headline=True),
     ]
@@ -61,7 +53,7 @@ def _domains(specification: Specification) -> list[Row]:
             rows.append(_point("one", "1 teacher", "domains", uniform, "uniform"))
             continue
         rows += [
-            _point(f"ours_{count}", f"{count} teachers, ours", "domains", _ours(specification, names), "ours"),
+            _point(f"ours_{count}", f"{count} teachers, ours", "domains", ours(specification, names), "ours"),
             _point(f"uniform_{count}", f"{count} teachers, uniform", "domains", uniform, "uniform"),
         ]
     return rows
@@ -91,7 +83,7 @@ def _bad(specification: Specification) -> list[Row]:
         _point("bad_uniform", "uniform", "bad", distilled(specification, names, "uniform"), "uniform"),
         _point("bad_paper", "paper", "bad", distilled(specification, names, "paper"), "paper"),
         _point("bad_raw", "ours, not calibrated", "bad", raw, "ours"),
-        _point("bad_ours", "ours", "bad", _ours(specification, names), "ours"),
+        _point("bad_ours", "ours", "bad", ours(specification, names), "ours"),
     ]
 
 

@@ -8,14 +8,14 @@ answers alone. Students and teachers are measured by the same items. No torch he
 from collections.abc import Sequence
 from typing import Any
 
-from collegium.reproduce.experiment import Best, Experiment, Row, student_recipe, teacher_sections
+from collegium.reproduce.experiment import Best, Experiment, Row, judge_recipe, teacher_sections
 from collegium.reproduce.specification import Specification
 
 
 def figure3(specification: Specification) -> Experiment:
     """The figure at a scale."""
     experts = specification.experts
-    judge = {**student_recipe(specification), "teachers": teacher_sections(specification, experts, cached=False)}
+    judge = judge_recipe(specification, experts)
     judge["evaluation"] = {**judge.get("evaluation", {}), "tasks": task_sections(specification)}
 
     def rows(best: Best) -> Sequence[Row]:

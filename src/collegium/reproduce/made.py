@@ -6,7 +6,7 @@ Everything is in the folder of the results and stays there; what is there is not
 import fcntl
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,12 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from collegium.build.ingredients import build_source
 from collegium.commands import prepare, train
+from collegium.data.sources import Source
 from collegium.durable import write_text
 from collegium.errors import RecipeError
 from collegium.recipe import Recipe
 from collegium.recipe_file import read_mapping, validated
-from collegium.reproduce.specification import Specification, TokenizerSpecification, in_folder
+from collegium.reproduce.specification import Specification, in_folder
 
 
 def claim_folder(specification: Specification, folder: Path, output: Path) -> None:
@@ -60,7 +61,8 @@ def make_models(specification: Specification, output: Path) -> None:
     missing = [name for name in specification.models if not (output / "models" / name).exists()]
     if not missing:
         return
-    tokenizer = _trained_tokenizer(specification.tokenizer, specification)
+    section = specification.tokenizer
+    tokenizer = byte_level_bpe(_texts(specification, section.characters), section.vocab_size)
     for name in missing:
         writing = output / "models" / f".{name}"
         shutil.rmtree(writing, ignore_errors=True)
@@ -72,34 +74,37 @@ def make_models(specification: Specification, output: Path) -> None:
         writing.rename(output / "models" / name)
 
 
-def _trained_tokenizer(section: TokenizerSpecification, specification: Specification) -> PreTrainedTokenizerFast:
+def byte_level_bpe(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of these texts; EOS and padding are among its tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     special = ["</s>", "<pad>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=section.vocab_size - len(special), initial_alphabet=alphabet, show_progress=False
+        vocab_size=vocab_size - len(special), initial_alphabet=alphabet, show_progress=False
     )
-    tokenizer.train_from_iterator(_texts(specification, section.characters), trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=special[0], pad_token=special[1])
 
 
 def _texts(specification: Specification, characters: int) -> Iterator[str]:
     """The same amount of each source."""
-    recipe = {"name": "text", "data": {"sources": _named(specification.sources)}}
-    recipe |= {"student": {"kind": "config", "model": "unused"}, "training": {"max_steps": 1}}
-    for section in Recipe.model_validate({**recipe, "method": "ce"}).data.sources:
+    for name in specification.sources:
         left = characters
-        for document in build_source(section):
+        for document in source_of(specification, name):
             yield document.text[:left]
             left -= len(document.text)
             if left <= 0:
                 break
 
 
-def _named(sources: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    return [{"name": name, **source} for name, source in sources.items()]
+def source_of(specification: Specification, name: str) -> Source:
+    """All documents of a source, the student's and the teachers'."""
+    recipe = {"name": "text", "method": "ce", "training": {"max_steps": 1}}
+    recipe |= {"student": {"kind": "config", "model": "unused"}}
+    recipe |= {"data": {"sources": [{"name": name, **specification.sources[name]}]}}
+    return build_source(Recipe.model_validate(recipe).data.sources[0])
 
 
 def teacher_recipe(specification: Specification, name: str, folder: Path, output: Path) -> Recipe | None:
@@ -139,13 +144,13 @@ def made_teachers(specification: Specification, names: Sequence[str]) -> list[st
     return [name for name in names if specification.teachers[name].recipe is not None]
 
 
-def make_teacher(specification: Specification, name: str, folder: Path, output: Path) -> dict[str, Any]:
-    """Train a teacher, or go on, or read what it came to; returns its evaluation."""
+def make_teacher(specification: Specification, name: str, folder: Path, output: Path) -> None:
+    """Train a teacher, or go on."""
     recipe = teacher_recipe(specification, name, folder, output)
     assert recipe is not None, f"{name} exists"
     with alone(output):
         prepare(recipe)
-    return train(recipe)
+    train(recipe)
 
 
 @contextmanager

@@ -8,9 +8,8 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-from collegium.build.ingredients import build_source
 from collegium.durable import write_text
-from collegium.recipe import Recipe
+from collegium.reproduce.made import source_of
 from collegium.reproduce.specification import Specification
 
 
@@ -41,12 +40,8 @@ def write_switching(specification: Specification, output: Path) -> None:
 
 def _pieces(specification: Specification, name: str, chance: random.Random) -> Iterator[str]:
     """Of a domain's first documents, cut at any place."""
-    recipe = {"name": "text", "method": "ce", "training": {"max_steps": 1}}
-    recipe |= {"student": {"kind": "config", "model": "unused"}}
-    recipe |= {"data": {"sources": [{"name": name, **specification.sources[name]}]}}
-    source = build_source(Recipe.model_validate(recipe).data.sources[0])
     limit = specification.student_documents.get(name, 1000)
-    for number, document in enumerate(source):
+    for number, document in enumerate(source_of(specification, name)):
         if number == limit:
             return
         start = 0

@@ -9,7 +9,7 @@ by the true domain of each text. No torch here.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from collegium.reproduce.experiment import Best, Experiment, Row, student_recipe, teacher_sections
+from collegium.reproduce.experiment import Best, Experiment, Row, judge_recipe, source_sections, teacher_sections
 from collegium.reproduce.specification import Specification
 
 
@@ -40,15 +40,9 @@ def table1(specification: Specification) -> Experiment:
         "Table 1: methods",
         rows,
         experts,
-        judges={"experts": expert_judge(specification)},
+        judges={"experts": judge_recipe(specification, experts)},
         targets=targets(experts),
     )
-
-
-def expert_judge(specification: Specification) -> dict[str, Any]:
-    """Held-out text of all domains and the experts, none of them cached or calibrated."""
-    recipe = student_recipe(specification)
-    return {**recipe, "teachers": teacher_sections(specification, specification.experts, cached=False)}
 
 
 def targets(experts: Sequence[str]) -> dict[str, Any]:
@@ -83,11 +77,16 @@ def distilled(
     }
 
 
+def ours(specification: Specification, names: Sequence[str]) -> dict[str, Any]:
+    """Changes of the row of the product's recommendation."""
+    return distilled(specification, names, dict(OUR_WEIGHTING), FITTED)
+
+
 def _ladder(specification: Specification) -> list[Row]:
     experts = specification.experts
     both = {**FITTED, "target_temperature": "fit"}
     paper = distilled(specification, experts, "paper")
-    half = distilled(specification, experts, dict(OUR_WEIGHTING), FITTED)
+    half = ours(specification, experts)
     half["objective"] = {**half["objective"], "kd_weight": 0.5}
     group = "Several teachers"
     return [
@@ -110,7 +109,7 @@ def _ladder(specification: Specification) -> list[Row]:
             "ours",
             "Ours (document, tau 0.25, weights calibrated)",
             group,
-            distilled(specification, experts, dict(OUR_WEIGHTING), FITTED),
+            ours(specification, experts),
             headline=True,
         ),
         Row("ours_half", "Ours, half cross-entropy", group, half),
@@ -124,18 +123,13 @@ def _equal_compute(specification: Specification) -> list[Row]:
     steps = specification.recipe["training"]["max_steps"]
     factor = specification.compute_factor
     longer = {"method": "ce", "training.max_steps": round(steps * factor)}
-    more_text = {**longer, "data.sources": _more_text(specification, factor)}
+    tokens = None if specification.student_tokens is None else round(specification.student_tokens * factor)
+    more_text = {**longer, "data.sources": source_sections(specification, tokens=tokens)}
     group = "Equal compute"
     return [
         Row("ce_longer", f"Cross-entropy, {factor:g} times the steps", group, longer, like="ce"),
         Row("ce_more_text", f"Cross-entropy, {factor:g} times the text", group, more_text, like="ce"),
     ]
-
-
-def _more_text(specification: Specification, factor: float) -> list[dict[str, Any]]:
-    recipe = student_recipe(specification, round((specification.student_tokens or 0) * factor) or None)
-    sources: list[dict[str, Any]] = recipe["data"]["sources"]
-    return sources
 
 
 def single(name: str) -> str:

@@ -34,16 +34,13 @@ class Result:
     def sums(self, figure: str, domain: str, split: slice) -> tuple[Floats, Floats]:
         """Sum of a figure and number of tokens of each document."""
         table = self.content["tables"][domain]
-        name = f"kl/{domain}" if figure == "kl/expert" else figure
         tokens = np.array(table["tokens"], np.float64)[split]
-        return np.array(table["figures"][name], np.float64)[split], tokens
+        return np.array(table["figures"][_key(figure, domain)], np.float64)[split], tokens
 
     def has(self, figure: str) -> bool:
         """Whether it is there in all domains."""
-        return all(
-            (f"kl/{domain}" if figure == "kl/expert" else figure) in table["figures"]
-            for domain, table in self.content["tables"].items()
-        )
+        tables = self.content["tables"].items()
+        return all(_key(figure, domain) in table["figures"] for domain, table in tables)
 
     def by_domain(self, figure: str, split: slice = TEST) -> dict[str, float]:
         """Ratio of sums of each domain."""
@@ -77,6 +74,11 @@ class Result:
             gaps = np.array(table["confidence_gaps"], np.float64)[TEST].sum(0)
             values.append(float(np.abs(gaps).sum() / np.array(table["tokens"])[TEST].sum()))
         return sum(values) / len(values)
+
+
+def _key(figure: str, domain: str) -> str:
+    """`kl/expert` is the KL to the teacher of the domain's name."""
+    return f"kl/{domain}" if figure == "kl/expert" else figure
 
 
 def averaged(results: Sequence[Result], figure: str) -> dict[str, tuple[Floats, Floats]]:

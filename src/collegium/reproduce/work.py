@@ -107,11 +107,13 @@ def train_and_measure(training: Training, output: Path) -> None:
 
 def _tables(model: PreTrainedModel, judge: Judge, fitted: Recipe | None, output: Path) -> dict[str, DocumentSums]:
     """Against the judge; `kl/own` against what the student learnt from, which may be other teachers."""
-    tables = measure_model(model, judge.held_out, judge.ingredients)
     rule = None if fitted is None else own_rule(fitted)
     if fitted is None or rule is None:
-        return tables
+        return measure_model(model, judge.held_out, judge.ingredients)
     plain = [{**t.model_dump(mode="json"), "cached": False} for t in fitted.teachers]
+    if plain == [t.model_dump(mode="json") for t in judge.recipe.teachers]:
+        return measure_model(model, judge.held_out, judge.ingredients, own=rule)
+    tables = measure_model(model, judge.held_out, judge.ingredients)
     own = _judge(_own_judge(judge.recipe, plain), output)
     measured = measure_model(model, own.held_out, own.ingredients, own=rule)
     return {
