@@ -9,7 +9,6 @@ from runs import packed
 
 from collegium.contracts import Batch, InnerStates, ItemCounts, TeacherOutput, predicted_positions
 from collegium.data.collate import BlockCollator
-from collegium.feature_terms import HiddenStatesTerm
 from collegium.functional.chunked import KdTarget
 from collegium.functional.divergences import forward_kl
 from collegium.functional.fusion import mixture_logprobs
@@ -20,6 +19,7 @@ from collegium.objective import Objective, default_chunk_size
 from collegium.pretrained import last_hidden_states
 from collegium.signals import ProjectedSignal
 from collegium.teachers.local import LocalTeacher
+from collegium.terms.features import HiddenStatesTerm
 
 
 V = 260

@@ -7,24 +7,24 @@ from runs import trainer_of, weights_of
 from test_objective import batch_of, counts_of, run, student_with, teachers_of
 from test_trainer import same, stop_after
 
-from collegium.balancing import GradientFree, UncertaintyWeighting
 from collegium.contracts import predicted_positions
-from collegium.course import TaidCourse
-from collegium.cross_tokenizer_terms import CrossTokenizerLoss, GoldTerm, UldTerm
-from collegium.dual_space_term import DualSpaceTerm
-from collegium.dynamic import DynamicDistillation
-from collegium.feature_terms import HiddenStatesTerm
 from collegium.functional.chunked import KdTarget
 from collegium.functional.fusion import mixture_logprobs
 from collegium.functional.positional_divergences import Blend
 from collegium.functional.uncertainty import student_figures
 from collegium.functional.weighting import Weighting
 from collegium.head import ProjectionHead
-from collegium.likelihood_term import AlmTerm
 from collegium.objective import Objective, term_names
 from collegium.pretrained import last_hidden_states
-from collegium.routing import Router
 from collegium.schedule import Schedule
+from collegium.terms.balancing import GradientFree, UncertaintyWeighting
+from collegium.terms.course import TaidCourse
+from collegium.terms.cross_tokenizer import CrossTokenizerLoss, GoldTerm, UldTerm
+from collegium.terms.dual_space import DualSpaceTerm
+from collegium.terms.dynamic import DynamicDistillation
+from collegium.terms.features import HiddenStatesTerm
+from collegium.terms.likelihood import AlmTerm
+from collegium.terms.routing import Router
 
 
 NAMES = ["llama-1", "llama-2"]

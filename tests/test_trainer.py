@@ -11,16 +11,16 @@ from runs import arguments, packed, trainer_of, weights_of
 from small_tokenizers import sentencepiece_bpe
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 
-from collegium.balancing import GradientFree
 from collegium.callbacks import MetricsFile
 from collegium.errors import DataError, NumericError, TeacherError
-from collegium.feature_terms import HiddenStatesTerm
 from collegium.functional.chunked import KdTarget
 from collegium.functional.divergences import forward_kl
 from collegium.functional.fusion import mixture_logprobs
 from collegium.metrics import read_jsonl
 from collegium.objective import Objective, Weighting, term_names
 from collegium.teachers import AlignedTeacher
+from collegium.terms.balancing import GradientFree
+from collegium.terms.features import HiddenStatesTerm
 from collegium.trainer import DistillationTrainer
 
 

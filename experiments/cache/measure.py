@@ -25,7 +25,7 @@ from collegium.build import Ingredients, build_ingredients, build_student, cache
 from collegium.cache.builder import CacheBuilder
 from collegium.cache.folder import Folder
 from collegium.cache.manifest import CacheSettings, Manifest
-from collegium.commands import train
+from collegium.commands.run import train
 from collegium.contracts import Batch, Capability, Positions, predicted_positions
 from collegium.head import ProjectionHead
 from collegium.pretrained import causal_lm_of, last_hidden_states, load_model

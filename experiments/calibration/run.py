@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from collegium.commands import preflight
+from collegium.commands.run import preflight
 from collegium.recipe_file import load_recipe
 
 

@@ -20,8 +20,8 @@ from typing import Any
 
 from assemble import MODELS, assemble
 
-from collegium.cache_commands import cache
-from collegium.commands import train
+from collegium.commands.cache import cache
+from collegium.commands.run import train
 from collegium.recipe import Recipe
 from collegium.recipe_file import load_recipe
 

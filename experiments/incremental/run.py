@@ -17,8 +17,8 @@ from typing import Any
 
 from transformers import LlamaConfig
 
-from collegium.cache_commands import cache
-from collegium.commands import train
+from collegium.commands.cache import cache
+from collegium.commands.run import train
 from collegium.pretrained import resolve_reference
 from collegium.recipe_file import load_recipe
 from collegium.reproduce.made import byte_level_bpe

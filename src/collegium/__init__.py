@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
-    from collegium.feature_terms import FeatureTerm, HiddenStatesTerm
     from collegium.functional.chunked import KdTarget
     from collegium.functional.weighting import Weighting
     from collegium.objective import Objective
     from collegium.teachers.local import LocalTeacher
+    from collegium.terms.features import FeatureTerm, HiddenStatesTerm
     from collegium.trainer import DistillationTrainer
 
 __version__ = "0.1.0"
@@ -29,8 +29,8 @@ __all__ = [
 
 _PLACES = {
     "DistillationTrainer": "collegium.trainer",
-    "FeatureTerm": "collegium.feature_terms",
-    "HiddenStatesTerm": "collegium.feature_terms",
+    "FeatureTerm": "collegium.terms.features",
+    "HiddenStatesTerm": "collegium.terms.features",
     "KdTarget": "collegium.functional.chunked",
     "LocalTeacher": "collegium.teachers.local",
     "Objective": "collegium.objective",

@@ -38,7 +38,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON")
 @app.command()
 def prepare(recipe: RecipePath, overrides: Overrides = None) -> None:
     """Read the text, split off held-out documents, pack it to blocks on disk."""
-    from collegium import commands
+    from collegium.commands import run as commands
 
     commands.prepare(_load(recipe, overrides))
 
@@ -49,8 +49,8 @@ def doctor(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = Fa
 
     Ends with 65 where the text cannot be used, with 69 where a teacher's tokenizer cannot.
     """
-    from collegium.doctor import diagnose
-    from collegium.tables import show_diagnosis
+    from collegium.commands.doctor import diagnose
+    from collegium.commands.tables import show_diagnosis
 
     diagnosis = diagnose(_load(recipe, overrides))
     show_diagnosis(diagnosis, as_json=as_json)
@@ -67,8 +67,8 @@ def preflight(
 ) -> None:
     """Say before any training whether these teachers can help on this text, and what the run will take."""
     start = time.monotonic()
-    from collegium.preflight import preflight as judge
-    from collegium.preflight_tables import show_preflight
+    from collegium.preflight.command import preflight as judge
+    from collegium.preflight.tables import show_preflight
 
     seconds = time.monotonic() - start
     result, cost = judge(_load(recipe, overrides), with_estimate=estimate, start_seconds=seconds)
@@ -103,8 +103,8 @@ def cache_build(
     as_json: AsJson = False,
 ) -> None:
     """Score the prepared text with each teacher that says `cached: true`; the same command resumes."""
-    from collegium import cache_commands
-    from collegium.tables import show_json
+    from collegium.commands import cache as cache_commands
+    from collegium.commands.tables import show_json
 
     result = cache_commands.cache(_load(recipe, overrides), only=teacher)
     if as_json:
@@ -114,8 +114,8 @@ def cache_build(
 @cache_app.command("verify")
 def cache_verify(folder: CacheFolder, as_json: AsJson = False) -> None:
     """Read every byte of a cache and name the shards and rows that are damaged."""
-    from collegium import cache_commands
-    from collegium.tables import show_verdict
+    from collegium.commands import cache as cache_commands
+    from collegium.commands.tables import show_verdict
 
     verdict = cache_commands.verify_cache(folder)
     show_verdict(verdict, folder, as_json=as_json)
@@ -126,7 +126,7 @@ def cache_verify(folder: CacheFolder, as_json: AsJson = False) -> None:
 @cache_app.command("repair")
 def cache_repair(folder: CacheFolder) -> None:
     """Write only what is damaged again."""
-    from collegium import cache_commands
+    from collegium.commands import cache as cache_commands
 
     cache_commands.repair_cache(folder)
 
@@ -137,7 +137,7 @@ def cache_export(
     output: Annotated[Path, typer.Argument(metavar="FILE", help="Parquet file to write")],
 ) -> None:
     """Write a cache of lists as plain Parquet: ids and log-probabilities that any library reads."""
-    from collegium import cache_commands
+    from collegium.commands import cache as cache_commands
 
     cache_commands.export_cache(folder, output)
 
@@ -145,8 +145,8 @@ def cache_export(
 @app.command()
 def train(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Distil the teachers into the student; the same command resumes a stopped run."""
-    from collegium import commands
-    from collegium.tables import show_evaluation
+    from collegium.commands import run as commands
+    from collegium.commands.tables import show_evaluation
 
     loaded = _load(recipe, overrides)
     result = commands.train(loaded)
@@ -166,9 +166,9 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure a student: perplexity, bits per byte, calibration, KLs, what it writes, tasks of lm-eval."""
-    from collegium import commands
+    from collegium.commands import run as commands
+    from collegium.commands.tables import show_evaluation
     from collegium.evaluation.harness import HarnessTasks
-    from collegium.tables import show_evaluation
 
     tasks = [] if lm_eval is None else [name.strip() for name in lm_eval.split(",")]
     harness = HarnessTasks(tasks, num_fewshot, limit, batch_size, include_path) if tasks else None
@@ -215,8 +215,8 @@ def reproduce(
     as_json: AsJson = False,
 ) -> None:
     """Run an experiment of the paper end to end; the same command resumes, and shows results on a page."""
+    from collegium.commands.tables import show_json
     from collegium.reproduce.command import reproduce as run
-    from collegium.tables import show_json
 
     result = run(experiment, scale=scale, output=output, jobs=jobs, local=local, results=results, page=page)
     if as_json:

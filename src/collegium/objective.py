@@ -15,7 +15,6 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from collegium.balancing import Balancer
 from collegium.contracts import (
     Batch,
     Capability,
@@ -26,22 +25,23 @@ from collegium.contracts import (
     Positions,
     TeacherOutput,
 )
-from collegium.course import Course
-from collegium.cross_tokenizer_terms import CrossTokenizerLoss, cross_tokenizer_names
-from collegium.dynamic import DynamicDistillation, Guidance
-from collegium.feature_terms import FeatureTerm
 from collegium.functional.chunked import KdTarget
 from collegium.functional.divergences import forward_kl
 from collegium.functional.fused import distillation_loss
 from collegium.functional.fusion import mixture_logprobs
 from collegium.functional.teacher_stats import TeacherWeighting
 from collegium.functional.weighting import GivenScores, Weighting
-from collegium.loss_metrics import loss_metrics
 from collegium.metrics import Mean
-from collegium.own_views import StudentRows
-from collegium.routing import Router
 from collegium.schedule import Schedule, largest, smallest, value_at
 from collegium.signals import Head
+from collegium.terms.balancing import Balancer
+from collegium.terms.course import Course
+from collegium.terms.cross_tokenizer import CrossTokenizerLoss, cross_tokenizer_names
+from collegium.terms.dynamic import DynamicDistillation, Guidance
+from collegium.terms.features import FeatureTerm
+from collegium.terms.loss_metrics import loss_metrics
+from collegium.terms.own_views import StudentRows
+from collegium.terms.routing import Router
 
 
 BUFFER_BYTES = {"cpu": 24 * 2**20, "cuda": 128 * 2**20}

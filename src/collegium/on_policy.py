@@ -17,7 +17,6 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from collegium.balancing import UncertaintyWeighting
 from collegium.contracts import Batch, Capability, GeneratingTeacher, PositionWeights, Teacher, predicted_positions
 from collegium.errors import TeacherError
 from collegium.functional.fusion import geometric_logprobs
@@ -44,6 +43,7 @@ from collegium.objective import Objective, default_chunk_size
 from collegium.pretrained import trunk_of
 from collegium.rollout import Author, Rollout, Sampling, roll_out
 from collegium.signals import TeacherSignal
+from collegium.terms.balancing import UncertaintyWeighting
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from collegium.evaluation_sections import EvaluationSection
 from collegium.methods import with_method
-from collegium.model_sections import (
+from collegium.sections.base import Dtype, Many, Name, Section, names_differ
+from collegium.sections.evaluation import EvaluationSection
+from collegium.sections.models import (
     CacheSection,
     CalibrationSection,
     ConfigStudentSection,
@@ -25,10 +26,9 @@ from collegium.model_sections import (
     PrunedStudentSection,
     TeacherSection,
 )
-from collegium.objective_sections import ObjectiveSection
-from collegium.on_policy_section import OnPolicySection
-from collegium.section import Dtype, Many, Name, Section, names_differ
-from collegium.task_sections import TaskDataSection, require_unseen
+from collegium.sections.objective import ObjectiveSection
+from collegium.sections.on_policy import OnPolicySection
+from collegium.sections.tasks import TaskDataSection, require_unseen
 
 
 _BY_KIND = Field(discriminator="kind")

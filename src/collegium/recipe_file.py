@@ -17,7 +17,7 @@ from ruamel.yaml.error import YAMLError
 
 from collegium.errors import RecipeError, one_line
 from collegium.recipe import Recipe
-from collegium.section import Section
+from collegium.sections.base import Section
 
 
 MAX_RECIPE_BYTES = 1_000_000

@@ -14,7 +14,6 @@ from collegium.contracts import Batch, Capability, ItemCounts, predicted_positio
 from collegium.data.collate import BlockCollator
 from collegium.errors import DataError, TeacherError
 from collegium.evaluation.language_modeling import HeldOut
-from collegium.feature_terms import HiddenStatesTerm
 from collegium.functional.chunked import KdTarget
 from collegium.functional.divergences import forward_kl
 from collegium.functional.fusion import mixture_logprobs
@@ -25,6 +24,7 @@ from collegium.objective import Objective
 from collegium.teachers import reading_ahead
 from collegium.teachers.cached import CachedTeacher, ReadAhead
 from collegium.teachers.local import LocalTeacher
+from collegium.terms.features import HiddenStatesTerm
 from collegium.trainer import DistillationTrainer
 
 

@@ -21,6 +21,7 @@ from caches import (
     stamps_of,
 )
 
+from collegium.cache import reader as reader_module
 from collegium.cache.folder import Folder
 from collegium.cache.keys import key_of
 from collegium.cache.manifest import MANIFEST_NAME, Manifest
@@ -295,7 +296,28 @@ def test_more_shards_than_files_are_kept_open(tmp_path):
     assert len(reader.manifest.shards) == 21
     for _ in range(2000):
         index = generator.randrange(len(keys))
-        assert reader.read(keys[index]).key == keys[index]
+        assert reader.row(index).key == keys[index]
+
+
+@in_every_mode
+def test_blocks_read_before_are_kept_within_a_limit_of_memory(sample, monkeypatch):
+    keys = [row.key for row in sample.rows]
+    unlimited = CacheReader(sample.folder)
+    reads: list[int] = []
+    read_row = CacheReader.row
+    monkeypatch.setattr(CacheReader, "row", lambda self, index: reads.append(index) or read_row(self, index))
+    for _ in range(3):
+        assert all(map(equal_rows, map(unlimited.read, keys), sample.rows))
+    assert reads == list(range(len(keys)))
+    reads.clear()
+    monkeypatch.setattr(reader_module, "KEPT_BYTES", sum(row.num_bytes for row in sample.rows[:3]))
+    limited = CacheReader(sample.folder)
+    for key in (*keys[:3], *keys[:3], *keys):
+        limited.read(key)
+    assert len(reads) == len(keys)
+    limited.read(keys[0])  # gone long since
+    assert len(reads) == len(keys) + 1
+    assert limited._kept_bytes <= reader_module.KEPT_BYTES
 
 
 def keys_of_rows():

@@ -105,7 +105,7 @@ def test_compiled_and_in_blocks_agree(divergence, fusion, monkeypatch):
     arguments = (fused.distillation_loss, hidden, ProjectionHead(head, 1000), signals, positions)
     monkeypatch.setattr(compiled, "BLOCK_ELEMENTS", 3000)
     in_blocks, of_blocks = run(*arguments, target=target)
-    monkeypatch.setattr(compiled, "COMPILED_FROM", 0)
+    monkeypatch.setattr(compiled, "_compiled_from", 0)
     whole, of_compiled = run(*arguments, target=target)
     assert not compiled._failures
     assert max(map(relative, of_compiled, of_blocks)) < 1e-5
@@ -125,7 +125,7 @@ def test_without_a_working_compiler_it_says_so_once_and_goes_on(monkeypatch, cap
 
     monkeypatch.setattr(compiled, "_compiled", broken)
     monkeypatch.setattr(compiled, "_compiler_found", lambda: True)
-    monkeypatch.setattr(compiled, "COMPILED_FROM", 0)
+    monkeypatch.setattr(compiled, "_compiled_from", 0)
     monkeypatch.setattr(compiled, "_failures", set())
     with caplog.at_level(logging.WARNING):
         assert torch.equal(run(*arguments)[0].loss, expected)

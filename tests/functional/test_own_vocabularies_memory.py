@@ -6,12 +6,12 @@ from buffers import CHUNK_SIZE, VOCAB_SIZE, WIDTH, BufferCounter
 from torch import nn
 
 from collegium.contracts import AlignedSpans, Batch, OwnView, TeacherOutput, predicted_positions
-from collegium.cross_tokenizer_terms import GoldTerm, UldTerm
-from collegium.dual_space_term import DualSpaceTerm
 from collegium.head import ProjectionHead
-from collegium.likelihood_term import AlmTerm
-from collegium.own_views import StudentRows
 from collegium.signals import ProjectedSignal
+from collegium.terms.cross_tokenizer import GoldTerm, UldTerm
+from collegium.terms.dual_space import DualSpaceTerm
+from collegium.terms.likelihood import AlmTerm
+from collegium.terms.own_views import StudentRows
 
 
 LENGTH = 17

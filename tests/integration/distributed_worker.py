@@ -25,13 +25,13 @@ from collegium.callbacks import StopOnSignal, Stopped
 from collegium.checkpoint import CheckpointDirectory, TrainingState, load_model_state
 from collegium.contracts import Batch, ItemCounts, predicted_positions
 from collegium.data.collate import BlockCollator
-from collegium.feature_terms import HiddenStatesTerm
 from collegium.functional.weighting import Weighting
 from collegium.model import DistillationModel
 from collegium.objective import Objective
 from collegium.on_policy import OnPolicy, PolicyGradient
 from collegium.rollout import Sampling
 from collegium.teachers.local import LocalTeacher
+from collegium.terms.features import HiddenStatesTerm
 from collegium.trainer import DistillationTrainer
 
 

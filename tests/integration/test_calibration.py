@@ -11,7 +11,7 @@ from test_command_line import run
 from transformers import AutoModelForCausalLM
 
 from collegium.build import fit_recipe
-from collegium.commands import prepare
+from collegium.commands.run import prepare
 from collegium.contracts import Batch, predicted_positions
 from collegium.errors import RecipeError
 from collegium.recipe_file import load_recipe

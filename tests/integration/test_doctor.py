@@ -128,7 +128,7 @@ def test_caches(recipe, monkeypatch, capsys):
 
 
 def test_a_full_disk_is_said(recipe, monkeypatch, capsys):
-    monkeypatch.setattr("collegium.doctor.LOW_DISK", 1e18)
+    monkeypatch.setattr("collegium.commands.doctor.LOW_DISK", 1e18)
     code, out, err = run(["doctor", str(recipe)], monkeypatch, capsys)
     assert code == 0, err
     assert "mend  cache folder: " in out and "free some space, or set COLLEGIUM_CACHE" in out

@@ -8,7 +8,7 @@ import pytest
 from runs import write_recipe
 
 from collegium.cli import main
-from collegium.estimate.trial import folder_bytes, num_steps_of
+from collegium.preflight.estimate.trial import folder_bytes, num_steps_of
 from collegium.recipe_file import load_recipe
 
 

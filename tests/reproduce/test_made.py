@@ -6,7 +6,7 @@ import pytest
 from tiny_experiment import content, specification, write_texts
 from transformers import AutoConfig, AutoTokenizer
 
-from collegium.commands import prepare
+from collegium.commands.run import prepare
 from collegium.errors import RecipeError
 from collegium.recipe import Recipe
 from collegium.reproduce.experiment import plan

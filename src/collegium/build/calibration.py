@@ -29,10 +29,10 @@ from collegium.durable import write_text
 from collegium.errors import DataError, RecipeError
 from collegium.evaluation.calibration import calibrate
 from collegium.functional.calibration import FittedTemperature
-from collegium.model_sections import CachedTeacherSection, LocalTeacherSection, TeachingSection
 from collegium.objective import default_chunk_size
 from collegium.pretrained import cache_dir
 from collegium.recipe import Recipe
+from collegium.sections.models import CachedTeacherSection, LocalTeacherSection, TeachingSection
 
 
 FILE_NAME = "temperatures.json"

@@ -9,10 +9,10 @@ from transformers import PreTrainedModel
 from collegium.build.ingredients import Ingredients
 from collegium.build.student import build_student
 from collegium.errors import DataError
-from collegium.model_sections import ContinuedStudentSection
 from collegium.pretrained import causal_lm_of
 from collegium.recipe import Recipe
 from collegium.recipe_file import load_recipe
+from collegium.sections.models import ContinuedStudentSection
 
 
 @dataclass(frozen=True)

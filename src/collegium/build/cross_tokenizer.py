@@ -10,23 +10,23 @@ from transformers import PreTrainedModel
 
 from collegium.alignment.token_bytes import TokenBytes
 from collegium.contracts import Teacher
-from collegium.cross_tokenizer_sections import (
+from collegium.errors import TeacherError
+from collegium.pretrained import causal_lm_of
+from collegium.sections.cross_tokenizer import (
     AlmSection,
     CrossTokenizerSection,
     DskdSection,
     GoldSection,
     UldSection,
 )
-from collegium.cross_tokenizer_terms import CrossTokenizerLoss, CrossTokenizerTerm, GoldTerm, UldTerm
-from collegium.dual_space_term import DualSpaceTerm
-from collegium.errors import TeacherError
-from collegium.likelihood_term import AlmTerm
-from collegium.objective_sections import ObjectiveSection
-from collegium.pretrained import causal_lm_of
-from collegium.schedule_section import schedule_of
+from collegium.sections.objective import ObjectiveSection
+from collegium.sections.schedule import schedule_of
 from collegium.teachers.aligned import AlignedTeacher
 from collegium.teachers.local import LocalTeacher
 from collegium.teachers.restricted import RestrictedTeacher
+from collegium.terms.cross_tokenizer import CrossTokenizerLoss, CrossTokenizerTerm, GoldTerm, UldTerm
+from collegium.terms.dual_space import DualSpaceTerm
+from collegium.terms.likelihood import AlmTerm
 
 
 Student = PreTrainedModel | PeftModel

@@ -2,8 +2,18 @@
 
 from functools import partial
 
-from collegium.course import Course, OwnTextCourse, TaidCourse
-from collegium.divergence_sections import (
+from collegium.functional.blended_divergences import adaptive_kl, skew_forward_kl, skew_reverse_kl, todi
+from collegium.functional.divergences import (
+    Divergence,
+    PositionalDivergence,
+    alpha_beta,
+    forward_kl,
+    generalized_jsd,
+    reverse_kl,
+    total_variation,
+)
+from collegium.functional.positional_divergences import Blend, Decoupled, SkewPair
+from collegium.sections.divergences import (
     AdaptiveKlSection,
     AlphaBetaSection,
     DecoupledSection,
@@ -18,17 +28,7 @@ from collegium.divergence_sections import (
     TodiSection,
     TotalVariationSection,
 )
-from collegium.functional.blended_divergences import adaptive_kl, skew_forward_kl, skew_reverse_kl, todi
-from collegium.functional.divergences import (
-    Divergence,
-    PositionalDivergence,
-    alpha_beta,
-    forward_kl,
-    generalized_jsd,
-    reverse_kl,
-    total_variation,
-)
-from collegium.functional.positional_divergences import Blend, Decoupled, SkewPair
+from collegium.terms.course import Course, OwnTextCourse, TaidCourse
 
 
 def build_divergence(section: DivergenceSection) -> Divergence | PositionalDivergence:

@@ -7,7 +7,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from collegium.contracts import Teacher
 from collegium.errors import DataError, TeacherError
-from collegium.feature_sections import (
+from collegium.inner_states import AttentionShape, attention_shape
+from collegium.pretrained import causal_lm_of
+from collegium.sections.features import (
     AttentionMapsSection,
     AttentionScoresSection,
     FeatureMapsSection,
@@ -16,15 +18,13 @@ from collegium.feature_sections import (
     RelationsSection,
     StructureSection,
 )
-from collegium.feature_terms import FeatureMapTerm, FeatureTerm, HiddenStatesTerm
-from collegium.inner_states import AttentionShape, attention_shape
-from collegium.objective_sections import ObjectiveSection
-from collegium.pretrained import causal_lm_of
-from collegium.relation_terms import AttentionTerm, RelationTerm
-from collegium.schedule_section import schedule_of
-from collegium.structure_term import StructureTerm
+from collegium.sections.objective import ObjectiveSection
+from collegium.sections.schedule import schedule_of
 from collegium.teachers.cached import CachedTeacher
 from collegium.teachers.local import LocalTeacher
+from collegium.terms.features import FeatureMapTerm, FeatureTerm, HiddenStatesTerm
+from collegium.terms.relations import AttentionTerm, RelationTerm
+from collegium.terms.structure import StructureTerm
 from collegium.tokenizer_match import vocab_size_of
 from collegium.words import word_starts
 

@@ -24,8 +24,8 @@ from collegium.evaluation.generation import (
 from collegium.evaluation.greedy import Writing, fused_continuations, writes_ahead
 from collegium.evaluation.language_modeling import Rule
 from collegium.evaluation.text_overlap import require_sacrebleu
-from collegium.evaluation_sections import GenerationSection
 from collegium.recipe import Recipe
+from collegium.sections.evaluation import GenerationSection
 from collegium.teachers.restricted import RestrictedTeacher
 
 

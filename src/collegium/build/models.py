@@ -12,7 +12,6 @@ from collegium.build.ingredients import teacher_tokenizer
 from collegium.contracts import Teacher
 from collegium.durable import file_digest
 from collegium.errors import DataError, TeacherError, one_line, pass_on_full_disk
-from collegium.model_sections import LocalTeacherSection, TeachingSection
 from collegium.pretrained import (
     check_model,
     load_model,
@@ -21,6 +20,7 @@ from collegium.pretrained import (
     resolve_dtype,
     resolve_reference,
 )
+from collegium.sections.models import LocalTeacherSection, TeachingSection
 from collegium.teachers.aligned import AlignmentPolicy, align
 from collegium.teachers.local import LocalTeacher, SharedBase
 from collegium.tokenizer_match import tokenizer_difference, tokenizer_fingerprint, vocab_size_of

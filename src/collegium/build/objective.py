@@ -7,12 +7,10 @@ from typing import Any
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from collegium.balancing import Balancer, GradientFree, UncertaintyWeighting
 from collegium.build.cross_tokenizer import build_cross_tokenizer
 from collegium.build.divergence import build_course, build_divergence
 from collegium.build.features import build_features
 from collegium.contracts import Capability, Teacher
-from collegium.dynamic import DynamicDistillation
 from collegium.errors import RecipeError, TeacherError
 from collegium.evaluation.language_modeling import Rule
 from collegium.functional.chunked import KdTarget
@@ -21,11 +19,13 @@ from collegium.functional.joint_weighting import JointWeighting
 from collegium.functional.min_norm import MinNormWeighting
 from collegium.functional.weighting import Weighting
 from collegium.objective import Objective, term_names
-from collegium.objective_sections import DynamicSection, ObjectiveSection, WeightingSection
 from collegium.pretrained import causal_lm_of
 from collegium.recipe import Recipe
-from collegium.routing import Router
-from collegium.schedule_section import schedule_of
+from collegium.sections.objective import DynamicSection, ObjectiveSection, WeightingSection
+from collegium.sections.schedule import schedule_of
+from collegium.terms.balancing import Balancer, GradientFree, UncertaintyWeighting
+from collegium.terms.dynamic import DynamicDistillation
+from collegium.terms.routing import Router
 
 
 FUSIONS: Mapping[str, Fusion] = {"mixture": mixture_logprobs, "geometric": geometric_logprobs}

@@ -17,12 +17,12 @@ from collegium.build.ingredients import Ingredients
 from collegium.contracts import Batch
 from collegium.durable import write_text
 from collegium.errors import DataError
-from collegium.model_sections import ConfigStudentSection, LayerDropStudentSection, PrunedStudentSection
 from collegium.pretrained import check_model, load_model, model_from_config, place, resolve_dtype
 from collegium.pruning.choice import Kept, choose_kept
 from collegium.pruning.layout import target_sizes
 from collegium.pruning.surgery import prune
 from collegium.recipe import Recipe
+from collegium.sections.models import ConfigStudentSection, LayerDropStudentSection, PrunedStudentSection
 from collegium.student import check_num_layers, choose_layers, keep_layers, with_lora
 
 

@@ -13,9 +13,9 @@ from collegium.errors import DataError
 from collegium.evaluation.answers import AnswerSheet
 from collegium.evaluation.task_figures import rouge_scorer
 from collegium.evaluation.tasks import TaskItems, TaskResult, measure_task, summarize_tasks
-from collegium.model_sections import LocalTeacherSection
 from collegium.recipe import Recipe
-from collegium.task_sections import TaskEvaluationSection
+from collegium.sections.models import LocalTeacherSection
+from collegium.sections.tasks import TaskEvaluationSection
 from collegium.teachers.aligned import AlignedTeacher
 from collegium.teachers.local import LocalTeacher
 from collegium.teachers.restricted import RestrictedTeacher

@@ -13,9 +13,9 @@ from collegium.cache.manifest import read_manifest
 from collegium.data.prepared import PreparedText
 from collegium.data.tokenization import DocumentTokenizer
 from collegium.errors import DataError, TeacherError
-from collegium.model_sections import CachedTeacherSection, LocalTeacherSection
 from collegium.pretrained import load_config, load_tokenizer
 from collegium.recipe import Recipe
+from collegium.sections.models import CachedTeacherSection, LocalTeacherSection
 from collegium.tokenizer_match import tokenizer_fingerprint
 
 

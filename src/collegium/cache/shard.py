@@ -56,6 +56,11 @@ class StoredRow:
     arrays: Arrays
 
     @property
+    def num_bytes(self) -> int:
+        """Of its arrays."""
+        return sum(array.nbytes for array in self.arrays.values())
+
+    @property
     def digest(self) -> int:
         """Of key and arrays."""
         state = xxhash.xxh3_64(self.key.to_bytes(8, "little"))

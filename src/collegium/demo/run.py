@@ -23,7 +23,7 @@ from collegium.build import (
     build_student,
     build_teachers,
 )
-from collegium.commands import (
+from collegium.commands.run import (
     claim_run_dir,
     device,
     prepare,

@@ -81,9 +81,13 @@ def teacher_pass(
     t = full_precision(logits)
     top = t.amax(-1, keepdim=True)
     weight, own, mixed = temperatures
-    entropy, log_total, _, _ = _softmax_figures(t, top, weight)
-    own_log_total = log_total if own == weight else _softmax_figures(t, top, own)[1]
     mixed_entropy, mixed_log_total, exps, total = _softmax_figures(t, top, mixed)
+    entropy, log_total = mixed_entropy, mixed_log_total
+    if weight != mixed:
+        entropy, log_total, _, _ = _softmax_figures(t, top, weight)
+    own_log_total = log_total
+    if own != weight:
+        own_log_total = mixed_log_total if own == mixed else _softmax_figures(t, top, own)[1]
     student_logprobs = _logprobs(student, student_softened, temperature)
     kl = -(exps * student_logprobs).sum(-1) / total - mixed_entropy
     return entropy, log_total, own_log_total, mixed_log_total, mixed_entropy, kl

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from collegium.build.ingredients import build_source
-from collegium.commands import prepare, train
+from collegium.commands.run import prepare, train
 from collegium.data.sources import Source
 from collegium.durable import write_text
 from collegium.errors import RecipeError

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from collegium.errors import RecipeError
 from collegium.recipe_file import read_mapping
-from collegium.section import Many, Name, Section
+from collegium.sections.base import Many, Name, Section
 
 
 class TokenizerSpecification(Section):

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from collegium.build import Ingredients, build_tasks, build_teachers
 from collegium.build.tasks import answer_tasks, student_sheet, teacher_sheets
-from collegium.commands import device, prepare
+from collegium.commands.run import device, prepare
 from collegium.durable import write_text
 from collegium.evaluation.tasks import TaskResult, baselines
 from collegium.recipe import Recipe

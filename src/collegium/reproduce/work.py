@@ -26,8 +26,8 @@ from collegium.build import (
     fit_recipe,
     own_rule,
 )
-from collegium.cache_commands import cache as build_caches
-from collegium.commands import claim_run_dir, device, fit_student, measure_model, prepare
+from collegium.commands.cache import cache as build_caches
+from collegium.commands.run import claim_run_dir, device, fit_student, measure_model, prepare
 from collegium.durable import write_text
 from collegium.evaluation.generation import References, continuation_figures, continue_documents
 from collegium.evaluation.language_modeling import DocumentSums, HeldOut

@@ -75,6 +75,9 @@ def _begin(numbers: "Queue[int]", jobs: int, num_gpus: int, parent: int, log_dir
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu_of(number, num_gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
     import torch  # after the process has been told which devices there are
 
+    from collegium.functional.compiled import compile_for_many_runs
+
+    compile_for_many_runs()
     if not num_gpus:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
     log = (log_directory / f"worker-{number}.log").open("a", buffering=1)

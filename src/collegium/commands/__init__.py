@@ -1,0 +1,1 @@
+"""What sub-commands do, once the command line has been read."""

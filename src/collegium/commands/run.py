@@ -1,0 +1,304 @@
+"""What the commands do: each takes a recipe and leaves its result in the run folder.
+
+A run folder holds `recipe.yaml` (resolved), `metrics.jsonl`, `checkpoints/`, `student/` (a plain Hugging
+Face folder) and `evaluation.json`; `temperatures.json` too where some were fitted. Everything is written
+under another name and renamed.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate import PartialState
+from transformers import PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
+
+from collegium.build import (
+    Ingredients,
+    build_held_out,
+    build_ingredients,
+    build_prompts,
+    build_student,
+    build_tasks,
+    build_teachers,
+    build_trainer,
+    describe_held_out,
+    first_student,
+    fit_recipe,
+    measure_generation,
+    measure_tasks,
+    own_rule,
+    past_runs,
+)
+from collegium.callbacks import MetricsFile, StopOnSignal, TrainingProgress
+from collegium.contracts import Teacher
+from collegium.data.settings import PrepareProgress
+from collegium.durable import disk_errors, write_text
+from collegium.errors import DataError, RecipeError
+from collegium.evaluation.continual import continual_figures
+from collegium.evaluation.harness import HarnessTasks, evaluate_with_harness, require_harness
+from collegium.evaluation.language_modeling import DocumentSums, HeldOut, Rule
+from collegium.evaluation.summary import summarize
+from collegium.head import ProjectionHead
+from collegium.pretrained import check_model, last_hidden_states, load_model, load_tokenizer, place
+from collegium.recipe import Recipe
+from collegium.recipe_file import differences, dump_recipe, load_recipe
+from collegium.sections.evaluation import EvaluationSection
+from collegium.terminal import ProgressLine, duration, is_main_rank, say
+from collegium.tokenizer_match import require_same_tokenizer
+from collegium.trainer import DistillationTrainer, measure_student
+
+
+disable_progress_bar()  # those of transformers; ours say what is going on
+
+
+def prepare(recipe: Recipe) -> Ingredients:
+    """Text to packed blocks on disk; at once if they are there."""
+    line = ProgressLine()
+
+    def show(progress: PrepareProgress) -> None:
+        left = "" if progress.seconds_left is None else f", {duration(progress.seconds_left)} left"
+        line.update(
+            f"preparing {progress.source}: {progress.documents:,} documents, {progress.tokens:,} tokens, "
+            f"{progress.tokens_per_second:,.0f} tokens/s{left}"
+        )
+
+    # The first rank prepares and the others find the text prepared; then, on nodes that do not see the
+    # first one's disk, the first rank of each node.
+    state = _process_state()
+    with state.main_process_first(), state.local_main_process_first():
+        ingredients = build_ingredients(recipe, on_progress=show)
+    train = ingredients.text.train
+    held_out = {name: len(blocks) for name, blocks in ingredients.text.held_out.items()}
+    line.finish(f"text: {len(train):,} training blocks, held-out blocks {held_out}")
+    return ingredients
+
+
+def _process_state() -> PartialState:
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=1))
+
+
+def train(recipe: Recipe) -> dict[str, Any]:
+    """Train the student, or go on where a stopped run was; returns its evaluation.
+
+    Raises:
+        RecipeError: the run folder holds another recipe's run.
+        Stopped: a signal asked for an end; a checkpoint was written.
+    """
+    run_dir = recipe.run_dir
+    claim_run_dir(recipe, run_dir)
+    if (run_dir / "student").exists():
+        say(f"{run_dir}: finished already; delete it or set another output_dir to run again")
+        return read_evaluation(run_dir)
+    past_runs(recipe)  # before any work: a run that is continued must be finished
+    ingredients = prepare(recipe)
+    build_prompts(ingredients, recipe.evaluation.generation)  # before training: it may be that there are none
+    build_tasks(recipe)  # likewise
+    fitted, _ = fit_recipe(recipe, ingredients, device=device(), run_dir=run_dir)
+    teachers = build_teachers(fitted, ingredients, device=device())
+    held_out = build_held_out(recipe, ingredients, teachers, device=device())
+    tables = train_student(recipe, ingredients, teachers, held_out)
+    sections = {"continual": compare_with_past(recipe, ingredients, tables)}
+    if recipe.evaluation.generation is not None or recipe.evaluation.tasks:
+        student = place(load_model(str(run_dir / "student"), dtype=torch.float32), device())
+        sections["generation"] = measure_generation(recipe, ingredients, teachers, student, device=device())
+        sections["tasks"] = measure_tasks(recipe, ingredients, teachers, student, device=device())
+    return write_evaluation(run_dir, tables, recipe, ingredients, model="student", sections=sections)
+
+
+def train_student(
+    recipe: Recipe, ingredients: Ingredients, teachers: Sequence[Teacher], held_out: HeldOut
+) -> dict[str, DocumentSums]:
+    """Train, publish `student/`, and measure it on held-out text."""
+    trainer = fit_student(recipe, ingredients, teachers, held_out)
+    return measure_student(trainer.distillation_model, held_out, own=own_rule(recipe))
+
+
+def fit_student(
+    recipe: Recipe, ingredients: Ingredients, teachers: Sequence[Teacher], held_out: HeldOut | None
+) -> DistillationTrainer:
+    """Train and publish `student/`."""
+    run_dir = recipe.run_dir
+    signals = StopOnSignal()
+    trainer = build_trainer(
+        recipe,
+        ingredients,
+        build_student(recipe, ingredients, run_dir=run_dir),
+        teachers,
+        run_dir=run_dir,
+        held_out=held_out,
+        callbacks=[MetricsFile(run_dir / "metrics.jsonl"), TrainingProgress(), signals],
+    )
+    with signals.listening():
+        trainer.train(resume_from_checkpoint=True)
+    signals.raise_if_stopped(trainer.state.global_step)
+    publish_student(trainer, run_dir)
+    return trainer
+
+
+def claim_run_dir(recipe: Recipe, run_dir: Path) -> None:
+    """Write the resolved recipe, after seeing that a run that is there has the same result.
+
+    A run that ended before its first checkpoint, for instance by a mistake in its recipe, is replaced.
+
+    Raises:
+        RecipeError: the folder belongs to another recipe.
+    """
+    path = run_dir / "recipe.yaml"
+    if path.exists():
+        try:
+            other = load_recipe(path)
+        except RecipeError as error:
+            raise RecipeError(
+                f"{run_dir}: holds a run whose recipe this version does not read; "
+                f"give another output_dir or name, or delete the folder\n{error}"
+            ) from error
+        is_another = other.fingerprint != recipe.fingerprint
+        if is_another and ((run_dir / "student").exists() or any(run_dir.glob("checkpoints/checkpoint-*"))):
+            changed = "; ".join(differences(other, recipe)[:3])
+            raise RecipeError(
+                f"{run_dir}: holds a run of another recipe (there and here: {changed}); "
+                "give another output_dir or name, or delete the folder"
+            )
+        if is_another and is_main_rank():
+            # What was chosen for a student's layers, for all that is pruned, and for temperatures.
+            for name in ("kept_layers.json", "kept.json", "temperatures.json"):
+                (run_dir / name).unlink(missing_ok=True)
+    if is_main_rank():
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_text(path, dump_recipe(recipe))
+
+
+def publish_student(trainer: DistillationTrainer, run_dir: Path) -> None:
+    """Write `student/`, and `adapter/` beside it if only that was trained; each whole or not at all."""
+    if trainer.is_world_process_zero():
+        temporary = run_dir / ".writing"
+        try:
+            with disk_errors(temporary):
+                shutil.rmtree(run_dir / "adapter", ignore_errors=True)
+                if trainer.distillation_model.save_adapter(temporary):
+                    temporary.rename(run_dir / "adapter")
+                trainer.save_model(str(temporary))
+                temporary.rename(run_dir / "student")  # last: it says that the run is finished
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+
+
+def evaluate_run(run_dir: Path, harness: HarnessTasks | None = None) -> dict[str, Any]:
+    """Measure the student of a finished run anew, on tasks of lm-eval too if there are some.
+
+    Raises:
+        DataError: there is no finished run.
+    """
+    if not (run_dir / "student").is_dir():
+        raise DataError(f"{run_dir}: holds no `student` folder; give a finished run, or use --recipe with a model")
+    recipe = load_recipe(run_dir / "recipe.yaml")
+    return evaluate_model(recipe, str(run_dir / "student"), run_dir, harness)
+
+
+def evaluate_model(
+    recipe: Recipe, model: str, output_dir: Path, harness: HarnessTasks | None = None
+) -> dict[str, Any]:
+    """Measure any model with the recipe's tokenizer on its held-out text, against its teachers."""
+    if harness is not None:
+        require_harness(harness)
+    ingredients = prepare(recipe)
+    require_same_tokenizer(ingredients.tokenizer, load_tokenizer(model), name=model)
+    student = place(load_model(model, dtype=torch.float32), device())
+    check_model(student, ingredients.vocab_size, name=model)
+    run_dir = output_dir if (output_dir / "recipe.yaml").exists() else None
+    fitted, _ = fit_recipe(recipe, ingredients, device=device(), run_dir=run_dir)
+    teachers = build_teachers(fitted, ingredients, device=device())
+    held_out = build_held_out(recipe, ingredients, teachers, device=device())
+    tables = measure_model(student, held_out, ingredients, own=own_rule(recipe))
+    sections: dict[str, Any] = {
+        "continual": compare_with_past(recipe, ingredients, tables),
+        "generation": measure_generation(recipe, ingredients, teachers, student, device=device()),
+        "tasks": measure_tasks(recipe, ingredients, teachers, student, device=device()),
+    }
+    if harness is not None:
+        sections["lm_eval"] = evaluate_with_harness(student, ingredients.tokenizer, harness, device=device())
+    return write_evaluation(output_dir, tables, recipe, ingredients, model=model, sections=sections)
+
+
+def measure_model(
+    model: PreTrainedModel, held_out: HeldOut, ingredients: Ingredients, *, own: Rule | None = None
+) -> dict[str, DocumentSums]:
+    """Figures of any model on held-out text; see `HeldOut.measure_student`."""
+    return held_out.measure_student(
+        lambda batch: last_hidden_states(model, batch.input_ids, batch.position_ids),
+        ProjectionHead.from_model(model, ingredients.vocab_size),
+        own=own,
+    )
+
+
+def compare_with_past(
+    recipe: Recipe, ingredients: Ingredients, tables: Mapping[str, DocumentSums]
+) -> dict[str, Any] | None:
+    """What the student forgot of the runs that it continues and what it gained; None if it continues none."""
+    runs = past_runs(recipe)
+    if not runs:
+        return None
+    held_out = build_held_out(recipe, ingredients, [], device=device())
+
+    def measured(model: PreTrainedModel) -> dict[str, DocumentSums]:
+        return measure_model(place(model, device()).eval(), held_out, ingredients)
+
+    return continual_figures(
+        tables,
+        {str(run.folder): measured(load_model(run.student, dtype=torch.float32)) for run in runs},
+        {str(run.folder): run.domains for run in runs},
+        measured(first_student(runs, ingredients)),
+        confidence=recipe.evaluation.confidence,
+        num_samples=recipe.evaluation.bootstrap_samples,
+        seed=recipe.seed,
+    )
+
+
+def write_evaluation(
+    folder: Path,
+    tables: Mapping[str, DocumentSums],
+    recipe: Recipe,
+    ingredients: Ingredients,
+    *,
+    model: str,
+    sections: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Summarise and write `evaluation.json`; sections that are None are left out."""
+    summary = summary_of(tables, recipe.evaluation, recipe.seed)
+    num_tokens = sum(domain["tokens"] for domain in summary["domains"].values())
+    result = {
+        "recipe": recipe.fingerprint,
+        "model": model,
+        "held_out": {**describe_held_out(recipe, ingredients), "predicted_tokens": num_tokens},
+        **summary,
+        **{name: section for name, section in (sections or {}).items() if section is not None},
+    }
+    if is_main_rank():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "evaluation.json", json.dumps(result, indent=1))
+    return result
+
+
+def summary_of(tables: Mapping[str, DocumentSums], section: EvaluationSection, seed: int) -> dict[str, Any]:
+    """Figures with intervals, as the recipe asks for them."""
+    return summarize(tables, confidence=section.confidence, num_samples=section.bootstrap_samples, seed=seed)
+
+
+def read_evaluation(run_dir: Path) -> dict[str, Any]:
+    """The evaluation of a finished run; measured now if the run was stopped before."""
+    path = run_dir / "evaluation.json"
+    if not path.exists():
+        return evaluate_run(run_dir)
+    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return result
+
+
+def device() -> torch.device:
+    """This process's device."""
+    return cast(torch.device, _process_state().device)
