@@ -8,7 +8,7 @@ from ruamel.yaml import YAML
 from tiny_experiment import content
 
 from collegium.errors import RecipeError
-from collegium.reproduce.command import reproduce, specification_path
+from collegium.reproduce.command import EXPERIMENTS, Place, _check, reproduce, specification_path
 from collegium.reproduce.specification import in_folder, load_specification
 
 
@@ -123,7 +123,15 @@ def test_the_wheel_has_every_scale_and_every_teachers_recipe():
     assert included == {name: f"collegium/{name}" for name in [*shipped, "experiments/teachers"]}
 
 
-@pytest.mark.parametrize(("experiment", "known"), [("table1", "paper, small"), ("figure3", "small")])
-def test_a_scale_that_there_is_not_is_answered_by_those_of_the_experiment(experiment, known):
-    with pytest.raises(RecipeError, match=f"is none of {known}; give one"):
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_a_scale_that_there_is_not_is_answered_by_those_of_the_experiment(experiment):
+    with pytest.raises(RecipeError, match="is none of paper, small; give one"):
         specification_path("large", experiment)
+
+
+@pytest.mark.parametrize("scale", ["small", "paper"])
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_recipe_of_a_shipped_scale_can_be_read(experiment, scale, tmp_path):
+    path = specification_path(scale, experiment)
+    specification = load_specification(path)
+    _check(EXPERIMENTS[experiment](specification), specification, Place(path, tmp_path))

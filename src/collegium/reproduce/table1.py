@@ -33,7 +33,12 @@ def table1(specification: Specification) -> Experiment:
     experts = specification.experts
 
     def rows(best: Best) -> Sequence[Row]:
-        return [*_ladder(specification), *_singles(specification), *_baselines(specification, best)]
+        return [
+            *_ladder(specification),
+            *_singles(specification),
+            *_baselines(specification, best),
+            *_equal_compute(specification),
+        ]
 
     return Experiment(
         "table1",
@@ -114,7 +119,6 @@ def _ladder(specification: Specification) -> list[Row]:
         ),
         Row("ours_half", "Ours, half cross-entropy", group, half),
         Row("oracle", "Routes by true domain", group, distilled(specification, experts, oracle(experts))),
-        *_equal_compute(specification),
     ]
 
 
