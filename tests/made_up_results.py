@@ -108,6 +108,7 @@ def made_conditions() -> Measured:
     """One or two rows of each condition."""
     rows = [made_row(name, "text", 22.0) for name in ("ce", "ours", "uniform", "paper")]
     rows += [made_row(f"{name}_{n}", "text", 30.0 - n / 500) for n in (500, 4000) for name in ("ce", "ours")]
+    rows += [made_row(f"weighting_{index}", "weighting", 24.0 + index) for index in range(2)]
     rows += [made_row(f"sharp_{name}", "overconfident", 27.0) for name in ("uniform", "raw", "fitted")]
     rows += [
         made_row(f"switching_{name}", "switching", 29.0, against_baseline=None) for name in ("uniform", "token")

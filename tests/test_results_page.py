@@ -391,7 +391,7 @@ class TestExperimentsHaveWhatThePageNames:
     def test_conditions(self):
         rows = self.rows("conditions")
         assert {"ce", "ours", "ce_4000", "ours_4000"} <= set(rows)
-        assert set(rows.values()) == {"text", "overconfident", "switching", "cache"}
+        assert set(rows.values()) == {"text", "weighting", "overconfident", "switching", "cache"}
 
     def test_groups(self):
         known = {group for name in ("figure2", "conditions") for group in self.rows(name).values()}

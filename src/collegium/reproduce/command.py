@@ -4,6 +4,7 @@ Everything made is in one folder for each scale, runs by the hash of what decide
 what they have in common and a second call makes only what is missing.
 """
 
+import hashlib
 import importlib.resources
 import json
 import math
@@ -201,7 +202,9 @@ def _make(experiment: Experiment, specification: Specification, place: Place, wo
 
 
 def _measured_path(experiment: Experiment, place: Place, what: str) -> Path:
-    return place.output / f"{experiment.name}-{what}.json"
+    """Named by what decides it: who measures the same shares it, and what is out of date is not read."""
+    deciding = json.dumps([experiment.judges["experts"], dict(experiment.targets)], sort_keys=True)
+    return place.output / f"{what}-{hashlib.sha256(deciding.encode()).hexdigest()[:16]}.json"
 
 
 def _read(path: Path) -> Mapping[str, Any]:

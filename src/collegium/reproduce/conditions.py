@@ -1,7 +1,8 @@
 """When it helps: what a user with teachers of their own would ask, one small experiment for each question.
 
-How much text, what an over-confident teacher does and what calibration mends, documents that change their
-domain midway, and what a sparse cache costs. Learning rates are those of table 1. No torch here.
+How much text, over how long a stretch and how sharply certainty should weigh, what an over-confident teacher
+does and what calibration mends, documents that change their domain midway, and what a sparse cache costs.
+Learning rates are those of table 1. No torch here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ def conditions(specification: Specification) -> Experiment:
         return [
             *_tuned(specification),
             *_low_data(specification),
+            *_weightings(specification),
             *_overconfident(specification),
             *_switching(specification),
             *_caches(specification),
@@ -64,6 +66,28 @@ def _low_data(specification: Specification) -> list[Row]:
             ),
         ]
     return rows
+
+
+def _weightings(specification: Specification) -> list[Row]:
+    """Entropies over other stretches, sharper or softer, calibrated or not."""
+    rules: dict[str, tuple[dict[str, Any], Mapping[str, Any] | None]] = {
+        "document, tau 1": ({"granularity": "sequence", "tau": 1.0}, FITTED),
+        "document, tau 0.25, not calibrated": ({"granularity": "sequence", "tau": 0.25}, None),
+        "window of 32, tau 0.25": ({"granularity": "window:32", "tau": 0.25}, FITTED),
+        "token, tau 0.25": ({"granularity": "token", "tau": 0.25}, FITTED),
+        "token, tau 1": ({"granularity": "token", "tau": 1.0}, FITTED),
+    }
+    experts = specification.experts
+    return [
+        Row(
+            f"weighting_{index}",
+            label,
+            "weighting",
+            distilled(specification, experts, {"kind": "entropy", **rule}, teacher),
+            like="ours",
+        )
+        for index, (label, (rule, teacher)) in enumerate(rules.items())
+    ]
 
 
 def _overconfident(specification: Specification) -> list[Row]:

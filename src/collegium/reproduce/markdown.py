@@ -14,6 +14,7 @@ GROUPS = {
     "copies": "Teachers that differ by their seed (own common target)",
     "bad": "With a bad teacher",
     "text": "Amount of text",
+    "weighting": "Over what stretch, and how sharply, certainty weighs (calibrated if not said)",
     "overconfident": "One teacher three times as certain as it should be",
     "switching": "Documents that change their domain midway (own held-out text)",
     "cache": "Caches",
@@ -22,13 +23,14 @@ GROUPS = {
 
 REFERENCES: Mapping[tuple[str, str], Sequence[str]] = {
     ("figure2", "bad"): ("uniform", "paper", "ours"),
+    ("conditions", "weighting"): ("uniform", "paper", "ours"),
     ("conditions", "overconfident"): ("uniform", "paper", "ours"),
     ("conditions", "cache"): ("uniform",),
 }
 """Rows of other groups that a group is to be compared with: the same without what the group changes."""
 
 AS_THEY_ARE = {"bad": "no bad teacher", "overconfident": "none over-confident", "cache": "whole distributions"}
-"""What is different in those rows, by group."""
+"""What is different in those rows, by group, if their label does not say it."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,8 @@ def experiment_table(results: Measured, columns: Sequence[Column]) -> str:
 def group_rows(results: Measured, group: str) -> list[Content]:
     """Rows of a group after those that they are to be compared with."""
     names = REFERENCES.get((results.content["experiment"], group), ())
-    others = [{**row, "label": f"{row['label']}, {AS_THEY_ARE[group]}"} for row in results.named(names)]
+    remark = f", {AS_THEY_ARE[group]}" if group in AS_THEY_ARE else ""
+    others = [{**row, "label": f"{row['label']}{remark}"} for row in results.named(names)]
     return [*others, *results.in_group(group)]
 
 

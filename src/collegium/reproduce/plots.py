@@ -212,17 +212,20 @@ def _scored(results: Measured, name: str, task: Content) -> list[Content]:
 
 
 def _conditions(results: Measured) -> "Figure":
-    groups = ("overconfident", "switching", "cache")
-    rows = {group: group_rows(results, group) for group in groups}
-    heights = [0.3 + sum(map(_height, rows[group])) for group in groups]
-    figure, axes = _panels(3.2 + sum(heights), 4, 2, [2.0, *heights])
+    titles = {
+        "weighting": "perplexity, by stretch and sharpness of weights",
+        "overconfident": "perplexity, one teacher over-confident",
+        "switching": "perplexity, documents that change their domain",
+    }
+    rows = {group: group_rows(results, group) for group in (*titles, "cache")}
+    heights = [0.3 + sum(map(_height, of_group)) for of_group in rows.values()]
+    figure, axes = _panels(3.2 + sum(heights), 1 + len(rows), 2, [2.0, *heights])
     _amounts(_merged(axes[0]), results)
-    titles = ("perplexity, one teacher over-confident", "perplexity, documents that change their domain")
-    for line, group, title in zip(axes[1:3], groups, titles, strict=False):
+    for line, (group, title) in zip(axes[1:], titles.items(), strict=False):
         _dots(_merged(line), rows[group], "perplexity", title)
-    _dots(axes[3][0], rows["cache"], "perplexity", "perplexity, by cache")
-    _dots(axes[3][1], rows["cache"], "ece", "calibration error (ECE), %", 100.0)
-    axes[3][1].tick_params(axis="y", labelleft=False)
+    _dots(axes[-1][0], rows["cache"], "perplexity", "perplexity, by cache")
+    _dots(axes[-1][1], rows["cache"], "ece", "calibration error (ECE), %", 100.0)
+    axes[-1][1].tick_params(axis="y", labelleft=False)
     return figure
 
 
