@@ -8,7 +8,8 @@ import pytest
 from runs import write_recipe
 
 from collegium.cli import main
-from collegium.preflight.estimate.trial import folder_bytes, num_steps_of
+from collegium.evaluation.cost import folder_bytes
+from collegium.preflight.estimate.trial import num_steps_of
 from collegium.recipe_file import load_recipe
 
 
@@ -44,10 +45,14 @@ def test_disk_is_what_the_run_takes_and_nothing_remains_of_the_trial(recipe, tmp
     before = entries(tmp_path)
     out, _ = run("preflight", recipe, *changes, "--json")
     left = {name for name in entries(tmp_path) - before if not name.startswith("cache")}
-    assert left == set()
+    assert left == {"runs", "runs/pico", "runs/pico/preflight.json"}
+    assert (
+        json.loads((tmp_path / "runs/pico/preflight.json").read_text())["estimate"] == json.loads(out)["estimate"]
+    )
     estimate = json.loads(out)["estimate"]
     run("train", recipe, *changes)
     run_dir = tmp_path / "runs" / "pico"
+    (run_dir / "preflight.json").unlink()
     actual = {
         "text": folder_bytes(tmp_path / "files" / "prepared"),
         "checkpoints": folder_bytes(run_dir / "checkpoints"),
@@ -76,7 +81,7 @@ def test_caches_that_are_not_there_are_tried(recipe, tmp_path, run, mode):
     ]
     out, _ = run("preflight", recipe, *cached, "--json")
     report = json.loads(out)
-    assert not (tmp_path / "caches").exists() and not (tmp_path / "runs").exists()
+    assert not (tmp_path / "caches").exists() and entries(tmp_path / "runs") == {"pico", "pico/preflight.json"}
     told = report["estimate"]["disk_bytes"]["cache of one"]
     assert report["estimate"]["seconds"]["cache of one"] > 0
     assert any("one" in note and "not built" in note for note in report["estimate"]["notes"])

@@ -27,6 +27,7 @@ from collegium.build.ingredients import (
 )
 from collegium.build.models import load_teachers
 from collegium.build.objective import build_objective, build_rule, build_target, build_weighting, own_rule
+from collegium.build.samples import build_samples
 from collegium.build.student import build_student
 from collegium.build.tasks import answer_tasks, build_tasks, measure_tasks, student_sheet, teacher_sheets
 from collegium.build.tokenizers import Sample, compare_teachers, sample_text
@@ -45,6 +46,7 @@ __all__ = [
     "build_prompts",
     "build_references",
     "build_rule",
+    "build_samples",
     "build_student",
     "build_target",
     "build_tasks",

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from collegium.build.ingredients import Ingredients
+from collegium.build.ingredients import Ingredients, padding_id
 from collegium.build.objective import own_rule
 from collegium.contracts import GeneratingTeacher, Teacher
 from collegium.errors import DataError
@@ -70,12 +70,14 @@ def _samples(ingredients: Ingredients, references: References, written: Continua
 
 def build_writing(ingredients: Ingredients, section: GenerationSection) -> Writing:
     """When a continuation ends."""
-    eos: Any = ingredients.tokenizer.eos_token_id
+    return writing_of(ingredients.tokenizer, section.new_tokens, ingredients.vocab_size)
+
+
+def writing_of(tokenizer: PreTrainedTokenizerBase, new_tokens: int, vocab_size: int) -> Writing:
+    """The same for any tokenizer."""
+    eos: Any = tokenizer.eos_token_id
     return Writing(
-        new_tokens=section.new_tokens,
-        stop_token_id=eos,
-        pad_token_id=ingredients.pad_token_id,
-        vocab_size=ingredients.vocab_size,
+        new_tokens=new_tokens, stop_token_id=eos, pad_token_id=padding_id(tokenizer), vocab_size=vocab_size
     )
 
 
@@ -96,7 +98,7 @@ def build_references(
         RecipeError: sacrebleu is not installed.
     """
     prompts = build_prompts(ingredients, section)
-    authors = _authors(recipe, teachers)
+    authors = build_authors(recipe, teachers)
     writing = build_writing(ingredients, section)
     texts = {}
     for name, chosen in prompts.items():
@@ -131,7 +133,7 @@ def build_prompts(ingredients: Ingredients, section: GenerationSection | None) -
 
 
 @dataclass(frozen=True)
-class _Authors:
+class Authors:
     """Teachers that write together, each in its domains (None: all); none where they cannot."""
 
     teachers: Sequence[GeneratingTeacher]
@@ -151,7 +153,8 @@ class _Authors:
         return fused_continuations(self.teachers, self.rule, prompts, how, absent=absent, domain=domain)
 
 
-def _authors(recipe: Recipe, teachers: Sequence[Teacher]) -> _Authors:
+def build_authors(recipe: Recipe, teachers: Sequence[Teacher]) -> Authors:
+    """The teachers as those who write together by the recipe's rule."""
     rule = own_rule(recipe)
     if rule is None or not teachers:
         return _nobody("the recipe has no teachers, or no rule that fuses them without a student")
@@ -166,8 +169,8 @@ def _authors(recipe: Recipe, teachers: Sequence[Teacher]) -> _Authors:
         )
     domains = [teacher.domains if isinstance(teacher, RestrictedTeacher) else None for teacher in teachers]
     names = ", ".join(teacher.name for teacher in writers)
-    return _Authors(writers, domains, rule, f"{names}, fused by the recipe's rule")
+    return Authors(writers, domains, rule, f"{names}, fused by the recipe's rule")
 
 
-def _nobody(reason: str) -> _Authors:
-    return _Authors((), (), None, f"left out: {reason}")
+def _nobody(reason: str) -> Authors:
+    return Authors((), (), None, f"left out: {reason}")

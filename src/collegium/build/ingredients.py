@@ -38,14 +38,19 @@ class Ingredients:
 
     @property
     def pad_token_id(self) -> int:
-        """Stands where no token is read; EOS, or else anything, if the tokenizer has none for that."""
-        ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
-        return next(int(i) for i in ids if isinstance(i, int))
+        """See `padding_id`."""
+        return padding_id(self.tokenizer)
 
     @property
     def domains(self) -> list[str]:
         """Names of the domains, in the order of `Batch.domain_ids`."""
         return sorted(self.text.held_out)
+
+
+def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Stands where no token is read; EOS, or else anything, if the tokenizer has none for that."""
+    ids: tuple[object, ...] = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return next(int(i) for i in ids if isinstance(i, int))
 
 
 def build_ingredients(

@@ -35,16 +35,18 @@ from collegium.build import (
     past_runs,
 )
 from collegium.callbacks import MetricsFile, StopOnSignal, TrainingProgress
+from collegium.commands.portrait import cost_of, course, initial_student, portray
 from collegium.contracts import Teacher
 from collegium.data.settings import PrepareProgress
 from collegium.durable import disk_errors, write_text
 from collegium.errors import DataError, RecipeError
 from collegium.evaluation.continual import continual_figures
+from collegium.evaluation.cost import Clock
 from collegium.evaluation.harness import HarnessTasks, evaluate_with_harness, require_harness
-from collegium.evaluation.language_modeling import DocumentSums, HeldOut, Rule
+from collegium.evaluation.language_modeling import DocumentSums, HeldOut
+from collegium.evaluation.model_figures import measure_model
 from collegium.evaluation.summary import summarize
-from collegium.head import ProjectionHead
-from collegium.pretrained import check_model, last_hidden_states, load_model, load_tokenizer, place
+from collegium.pretrained import check_model, load_model, load_tokenizer, place
 from collegium.recipe import Recipe
 from collegium.recipe_file import differences, dump_recipe, load_recipe
 from collegium.sections.evaluation import EvaluationSection
@@ -95,19 +97,57 @@ def train(recipe: Recipe) -> dict[str, Any]:
         say(f"{run_dir}: finished already; delete it or set another output_dir to run again")
         return read_evaluation(run_dir)
     past_runs(recipe)  # before any work: a run that is continued must be finished
-    ingredients = prepare(recipe)
-    build_prompts(ingredients, recipe.evaluation.generation)  # before training: it may be that there are none
-    build_tasks(recipe)  # likewise
-    fitted, _ = fit_recipe(recipe, ingredients, device=device(), run_dir=run_dir)
-    teachers = build_teachers(fitted, ingredients, device=device())
-    held_out = build_held_out(recipe, ingredients, teachers, device=device())
-    tables = train_student(recipe, ingredients, teachers, held_out)
-    sections = {"continual": compare_with_past(recipe, ingredients, tables)}
-    if recipe.evaluation.generation is not None or recipe.evaluation.tasks:
-        student = place(load_model(str(run_dir / "student"), dtype=torch.float32), device())
-        sections["generation"] = measure_generation(recipe, ingredients, teachers, student, device=device())
-        sections["tasks"] = measure_tasks(recipe, ingredients, teachers, student, device=device())
+    clock, resumed = Clock(), any(run_dir.glob("checkpoints/checkpoint-*"))
+    with clock.timed("start, text and models"):
+        ingredients = prepare(recipe)
+        build_prompts(ingredients, recipe.evaluation.generation)  # before training: it may be that there are none
+        build_tasks(recipe)  # likewise
+        fitted, _ = fit_recipe(recipe, ingredients, device=device(), run_dir=run_dir)
+    with clock.timed("start, text and models"):
+        teachers = build_teachers(fitted, ingredients, device=device())
+        held_out = build_held_out(recipe, ingredients, teachers, device=device())
+    with clock.timed("training"):
+        trainer = fit_student(recipe, ingredients, teachers, held_out)
+    with clock.timed("evaluation"):
+        tables = measure_student(trainer.distillation_model, held_out, own=own_rule(recipe))
+        student = place(load_model(str(run_dir / "student"), dtype=torch.float32), device()).eval()
+        sections = measure_all(recipe, ingredients, teachers, held_out, tables, student, run_dir=run_dir)
+    sections["cost"] = cost_of(recipe, ingredients, run_dir, clock, resumed=resumed)
     return write_evaluation(run_dir, tables, recipe, ingredients, model="student", sections=sections)
+
+
+def measure_all(
+    recipe: Recipe,
+    ingredients: Ingredients,
+    teachers: Sequence[Teacher],
+    held_out: HeldOut,
+    tables: Mapping[str, DocumentSums],
+    student: PreTrainedModel,
+    *,
+    run_dir: Path | None,
+) -> dict[str, Any]:
+    """All that is measured beside the student's figures, as sections of `evaluation.json`.
+
+    Args:
+        recipe: The recipe.
+        ingredients: Tokenizer and text.
+        teachers: In the recipe's order.
+        held_out: Text that they were asked about.
+        tables: The student's figures on it.
+        student: The student.
+        run_dir: Of the run that made the student; None if it came from elsewhere.
+    """
+    where = {"device": device()}
+    students = {"student": student}
+    if run_dir is not None:
+        students = {"student before": initial_student(recipe, ingredients, run_dir, device()), **students}
+    return {
+        **portray(recipe, ingredients, teachers, held_out, tables, students, **where),
+        "course": None if run_dir is None else course(run_dir),
+        "continual": compare_with_past(recipe, ingredients, tables),
+        "generation": measure_generation(recipe, ingredients, teachers, student, **where),
+        "tasks": measure_tasks(recipe, ingredients, teachers, student, **where),
+    }
 
 
 def train_student(
@@ -215,26 +255,13 @@ def evaluate_model(
     fitted, _ = fit_recipe(recipe, ingredients, device=device(), run_dir=run_dir)
     teachers = build_teachers(fitted, ingredients, device=device())
     held_out = build_held_out(recipe, ingredients, teachers, device=device())
-    tables = measure_model(student, held_out, ingredients, own=own_rule(recipe))
-    sections: dict[str, Any] = {
-        "continual": compare_with_past(recipe, ingredients, tables),
-        "generation": measure_generation(recipe, ingredients, teachers, student, device=device()),
-        "tasks": measure_tasks(recipe, ingredients, teachers, student, device=device()),
-    }
+    tables = measure_model(student, held_out, ingredients.vocab_size, own=own_rule(recipe))
+    sections = measure_all(recipe, ingredients, teachers, held_out, tables, student.eval(), run_dir=run_dir)
+    if (output_dir / "evaluation.json").exists():  # what it took to train, which is not measured anew
+        sections["cost"] = _read(output_dir / "evaluation.json").get("cost")
     if harness is not None:
         sections["lm_eval"] = evaluate_with_harness(student, ingredients.tokenizer, harness, device=device())
     return write_evaluation(output_dir, tables, recipe, ingredients, model=model, sections=sections)
-
-
-def measure_model(
-    model: PreTrainedModel, held_out: HeldOut, ingredients: Ingredients, *, own: Rule | None = None
-) -> dict[str, DocumentSums]:
-    """Figures of any model on held-out text; see `HeldOut.measure_student`."""
-    return held_out.measure_student(
-        lambda batch: last_hidden_states(model, batch.input_ids, batch.position_ids),
-        ProjectionHead.from_model(model, ingredients.vocab_size),
-        own=own,
-    )
 
 
 def compare_with_past(
@@ -247,7 +274,7 @@ def compare_with_past(
     held_out = build_held_out(recipe, ingredients, [], device=device())
 
     def measured(model: PreTrainedModel) -> dict[str, DocumentSums]:
-        return measure_model(place(model, device()).eval(), held_out, ingredients)
+        return measure_model(place(model, device()).eval(), held_out, ingredients.vocab_size)
 
     return continual_figures(
         tables,
@@ -295,6 +322,10 @@ def read_evaluation(run_dir: Path) -> dict[str, Any]:
     path = run_dir / "evaluation.json"
     if not path.exists():
         return evaluate_run(run_dir)
+    return _read(path)
+
+
+def _read(path: Path) -> dict[str, Any]:
     result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return result
 

@@ -26,6 +26,7 @@ from collegium.build import (
 from collegium.commands.run import (
     claim_run_dir,
     device,
+    measure_all,
     prepare,
     train_student,
     write_evaluation,
@@ -33,9 +34,9 @@ from collegium.commands.run import (
 from collegium.contracts import Teacher
 from collegium.durable import write_text
 from collegium.evaluation.language_modeling import DocumentSums, HeldOut
+from collegium.evaluation.model_figures import measure_model
 from collegium.evaluation.summary import compare
-from collegium.head import ProjectionHead
-from collegium.pretrained import last_hidden_states, load_model, place
+from collegium.pretrained import load_model, place
 from collegium.recipe import Recipe
 from collegium.recipe_file import load_recipe
 from collegium.terminal import duration, say, show_table
@@ -78,11 +79,7 @@ def run_demo(output: Path, *, as_json: bool) -> None:
 
 
 def _measure(model: PreTrainedModel, ingredients: Ingredients, held_out: HeldOut) -> dict[str, DocumentSums]:
-    place(model, device()).eval()
-    return held_out.measure_student(
-        lambda batch: last_hidden_states(model, batch.input_ids, batch.position_ids),
-        ProjectionHead.from_model(model, ingredients.vocab_size),
-    )
+    return measure_model(place(model, device()).eval(), held_out, ingredients.vocab_size)
 
 
 def _trained(
@@ -93,7 +90,9 @@ def _trained(
     if folder.exists():  # the demo was stopped after this student
         return _measure(load_model(str(folder), dtype=torch.float32), ingredients, held_out)
     tables = train_student(recipe, ingredients, teachers, held_out)
-    write_evaluation(recipe.run_dir, tables, recipe, ingredients, model="student")
+    student = place(load_model(str(folder), dtype=torch.float32), device()).eval()
+    sections = measure_all(recipe, ingredients, teachers, held_out, tables, student, run_dir=recipe.run_dir)
+    write_evaluation(recipe.run_dir, tables, recipe, ingredients, model="student", sections=sections)
     return tables
 
 

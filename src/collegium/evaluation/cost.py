@@ -1,6 +1,15 @@
-"""What a run will take: time, memory and disk, as figures that can be told and compared."""
+"""What a run will take, and what it took: time, memory and disk, as figures that can be told and compared."""
 
+import contextlib
+import os
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+
+import torch
 
 
 @dataclass(frozen=True)
@@ -44,3 +53,34 @@ class RunCost:
     def total_disk_bytes(self) -> int:
         """When all is done."""
         return sum(self.disk_bytes.values())
+
+
+class Clock:
+    """Seconds of named parts."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Add what the block takes to the part `name`."""
+        start = time.perf_counter()
+        yield
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def peak_bytes() -> int:
+    """Largest resident set since the mark was reset, else since the process began."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    unit = 1 if os.uname().sysname == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def folder_bytes(folder: Path) -> int:
+    """Of all files in it; 0 if it is not there."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

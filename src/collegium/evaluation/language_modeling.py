@@ -20,7 +20,7 @@ from torch import Tensor
 from collegium.contracts import Batch, Capability, Positions, Teacher, TeacherStats, predicted_positions
 from collegium.data.blocks import PackedBlocks
 from collegium.data.collate import BlockCollator
-from collegium.functional.calibration import confidence_gaps
+from collegium.functional.calibration import confidence_bins, confidence_gaps
 from collegium.functional.divergences import entropy, forward_kl
 from collegium.functional.elementwise import full_precision
 from collegium.functional.fusion import Fusion, mixture_logprobs
@@ -32,7 +32,7 @@ from collegium.signals import Head, TeacherSignal, TopKSignal
 CONFIDENCE_BINS = 15
 """Of equal width, as in arXiv:1706.04599."""
 
-_GAPS = "confidence_gaps"
+_GAPS, _COUNTS = "confidence_gaps", "confidence_counts"
 
 Trunk = Callable[[Batch], Tensor]
 """Runs a model below its head: a batch to hidden states [B S D]."""
@@ -59,12 +59,14 @@ class DocumentSums:
         sums: Sum of each per-token figure, [D] each.
         confidence_gaps: Sum over the tokens of each bin of confidence of (confidence - right or wrong),
             [D `CONFIDENCE_BINS`]; None for what is no student.
+        confidence_counts: Tokens of each bin, likewise.
     """
 
     tokens: Tensor
     num_bytes: Tensor
     sums: dict[str, Tensor]
     confidence_gaps: Tensor | None = None
+    confidence_counts: Tensor | None = None
 
     def mean(self, name: str) -> float:
         """Mean of a figure over tokens."""
@@ -251,7 +253,8 @@ def _student_of(domain: HeldOutDomain, trunk: Trunk, head: Head, own: Rule | Non
         sums = domain.sum_by_document(figures())
     absent = domain.absent_teachers
     kept = {key: total for key, total in sums.sums.items() if key.removeprefix("kl/") not in absent}
-    return replace(sums, confidence_gaps=kept.pop(_GAPS, None), sums=kept)
+    gaps, counts = kept.pop(_GAPS, None), kept.pop(_COUNTS, None)
+    return replace(sums, confidence_gaps=gaps, confidence_counts=counts, sums=kept)
 
 
 def _student_chunk(
@@ -270,6 +273,7 @@ def _student_chunk(
         "nll": _nll(logprobs, labels),
         "accuracy": right,
         _GAPS: confidence_gaps(top.exp(), right, CONFIDENCE_BINS),
+        _COUNTS: confidence_bins(top.exp(), torch.ones_like(top), CONFIDENCE_BINS),
     }
     if held_out.stats is None:
         return values

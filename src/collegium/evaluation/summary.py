@@ -55,12 +55,20 @@ def _domain(table: DocumentSums, options: Mapping[str, Any]) -> dict[str, Any]:
         figures["bits_per_byte"] = bootstrap_ratio(bits, num_bytes[has_bytes], **options)
     if table.confidence_gaps is not None:
         figures["ece"] = bootstrap_figure(calibration_error(table), **options)
-    return {
+    domain: dict[str, Any] = {
         "documents": int(has_tokens.sum()),
         "tokens": int(tokens.sum()),
         "bytes": int(table.num_bytes.sum()),
         "figures": {name: asdict(interval) for name, interval in figures.items()},
     }
+    if table.confidence_gaps is not None and table.confidence_counts is not None:
+        gaps, counts = table.confidence_gaps.sum(0), table.confidence_counts.sum(0)
+        domain["confidence_bins"] = {"tokens": counts.int().tolist(), "gaps": _rounded(gaps / counts.clamp_min(1))}
+    return domain
+
+
+def _rounded(values: torch.Tensor) -> list[float]:
+    return [round(float(value), 5) for value in values]
 
 
 def calibration_error(table: DocumentSums) -> CorpusFigure:

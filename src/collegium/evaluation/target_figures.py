@@ -63,7 +63,12 @@ class TargetFigures:
 
 
 def measure_target_figures(
-    held_out: HeldOut, rules: Mapping[str, Rule], chosen: Rule, *, stretches: Sequence[str]
+    held_out: HeldOut,
+    rules: Mapping[str, Rule],
+    chosen: Rule,
+    *,
+    stretches: Sequence[str],
+    with_pairs: bool = True,
 ) -> dict[str, TargetFigures]:
     """Measure teachers, rules and the oracles, by domain.
 
@@ -74,13 +79,21 @@ def measure_target_figures(
         rules: Ways to fuse, each measured by its loss.
         chosen: The one whose weights and conflict are told.
         stretches: Granularities over which certainty is compared with being right.
+        with_pairs: Whether to compare each two teachers, which takes a mixture for each.
     """
-    return {name: _figures_of(domain, rules, chosen, stretches) for name, domain in held_out.domains.items()}
+    return {
+        name: _figures_of(domain, rules, chosen, stretches, with_pairs)
+        for name, domain in held_out.domains.items()
+    }
 
 
 @torch.no_grad()
 def _figures_of(
-    domain: HeldOutDomain, rules: Mapping[str, Rule], chosen: Rule, stretches: Sequence[str]
+    domain: HeldOutDomain,
+    rules: Mapping[str, Rule],
+    chosen: Rule,
+    stretches: Sequence[str],
+    with_pairs: bool,
 ) -> TargetFigures:
     conflicts = []
     names = [teacher.name for teacher in domain.teachers]
@@ -101,7 +114,7 @@ def _figures_of(
             weights = covered_weights(chosen.weighting(stats, held_out.positions))
             values |= {f"teacher/{name}/weight": weights[:, m] for m, name in enumerate(names)}
             values["effective_teachers"] = effective_teachers(weights)
-            values |= _compared(held_out, stats, weights, names, domain.chunk_size)
+            values |= _compared(held_out, stats, weights, names, domain.chunk_size, with_pairs)
             conflicts.append(values["conflict"].float().cpu())
             yield held_out, values
 
@@ -158,7 +171,12 @@ def jensen_shannon(logprobs: Sequence[Float[Tensor, "n V"]]) -> Float[Tensor, "n
 
 
 def _compared(
-    held_out: HeldOutBatch, stats: TeacherStats, weights: Tensor, names: Sequence[str], chunk_size: int
+    held_out: HeldOutBatch,
+    stats: TeacherStats,
+    weights: Tensor,
+    names: Sequence[str],
+    chunk_size: int,
+    with_pairs: bool,
 ) -> dict[str, Tensor]:
     """What needs all teachers' distributions at once."""
     parts = []
@@ -168,9 +186,10 @@ def _compared(
         own = torch.stack([entropy(p) for p in logprobs], -1)  # [n M]
         mixed = mixture_logprobs(logprobs, weights[rows])
         part["conflict"] = entropy(mixed) - (weights[rows] * own).sum(-1)
-        both = stats.valid[rows].unsqueeze(-1) & stats.valid[rows].unsqueeze(-2)
-        part["pairs"] = jensen_shannon(logprobs) * both
-        part["pair_counts"] = both.double()
+        if with_pairs:
+            both = stats.valid[rows].unsqueeze(-1) & stats.valid[rows].unsqueeze(-2)
+            part["pairs"] = jensen_shannon(logprobs) * both
+            part["pair_counts"] = both.double()
         parts.append(part)
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 

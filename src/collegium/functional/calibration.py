@@ -127,9 +127,16 @@ def confidence_gaps(
         right: 1 where it is the label, else 0.
         num_bins: Number of bins.
     """
+    return confidence_bins(confidence, confidence - right, num_bins)
+
+
+def confidence_bins(
+    confidence: Float[Tensor, " n"], value: Float[Tensor, " n"], num_bins: int
+) -> Float[Tensor, "n bins"]:
+    """A value of each prediction in its bin of confidence, 0 in the others."""
     bins = ((confidence * num_bins).ceil().long() - 1).clamp(0, num_bins - 1)
-    gaps = torch.zeros((len(confidence), num_bins), dtype=confidence.dtype, device=confidence.device)
-    return gaps.scatter_(-1, bins.unsqueeze(-1), (confidence - right).unsqueeze(-1))
+    empty = torch.zeros((len(confidence), num_bins), dtype=confidence.dtype, device=confidence.device)
+    return empty.scatter_(-1, bins.unsqueeze(-1), value.unsqueeze(-1))
 
 
 @dataclass(frozen=True)

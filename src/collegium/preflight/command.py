@@ -1,8 +1,10 @@
 """What `collegium preflight` does: judge the teachers on held-out text, and try the run for its cost.
 
-Nothing is trained that stays: the trial's folder is removed.
+Nothing is trained that stays: the trial's folder is removed. What was found is kept in the run folder, where the
+report puts it beside what the run took.
 """
 
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
@@ -15,10 +17,12 @@ from collegium.build import (
     fit_recipe,
     sample_text,
 )
+from collegium.commands.portrait import PREFLIGHT
 from collegium.commands.run import device, prepare
 from collegium.contracts import Teacher
+from collegium.durable import write_text
 from collegium.errors import RecipeError, UserError
-from collegium.evaluation.cost import RunCost
+from collegium.evaluation.cost import Clock, RunCost
 from collegium.evaluation.language_modeling import HeldOut
 from collegium.evaluation.preflight import Preflight, Resampling, run_preflight
 from collegium.evaluation.preflight_verdict import cost_verdict, verdict
@@ -27,9 +31,9 @@ from collegium.functional.weighting import READ_ENTROPIES, Weighting
 from collegium.preflight.estimate.caches import PendingCache, pending_caches
 from collegium.preflight.estimate.memory import PeakMemory
 from collegium.preflight.estimate.run import Known, estimate_run
-from collegium.preflight.estimate.trial import Clock
+from collegium.preflight.tables import as_tree
 from collegium.recipe import Recipe
-from collegium.terminal import say
+from collegium.terminal import is_main_rank, say
 
 
 ALTERNATIVES: Mapping[str, Weighting | JointWeighting] = {
@@ -100,7 +104,11 @@ def preflight(
     )
     reads_entropies = recipe.objective.weighting.kind in (*READ_ENTROPIES, "ebkd")
     lines = verdict(result, confidence=evaluation.confidence, reads_entropies=reads_entropies)
-    return replace(result, verdict=(*lines, *cost_lines)), cost
+    result = replace(result, verdict=(*lines, *cost_lines))
+    if is_main_rank():  # beside what the run will take, once it is known
+        told = {"recipe": recipe.fingerprint, **as_tree(result, cost)}
+        write_text(recipe.run_dir / PREFLIGHT, json.dumps(told, indent=1))
+    return result, cost
 
 
 def _running(recipe: Recipe, pending: list[PendingCache]) -> Recipe:

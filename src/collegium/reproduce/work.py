@@ -27,10 +27,11 @@ from collegium.build import (
     own_rule,
 )
 from collegium.commands.cache import cache as build_caches
-from collegium.commands.run import claim_run_dir, device, fit_student, measure_model, prepare
+from collegium.commands.run import claim_run_dir, device, fit_student, prepare
 from collegium.durable import write_text
 from collegium.evaluation.generation import References, continuation_figures, continue_documents
 from collegium.evaluation.language_modeling import DocumentSums, HeldOut
+from collegium.evaluation.model_figures import measure_model
 from collegium.pretrained import load_model, place
 from collegium.recipe import Recipe
 from collegium.reproduce.made import alone
@@ -109,13 +110,13 @@ def _tables(model: PreTrainedModel, judge: Judge, fitted: Recipe | None, output:
     """Against the judge; `kl/own` against what the student learnt from, which may be other teachers."""
     rule = None if fitted is None else own_rule(fitted)
     if fitted is None or rule is None:
-        return measure_model(model, judge.held_out, judge.ingredients)
+        return measure_model(model, judge.held_out, judge.ingredients.vocab_size)
     plain = [{**t.model_dump(mode="json"), "cached": False} for t in fitted.teachers]
     if plain == [t.model_dump(mode="json") for t in judge.recipe.teachers]:
-        return measure_model(model, judge.held_out, judge.ingredients, own=rule)
-    tables = measure_model(model, judge.held_out, judge.ingredients)
+        return measure_model(model, judge.held_out, judge.ingredients.vocab_size, own=rule)
+    tables = measure_model(model, judge.held_out, judge.ingredients.vocab_size)
     own = _judge(_own_judge(judge.recipe, plain), output)
-    measured = measure_model(model, own.held_out, own.ingredients, own=rule)
+    measured = measure_model(model, own.held_out, own.ingredients.vocab_size, own=rule)
     return {
         name: replace(
             table, sums=table.sums | {k: v for k, v in measured[name].sums.items() if k.endswith("/own")}

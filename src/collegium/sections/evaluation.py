@@ -19,6 +19,17 @@ class GenerationSection(Section):
     """Tokens that are written at most, by the most probable token; EOS ends a text."""
 
 
+class SamplesSection(Section):
+    """What people read in the report: passages token by token, and continuations side by side."""
+
+    passage_tokens: int = Field(default=96, ge=0)
+    """Tokens of a held-out document of each domain that are told one by one; 0 for none."""
+    prompt_tokens: int = Field(default=32, ge=1)
+    """Tokens of a document that are given to teachers and student to go on from."""
+    new_tokens: int = Field(default=32, ge=0)
+    """Tokens that each writes at most; 0 for none."""
+
+
 class EvaluationSection(Section):
     """Measurement on held-out text."""
 
@@ -32,6 +43,8 @@ class EvaluationSection(Section):
     """Resamples of the documents."""
     generation: GenerationSection | None = None
     """Continuations of held-out documents; none if not given."""
+    samples: SamplesSection | None = SamplesSection()
+    """Text for people to read, beside the student before training; `null` for none, which saves its time."""
     tasks: Annotated[Many[TaskEvaluationSection], AfterValidator(names_of_tasks_differ)] = ()
     """Tasks that the student is measured on."""
     task_teachers: bool = True

@@ -20,7 +20,7 @@ from collegium.cache.records import finished_manifest, num_shards
 from collegium.commands.cache import section_to_cache
 from collegium.contracts import Teacher
 from collegium.data.blocks import PackedBlocks
-from collegium.preflight.estimate.trial import folder_bytes
+from collegium.evaluation.cost import folder_bytes
 from collegium.recipe import Recipe
 from collegium.sections.models import LocalTeacherSection
 

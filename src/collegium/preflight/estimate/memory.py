@@ -4,10 +4,11 @@ import contextlib
 import ctypes
 import gc
 import os
-import resource
 from pathlib import Path
 
 import torch
+
+from collegium.evaluation.cost import peak_bytes
 
 
 class PeakMemory:
@@ -48,16 +49,6 @@ class PeakMemory:
     def device(self) -> int | None:
         """Likewise on this process's GPU; None without one."""
         return max(self._device, default=None)
-
-
-def peak_bytes() -> int:
-    """Largest resident set since the mark was reset, else since the process began."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    unit = 1 if os.uname().sysname == "Darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def available_bytes() -> int | None:

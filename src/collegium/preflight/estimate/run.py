@@ -12,7 +12,7 @@ from accelerate import PartialState
 from collegium.build import Ingredients, build_ingredients, past_runs
 from collegium.contracts import Teacher
 from collegium.data.prepared import PreparedText
-from collegium.evaluation.cost import RunCost
+from collegium.evaluation.cost import Clock, RunCost, folder_bytes
 from collegium.evaluation.language_modeling import HeldOut
 from collegium.preflight.estimate.caches import (
     CacheCost,
@@ -24,7 +24,7 @@ from collegium.preflight.estimate.caches import (
     sample_size,
 )
 from collegium.preflight.estimate.memory import PeakMemory, available_bytes
-from collegium.preflight.estimate.trial import Clock, Trial, folder_bytes, run_trial
+from collegium.preflight.estimate.trial import Trial, run_trial
 from collegium.recipe import Recipe
 
 
@@ -125,6 +125,7 @@ def _seconds(
     running = 1 - len(caches) / max(1, len(recipe.teachers))  # the others will be read from their caches
     parts["held-out text, teachers"] = took["asked"] * running
     parts["held-out text, student"] = took["evaluation"] * evaluations + took["summary"]
+    parts["report"] = took["student"] + took["portrait"]
     if took["generation"]:
         parts["continuations"] = took["generation"]
     return parts

@@ -8,8 +8,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,10 @@ from transformers.trainer_utils import SaveStrategy
 from collegium.build import Ingredients, build_student, build_trainer, measure_generation, own_rule
 from collegium.callbacks import MetricsFile
 from collegium.checkpoint import CheckpointDirectory
+from collegium.commands.portrait import portray
 from collegium.commands.run import publish_student, summary_of
 from collegium.contracts import Teacher
+from collegium.evaluation.cost import Clock, folder_bytes
 from collegium.evaluation.language_modeling import HeldOut
 from collegium.recipe import Recipe
 from collegium.trainer import DistillationTrainer, measure_student
@@ -40,22 +41,6 @@ MAX_WRITTEN = 2**30
 
 TRIED_TOKENS = (2, 12)
 """Lengths of the continuations that are timed; the cost of a longer one follows from their difference."""
-
-
-class Clock:
-    """Seconds of named parts."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def timed(self, name: str) -> Iterator[None]:
-        """Add what the block takes to the part `name`."""
-        start = time.perf_counter()
-        yield
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
 @dataclass
@@ -88,8 +73,9 @@ class Trial:
 
     Attributes:
         seconds: `student` (making it), `first` (the trainer, up to the end of the first step), `evaluation`,
-            `summary` (its intervals), `checkpoint`, `published` (writing the student), `remix` (one measurement of
-            the domains, where they are mixed), `asked` (held-out text, by the teachers), `generation`.
+            `summary` (its intervals), `portrait` (what the report shows beside them), `checkpoint`, `published`
+            (writing the student), `remix` (one measurement of the domains, where they are mixed), `asked` (held-out
+            text, by the teachers), `generation`.
         steps: Seconds of each step after the first.
         num_steps: Steps that the whole run has.
         checkpoint_bytes: Of one, without its log.
@@ -152,6 +138,10 @@ def run_trial(
         tables = measure_student(trainer.distillation_model, held_out, own=own_rule(recipe))
     with clock.timed("summary"):
         summary = summary_of(tables, recipe.evaluation, recipe.seed)
+    with clock.timed("portrait"):
+        model = trainer.distillation_model.causal_lm.eval()
+        students = {"student before": model, "student": model}
+        summary |= portray(recipe, ingredients, teachers, held_out, tables, students, device=device)
     if trainer.mixing is not None:
         with clock.timed("remix"):
             measure_student(trainer.distillation_model, trainer.mixing.held_out)
@@ -274,8 +264,3 @@ def _line_bytes(path: Path) -> int:
     """Mean size of the lines of a file."""
     lines = path.read_bytes().splitlines() if path.exists() else []
     return sum(len(line) + 1 for line in lines) // max(1, len(lines))
-
-
-def folder_bytes(folder: Path) -> int:
-    """Of all files in it; 0 if it is not there."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
