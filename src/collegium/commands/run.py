@@ -55,6 +55,9 @@ from collegium.tokenizer_match import require_same_tokenizer
 from collegium.trainer import DistillationTrainer, measure_student
 
 
+LISTS = ("documents", "passages", "course")
+"""Sections of `evaluation.json` that are for programs."""
+
 disable_progress_bar()  # those of transformers; ours say what is going on
 
 
@@ -308,8 +311,17 @@ def write_evaluation(
     }
     if is_main_rank():
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "evaluation.json", json.dumps(result, indent=1))
+        write_text(folder / "evaluation.json", evaluation_text(result))
     return result
+
+
+def evaluation_text(result: Mapping[str, Any]) -> str:
+    """As JSON; sections that are long lists take a line each, and the others are laid out to be read."""
+    lines = (
+        f"{json.dumps(name)}: {json.dumps(section, indent=None if name in LISTS else 1)}"
+        for name, section in result.items()
+    )
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def summary_of(tables: Mapping[str, DocumentSums], section: EvaluationSection, seed: int) -> dict[str, Any]:

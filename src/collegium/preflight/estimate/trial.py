@@ -4,7 +4,6 @@ The steps are those of the recipe: its student, teachers or their caches, batch 
 They are written nowhere but to a folder that the caller throws away.
 """
 
-import json
 import math
 import statistics
 import time
@@ -22,7 +21,7 @@ from collegium.build import Ingredients, build_student, build_trainer, measure_g
 from collegium.callbacks import MetricsFile
 from collegium.checkpoint import CheckpointDirectory
 from collegium.commands.portrait import portray
-from collegium.commands.run import publish_student, summary_of
+from collegium.commands.run import evaluation_text, publish_student, summary_of
 from collegium.contracts import Teacher
 from collegium.evaluation.cost import Clock, folder_bytes
 from collegium.evaluation.language_modeling import HeldOut
@@ -74,8 +73,8 @@ class Trial:
     Attributes:
         seconds: `student` (making it), `first` (the trainer, up to the end of the first step), `evaluation`,
             `summary` (its intervals), `portrait` (what the report shows beside them), `checkpoint`, `published`
-            (writing the student), `remix` (one measurement of the domains, where they are mixed), `asked` (held-out
-            text, by the teachers), `generation`.
+            (writing the student), `remix` (one measurement of the domains, where they are mixed), `asked`
+            (held-out text, by the teachers), `generation`.
         steps: Seconds of each step after the first.
         num_steps: Steps that the whole run has.
         checkpoint_bytes: Of one, without its log.
@@ -157,7 +156,7 @@ def run_trial(
         checkpoint_bytes,
         student_bytes,
         _line_bytes(folder / "metrics.jsonl"),
-        len(json.dumps(summary, indent=1)),
+        len(evaluation_text(summary)),
     )
 
 
