@@ -180,6 +180,25 @@ def evaluate(
 
 
 @app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN [RUN]...", help="folders of finished runs")],
+    output: Annotated[
+        Path | None, typer.Option(help="the page; report.html in the run, or here if there are several")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make one page of a run, or of several beside each other: what was taught, by whom, and what came of it."""
+    from collegium.commands.report import report as make
+    from collegium.commands.tables import show_json
+
+    made = make(runs, output)
+    if as_json:
+        show_json(made)
+    else:
+        print(made["page"])
+
+
+@app.command()
 def demo(
     output: Annotated[Path, typer.Option(help="folder for the runs and the table")] = Path("runs/demo"),
     as_json: AsJson = False,

@@ -49,6 +49,7 @@ from collegium.evaluation.summary import summarize
 from collegium.pretrained import check_model, load_model, load_tokenizer, place
 from collegium.recipe import Recipe
 from collegium.recipe_file import differences, dump_recipe, load_recipe
+from collegium.report.words import verdict
 from collegium.sections.evaluation import EvaluationSection
 from collegium.terminal import ProgressLine, duration, is_main_rank, say
 from collegium.tokenizer_match import require_same_tokenizer
@@ -309,6 +310,7 @@ def write_evaluation(
         **summary,
         **{name: section for name, section in (sections or {}).items() if section is not None},
     }
+    result["verdict"] = verdict(result)
     if is_main_rank():
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "evaluation.json", evaluation_text(result))

@@ -23,6 +23,7 @@ from collegium.build import (
     build_student,
     build_teachers,
 )
+from collegium.commands.report import report
 from collegium.commands.run import (
     claim_run_dir,
     device,
@@ -72,10 +73,11 @@ def run_demo(output: Path, *, as_json: bool) -> None:
     result = _result(targets, names, students, fused)
     result["seconds"] = round(time.monotonic() - start, 1)
     write_text(output / "demo.json", json.dumps(result, indent=1))
+    page = report([fused.run_dir, plain.run_dir], output / "report.html")["page"]
     if as_json:
         print(json.dumps(result))
     else:
-        _show(result, fused.run_dir / "student")
+        _show(result, fused.run_dir / "student", page)
 
 
 def _measure(model: PreTrainedModel, ingredients: Ingredients, held_out: HeldOut) -> dict[str, DocumentSums]:
@@ -127,7 +129,7 @@ def _losses(tables: Mapping[str, DocumentSums], figure: str) -> dict[str, float]
     return {**row, "mean": sum(row.values()) / len(row)}
 
 
-def _show(result: Mapping[str, Any], folder: Path) -> None:
+def _show(result: Mapping[str, Any], folder: Path, page: str) -> None:
     columns = list(next(iter(result["nll"].values())))
     rows = [[name, *(f"{math.exp(row[column]):.1f}" for column in columns)] for name, row in result["nll"].items()]
     best = list(result["nll"]).index("student, distilled")
@@ -139,6 +141,7 @@ def _show(result: Mapping[str, Any], folder: Path) -> None:
         f"95% interval [{gain['low']:+.3f}, {gain['high']:+.3f}] over documents"
     )
     say(f"student: {folder} (loads with transformers.AutoModelForCausalLM.from_pretrained)")
+    say(f"report: {page} (open it in a browser: who taught which token)")
     say(f"it writes: {_continuation(folder)!r}")
     say(f"done in {duration(result['seconds'])}")
 

@@ -48,7 +48,7 @@ def draw_all(results: Mapping[str, Measured], folder: Path) -> None:
     try:
         import matplotlib
     except ImportError:
-        say("figures are not drawn, which needs matplotlib: pip install 'collegium[docs]'")
+        say("figures are not drawn, which needs matplotlib: pip install 'collegium[report]'")
         return
     folder.mkdir(parents=True, exist_ok=True)
     for name, measured in results.items():

@@ -1,0 +1,127 @@
+"""Figures of held-out text. Each returns whether the run has anything to be drawn."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from collegium.report.look import colour, label, legend_above, marker, plain_ticks
+from collegium.report.records import Figure, RunRecord
+from collegium.report.svg import INK, LINE, MUTED, STUDENT
+
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def losses(axes: "Axes", run: RunRecord) -> bool:
+    """Perplexities of student, teachers and their fusion, a row a domain."""
+    rows = list(reversed(run.domains))
+    series: list[tuple[str, str, str, Callable[[str], Figure | None]]] = [
+        ("student before", MUTED, "x", lambda domain: run.figure(domain, "nll", "before")),
+        *(
+            (name, colour(index), marker(index), _teacher_loss(run, name))
+            for index, name in enumerate(run.teachers)
+        ),
+        ("teachers, fused", INK, "|", lambda domain: run.figure(domain, "rule/fused/nll", "teachers")),
+        ("student", STUDENT, "D", lambda domain: run.figure(domain, "nll")),
+    ]
+    for who, ink, mark, loss in series:
+        found = [(row, figure) for row, domain in enumerate(rows) if (figure := loss(domain)) is not None]
+        for place, (row, figure) in enumerate(found):
+            _interval(axes, row, figure, ink, mark, label(who) if place == 0 else None)
+    axes.set_xscale("log")
+    axes.set_yticks(range(len(rows)), [label(domain) for domain in rows])
+    axes.set_ylim(-0.6, len(rows) - 0.4)
+    axes.set_xlabel("perplexity (log scale)")
+    plain_ticks(axes)
+    axes.grid(axis="x")
+    legend_above(axes)
+    return True
+
+
+def _teacher_loss(run: RunRecord, name: str) -> Callable[[str], Figure | None]:
+    return lambda domain: run.figure(domain, f"teacher/{name}/nll", "teachers")
+
+
+def _interval(axes: "Axes", row: int, nll: Figure, ink: str, mark: str, name: str | None) -> None:
+    ends = (nll.value if end is None else end for end in (nll.low, nll.high))
+    low, high = (math.exp(end) for end in ends)
+    axes.plot([low, high], [row, row], color=ink, linewidth=1.5)
+    size = 9 if mark in "|D" else 7
+    axes.plot([math.exp(nll.value)], [row], mark, color=ink, markersize=size, label=name, linestyle="none")
+
+
+def shares(axes: "Axes", run: RunRecord) -> bool:
+    """Stacked bars, a domain each."""
+    rows = list(reversed(run.domains))
+    starts = [0.0] * len(rows)
+    for index, name in enumerate(run.teachers):
+        figures = [run.figure(domain, f"teacher/{name}/weight", "teachers") for domain in rows]
+        parts = [0.0 if figure is None else figure.value for figure in figures]
+        hatch = ("", "//", "..", "xx")[index % 4]
+        bars = axes.barh(range(len(rows)), parts, left=starts, color=colour(index), label=label(name), height=0.7)
+        for bar, share, start in zip(bars, parts, starts, strict=True):
+            bar.set(hatch=hatch, edgecolor=LINE, linewidth=0.5)
+            if share > 0.12:
+                middle = (start + share / 2, bar.get_y() + bar.get_height() / 2)
+                axes.annotate(f"{share:.0%}", middle, ha="center", va="center", color=INK, fontsize=9)
+        starts = [start + share for start, share in zip(starts, parts, strict=True)]
+    axes.set_yticks(range(len(rows)), [label(domain) for domain in rows])
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("share of the weight")
+    legend_above(axes)
+    return any(starts) and len(run.teachers) > 1
+
+
+def reliability(axes: "Axes", run: RunRecord) -> bool:
+    """Confidence against being right, before training and after."""
+    axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=":")
+    drawn = False
+    looks = {"before": ("student before", MUTED, "x"), None: ("student", STUDENT, "D")}
+    for section, (who, ink, mark) in looks.items():
+        if points := list(_bins(run, section)):
+            axes.plot(*zip(*points, strict=True), marker=mark, color=ink, linewidth=1.3, label=who)
+            drawn = True
+    axes.set(
+        xlim=(0, 1), ylim=(0, 1), xlabel="probability of its most probable token", ylabel="share that is right"
+    )
+    axes.legend(loc="upper left")
+    return drawn
+
+
+def _bins(run: RunRecord, section: str | None, least: int = 30) -> Iterator[tuple[float, float]]:
+    """Middle of each bin of confidence and how often its tokens were right, over all domains."""
+    content = run.evaluation if section is None else run.evaluation.get(section, {})
+    found = [d["confidence_bins"] for d in content.get("domains", {}).values() if "confidence_bins" in d]
+    if not found:
+        return
+    num_bins = len(found[0]["tokens"])
+    for index in range(num_bins):
+        tokens = sum(bins["tokens"][index] for bins in found)
+        if tokens >= least:
+            gap = sum(bins["gaps"][index] * bins["tokens"][index] for bins in found) / tokens
+            middle = (index + 0.5) / num_bins
+            yield middle, min(1.0, max(0.0, middle - gap))
+
+
+def certainty(axes: "Axes", run: RunRecord) -> bool:
+    """Entropy of each teacher against its loss, both at its weight temperature."""
+    points: list[float] = []
+    for index, name in enumerate(run.teachers):
+        places = [
+            (sure.value, right.value)
+            for domain in run.domains
+            if (sure := run.figure(domain, f"teacher/{name}/entropy", "teachers")) is not None
+            and (right := run.figure(domain, f"teacher/{name}/weight_nll", "teachers")) is not None
+        ]
+        if places:
+            look: dict[str, Any] = {"marker": marker(index), "color": colour(index), "linestyle": "none"}
+            axes.plot(*zip(*places, strict=True), label=label(name), **look)
+            points += [value for place in places for value in place]
+    if not points:
+        return False
+    top = 1.05 * max(points)
+    axes.plot([0, top], [0, top], color=MUTED, linewidth=1, linestyle=":")
+    axes.set(xlim=(0, top), ylim=(0, top), xlabel="mean entropy, nats", ylabel="mean loss, nats")
+    legend_above(axes)
+    return True

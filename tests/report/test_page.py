@@ -1,0 +1,204 @@
+"""The page of a run that was made up: what stands on it, what it refuses, and that nothing on it acts."""
+
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+from hostile import HOSTILE
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_up_run import evaluation, write_run
+
+from collegium.commands.report import report
+from collegium.errors import DataError, RecipeError
+from collegium.report.curves import curves_of
+from collegium.report.page import render
+from collegium.report.records import read_run
+from collegium.report.visible import visible, visible_token
+from collegium.report.words import verdict
+
+
+class Parsed(HTMLParser):
+    """Tags, their attributes and the text of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def page_of(folder) -> str:
+    return render([read_run(folder)], version="1")
+
+
+ALLOWED = """
+html head meta title link style body header h1 nav ul li a main article section p dl dt dd div h2 h3 h4 figure
+figcaption svg g path defs clippath rect use text line tspan circle pattern table caption thead tbody tr th td
+small span b code pre details summary footer
+"""
+
+
+def cycling(count=0):
+    """Replaces every text by the next hostile one."""
+    state = {"next": count}
+
+    def word(text: str) -> str:
+        state["next"] += 1
+        return HOSTILE[state["next"] % len(HOSTILE)]
+
+    return word
+
+
+def test_records_and_words_come_without_torch():
+    code = (
+        "import sys, collegium.report.records, collegium.report.words, collegium.report.page; "
+        "assert not {'torch', 'transformers', 'numpy', 'matplotlib'} & set(sys.modules), 'heavy'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_everything_has_its_place(tmp_path):
+    page = page_of(write_run(tmp_path / "run"))
+    parsed = Parsed(page)
+    for text in ("Verdict", "Who taught which token", "What they write", "org/one", "apache-2.0"):
+        assert text in parsed.text
+    assert page.count("<figure>") == 8 == page.count('<svg role="img"')
+    tokens = [attrs for tag, attrs in parsed.tags if "tok" in (attrs.get("class") or "").split()]
+    assert len(tokens) == 8 and all(attrs["tabindex"] == "0" for attrs in tokens)
+    assert tokens[0]["class"] == "tok t0 s3 right" and tokens[1]["class"] == "tok t1 s3 c1"
+    assert tokens[3]["class"] == "tok"  # nobody spoke there
+    assert "9 min" not in parsed.text and "1m45s (+5%)" in parsed.text and "1.1 GB (+10%)" in parsed.text
+
+
+def test_ids_are_unique_and_point_somewhere(tmp_path):
+    runs = [read_run(write_run(tmp_path / name)) for name in ("first", "second")]
+    tags = Parsed(render(runs, version="1")).tags
+    ids = [attrs["id"] for _, attrs in tags if attrs.get("id")]
+    assert len(ids) == len(set(ids))
+    for _, attrs in tags:
+        for key in ("href", "xlink:href"):
+            if (attrs.get(key) or "").startswith("#"):
+                assert attrs[key][1:] in ids
+        if "aria-describedby" in attrs:
+            assert attrs["aria-describedby"] in ids
+
+
+def test_a_page_needs_nobody_and_allows_nothing(tmp_path):
+    page = page_of(write_run(tmp_path / "run"))
+    policy = next(
+        attrs for tag, attrs in Parsed(page).tags if attrs.get("http-equiv") == "Content-Security-Policy"
+    )
+    assert "default-src 'none'" in policy["content"] and "script" not in policy["content"]
+    assert not re.search(r"(src|href)=\"(?!#|data:,)", page.replace("xlink:href", "").replace("xmlns", ""))
+    assert "<script" not in page and "@import" not in page and "var(--t0)" in page and "#0101" not in page
+
+
+@pytest.mark.parametrize("start", range(0, len(HOSTILE), 6))
+def test_hostile_text_is_shown_and_does_nothing(tmp_path, start):
+    page = page_of(write_run(tmp_path / "run", cycling(start)))
+    parsed = Parsed(page)
+    assert {tag for tag, _ in parsed.tags} <= set(ALLOWED.split())
+    assert not [attrs for _, attrs in parsed.tags if any(name.startswith("on") for name in attrs)]
+    hrefs = [attrs["href"] for tag, attrs in parsed.tags if tag == "a"]
+    assert all(href.startswith("#") for href in hrefs)
+    assert "49" not in re.findall(r"<h3>(\d+)</h3>", page)  # no template in a text was run
+    assert not re.search(
+        "[\x00-\x08\x0b\x0c\x0e-\x1f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]", page
+    )
+
+
+def test_what_cannot_be_seen_is_told():
+    assert visible("a\u202eb\x00") == "a\u27e8U+202E\u27e9b\u27e8U+0000\u27e9"
+    assert visible_token("\n\t") == "\u23ce\u21e5" and visible_token("") == "\u2205"
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(alphabet=st.characters(codec=None, exclude_categories=()), max_size=40))
+def test_nothing_hidden_is_left(text):
+    shown = visible(text)
+    assert visible(shown) == shown
+    shown.encode("utf-8")
+    assert len(shown) >= len(text)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.floats(-100, 100), min_size=1, max_size=500), st.integers(1, 60))
+def test_thinned_curves_keep_the_mean_and_the_last_step(values, max_points):
+    records = [{"step": i + 1, "train/loss": value, "epoch": 1.0} for i, value in enumerate(values)]
+    curve = curves_of(records, max_points=max_points)
+    assert set(curve) == {"train/loss"}
+    steps, found = curve["train/loss"]["step"], curve["train/loss"]["value"]
+    assert len(steps) == len(found) <= max_points and steps[-1] == len(values) and steps == sorted(set(steps))
+    sizes = [after - before for before, after in zip([0, *steps], steps, strict=False)]
+    total = sum(size * value for size, value in zip(sizes, found, strict=True))
+    assert total == pytest.approx(sum(values), abs=1e-3 * max(1, len(values)))
+
+
+def test_the_verdict_says_what_the_figures_say():
+    lines = verdict(evaluation())
+    assert "from 148.4 to 20.1" in lines[0] and "-1.000 nats" in lines[0] and "-63% in perplexity" in lines[0]
+    assert "best single teacher, one (perplexity 13.5)" in lines[1]
+    assert "better than the best of them alone (2.500 and 2.600 nats)" in lines[2] and "1.7 of 2" in lines[2]
+    assert "one by 0.80 and two by 0.80" in lines[3]
+
+
+def test_a_difference_that_may_be_chance_is_called_so():
+    content = evaluation()
+    content["differences"]["student before"]["all"] = {"value": 0.01, "low": -0.2, "high": 0.2, "p_value": 0.9}
+    assert "raised" in verdict(content)[0] and "which may be chance" in verdict(content)[0]
+    content["differences"]["student before"]["all"] = {"value": 0.01, "low": None, "high": None, "p_value": None}
+    assert "interval not known" in verdict(content)[0] and "chance" not in verdict(content)[0]
+
+
+def test_sections_that_are_not_there_are_left_out(tmp_path):
+    least = {key: evaluation()[key] for key in ("recipe", "model", "held_out", "confidence", "domains", "mean")}
+    run = write_run(tmp_path / "run")
+    (run / "evaluation.json").write_text(json.dumps(least))
+    parsed = Parsed(page_of(run))
+    assert "Who taught which token" not in parsed.text and "20.0" in parsed.text
+
+
+def test_runs_are_compared_document_by_document(tmp_path):
+    better = evaluation()["documents"]
+    for name in better:
+        better[name] = {"tokens": [200, 300, 100], "nll": [590.0, 885.0, 297.0]}
+    other = {name: {"tokens": [1, 2], "nll": [3.0, 4.0]} for name in better}
+    folders = [write_run(tmp_path / "first"), write_run(tmp_path / "second", documents=better)]
+    folders.append(write_run(tmp_path / "third", documents=other))
+    made = report(folders, tmp_path / "all.html")
+    rows = made["comparison"]["table"]["rows"]
+    assert rows[1][-2]["text"] == "-0.047"  # (590 + 885 + 297 - 1800) / 600
+    assert rows[2][-2]["text"] == "other held-out text" and rows[0][-2]["text"] == "-"
+    assert "Runs beside each other" in Parsed((tmp_path / "all.html").read_text()).text
+
+
+def test_what_is_no_run_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"holds no evaluation\.json; give the folder of a finished run"):
+        report([tmp_path])
+    run = write_run(tmp_path / "run")
+    with pytest.raises(RecipeError, match="given twice"):
+        report([run, tmp_path / "." / "run"])
+    (run / "evaluation.json").write_text('{"domains": {')
+    with pytest.raises(DataError, match="is damaged"):
+        report([run])
+    assert not (run / "report.html").exists()
+
+
+def test_the_page_is_named_and_small(tmp_path):
+    run = write_run(tmp_path / "run")
+    made = report([run])
+    assert (
+        made["page"] == str(run / "report.html")
+        and made["bytes"] == (run / "report.html").stat().st_size < 300_000
+    )
+    assert made["runs"]["made-up"]["verdict"] == verdict(evaluation())
