@@ -119,11 +119,11 @@ def run_trial(
         device: Where the student is trained.
     """
     clock, times = Clock(), StepTimes()
-    written = [MetricsFile(folder / "metrics.jsonl"), times]
     with clock.timed("student"):
         student = build_student(recipe, ingredients)
     with clock.timed("first"):
         short = _shortened(recipe, num_blocks)
+        written = [MetricsFile(folder / "metrics.jsonl"), times]
         trainer = build_trainer(
             short, ingredients, student, teachers, run_dir=folder, held_out=held_out, callbacks=written
         )
@@ -131,16 +131,7 @@ def run_trial(
     start = time.perf_counter()
     trainer.train()
     clock.seconds["first"] += times.ends[0] - start
-    with clock.timed("asked"):  # after the steps, as in a run: memory depends on the order
-        _ask(held_out)
-    with clock.timed("evaluation"):
-        tables = measure_student(trainer.distillation_model, held_out, own=own_rule(recipe))
-    with clock.timed("summary"):
-        summary = summary_of(tables, recipe.evaluation, recipe.seed)
-    with clock.timed("portrait"):
-        model = trainer.distillation_model.causal_lm.eval()
-        students = {"student before": model, "student": model}
-        summary |= portray(recipe, ingredients, teachers, held_out, tables, students, device=device)
+    evaluation_bytes = _measure(recipe, ingredients, teachers, trainer, held_out, clock, device)
     if trainer.mixing is not None:
         with clock.timed("remix"):
             measure_student(trainer.distillation_model, trainer.mixing.held_out)
@@ -156,8 +147,31 @@ def run_trial(
         checkpoint_bytes,
         student_bytes,
         _line_bytes(folder / "metrics.jsonl"),
-        len(evaluation_text(summary)),
+        evaluation_bytes,
     )
+
+
+def _measure(
+    recipe: Recipe,
+    ingredients: Ingredients,
+    teachers: Sequence[Teacher],
+    trainer: DistillationTrainer,
+    held_out: HeldOut,
+    clock: Clock,
+    device: torch.device,
+) -> int:
+    """Measure as a run does, after the steps, since memory depends on the order; bytes of evaluation.json."""
+    with clock.timed("asked"):
+        _ask(held_out)
+    with clock.timed("evaluation"):
+        tables = measure_student(trainer.distillation_model, held_out, own=own_rule(recipe))
+    with clock.timed("summary"):
+        summary = summary_of(tables, recipe.evaluation, recipe.seed)
+    model = trainer.distillation_model.causal_lm.eval()
+    students = {"student before": model, "student": model}
+    with clock.timed("portrait"):
+        summary |= portray(recipe, ingredients, teachers, held_out, tables, students, device=device)
+    return len(evaluation_text(summary))
 
 
 def _ask(held_out: HeldOut) -> None:
