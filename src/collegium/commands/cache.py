@@ -72,7 +72,9 @@ def _cache_teacher(recipe: Recipe, section: LocalTeacherSection, ingredients: In
         rate = progress.tokens / progress.seconds if progress.seconds > 0 else 0.0
         line.update(
             f"teacher {section.name}: {progress.rows:,} of {progress.num_rows:,} blocks, "
-            f"{rate:,.0f} tokens/s{left}"
+            f"{rate:,.0f} tokens/s{left}",
+            done=progress.rows,
+            total=progress.num_rows,
         )
 
     section, own_text = section_to_cache(recipe, section, ingredients)

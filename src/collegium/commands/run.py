@@ -64,7 +64,9 @@ def prepare(recipe: Recipe) -> Ingredients:
         left = "" if progress.seconds_left is None else f", {duration(progress.seconds_left)} left"
         line.update(
             f"preparing {progress.source}: {progress.documents:,} documents, {progress.tokens:,} tokens, "
-            f"{progress.tokens_per_second:,.0f} tokens/s{left}"
+            f"{progress.tokens_per_second:,.0f} tokens/s{left}",
+            done=progress.tokens if progress.tokens_total else None,
+            total=progress.tokens_total,
         )
 
     # The first rank prepares and the others find the text prepared; then, on nodes that do not see the
@@ -76,6 +78,17 @@ def prepare(recipe: Recipe) -> Ingredients:
     held_out = {name: len(blocks) for name, blocks in ingredients.text.held_out.items()}
     line.finish(f"text: {len(train):,} training blocks, held-out blocks {held_out}")
     return ingredients
+
+
+def describe_text(ingredients: Ingredients) -> dict[str, Any]:
+    """What was prepared, for programs."""
+    text = ingredients.text
+    return {
+        "directory": str(text.directory),
+        "fingerprint": text.fingerprint,
+        "training_blocks": len(text.train),
+        "held_out_blocks": {name: len(blocks) for name, blocks in text.held_out.items()},
+    }
 
 
 def _process_state() -> PartialState:

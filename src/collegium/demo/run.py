@@ -38,7 +38,7 @@ from collegium.head import ProjectionHead
 from collegium.pretrained import last_hidden_states, load_model, place
 from collegium.recipe import Recipe
 from collegium.recipe_file import load_recipe
-from collegium.terminal import duration, say, show_table
+from collegium.terminal import duration, say, show_json, show_table
 
 
 PROMPT = "Once upon a time, a small robot"
@@ -72,7 +72,7 @@ def run_demo(output: Path, *, as_json: bool) -> None:
     result["seconds"] = round(time.monotonic() - start, 1)
     write_text(output / "demo.json", json.dumps(result, indent=1))
     if as_json:
-        print(json.dumps(result))
+        show_json(result)
     else:
         _show(result, fused.run_dir / "student")
 
