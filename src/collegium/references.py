@@ -1,4 +1,4 @@
-"""Where models and text are, without loading any: hub ids, folders, files, files inside packages. No torch here."""
+"""Where models and text are, without loading any: hub ids, folders, files, files inside packages."""
 
 import glob
 import importlib.util
