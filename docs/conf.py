@@ -14,6 +14,7 @@ copyright = "the collegium contributors, Apache-2.0"
 version = release = collegium.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+default_role = "code"  # docstrings have Markdown's single backticks
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"collegium {version}"
@@ -27,3 +28,4 @@ autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True  # attributes of a dataclass are described once

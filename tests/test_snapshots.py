@@ -21,6 +21,7 @@ import pytest
 from command import command
 from runs import write_recipe
 
+import collegium.commands.run  # noqa: F401  # now: some libraries speak when they are imported
 from collegium import errors
 from collegium.callbacks import Stopped
 
@@ -63,7 +64,7 @@ def a_full_disk(folder: Path, patch: pytest.MonkeyPatch) -> None:
 
 def a_small_disk(folder: Path, patch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
-    patch.setattr(shutil, "disk_usage", lambda path: usage(10**6, 0, 100))
+    patch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 0, 10**8))
     patch.setattr("collegium.cache.builder.CacheBuilder._size_of", lambda *_: 10_000_000.0)
 
 
@@ -127,6 +128,7 @@ def as_anywhere(text: str, folder: Path, models: Path) -> str:
     """Without paths of this machine, progress, and what a terminal's width decides."""
     text = text.replace(str(folder), "FOLDER")
     text = re.sub(re.escape(str(models)) + r"[^\s:;,')]*", "MODEL", text)
+    text = re.sub(r"-[0-9a-f]{16}\b", "-HASH", text)  # of what a cache is made from, paths included
     return "".join(f"{line.rstrip()}\n" for line in text.splitlines() if not PROGRESS.match(line))
 
 

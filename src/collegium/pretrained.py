@@ -294,13 +294,18 @@ def _locate(reference: str) -> tuple[str, str | None]:
 
 
 def _unloadable(what: str, reference: str, error: Exception) -> DataError:
+    reason = _reason(error)
     if is_local(reference):
+        if not Path(resolve_reference(reference)).exists():
+            reason = "there is no such file or folder"
         mend = "check the path, and that the folder holds config.json, tokenizer files and *.safetensors"
     elif is_offline():
+        if isinstance(error, OSError):  # its text is long and speaks of the network
+            reason = "it is not among what was fetched from the hub before"
         mend = "HF_HUB_OFFLINE is set; unset it, or give a local folder"
     else:
         mend = "check the id, the network and `huggingface-cli login`, or give a local folder"
-    return DataError(f"{reference}: {what} cannot be loaded ({_reason(error)}); {mend}")
+    return DataError(f"{reference}: {what} cannot be loaded ({reason}); {mend}")
 
 
 def _reason(error: Exception) -> str:
