@@ -218,6 +218,7 @@ class Context:
 
     def __init__(self, **params: object) -> None:
         self.params = params
+        self.args: list[str] = []
 
 
 class TestCompletion:
@@ -236,11 +237,29 @@ class TestCompletion:
 
     def test_bash_cuts_words_at_the_equals_sign(self):
         assert overrides_of(Context(overrides=["method", "="]), "gk") == ["gkd"]
-        assert "gkd" in overrides_of(Context(overrides=["method"]), "=")
+        assert "gkd" in overrides_of(Context(overrides=["method"]), "")
+        assert "method=" in overrides_of(Context(overrides=["name=x"]), "")
 
     def test_teachers_are_the_recipe_s(self, recipe):
         assert teachers_of(Context(recipe=recipe), "t") == ["two"]
         assert teachers_of(Context(recipe=recipe.parent / "none.yaml"), "") == []
+        assert teachers_of(Context(), "") == []
+
+    @pytest.mark.parametrize(
+        ("words", "answer"),
+        [
+            ("collegium train files/recipe.yaml method = gk", "gkd"),
+            ("collegium cache build files/recipe.yaml --teacher t", "two"),
+            ("collegium reproduce ta", "table1"),
+        ],
+    )
+    def test_a_shell_asks_and_is_answered(self, words, answer, recipe, run, monkeypatch, capsys):
+        monkeypatch.setenv("_COLLEGIUM_COMPLETE", "complete_bash")
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+        with pytest.raises(SystemExit):
+            run()
+        assert capsys.readouterr().out.split() == [answer]
 
 
 def test_without_torch(tmp_path):

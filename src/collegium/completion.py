@@ -5,6 +5,7 @@ A recipe that cannot be read completes to nothing: a shell is no place for messa
 """
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -38,8 +39,9 @@ def teachers_of(ctx: typer.Context, incomplete: str) -> list[str]:
     from collegium.recipe_file import read_mapping
 
     try:
-        teachers = read_mapping(ctx.params["recipe"]).get("teachers")
-    except (RecipeError, KeyError, TypeError, AttributeError):
+        recipe = ctx.params.get("recipe") or ctx.args[0]  # what was parsed before the option that lacks its value
+        teachers = read_mapping(Path(recipe)).get("teachers")
+    except (RecipeError, IndexError):
         return []
     names = [teacher.get("name") for teacher in teachers or () if isinstance(teacher, dict)]
     return [name for name in names if isinstance(name, str) and name.startswith(incomplete)]
@@ -48,7 +50,7 @@ def teachers_of(ctx: typer.Context, incomplete: str) -> list[str]:
 def overrides_of(ctx: typer.Context, incomplete: str) -> list[str]:
     """Keys of a recipe with `=`, or the values of a key that has names for values."""
     given = list(ctx.params.get("overrides") or ())
-    if incomplete == "=" and given:
+    if given and not incomplete and "=" not in given[-1]:  # click takes a lone `=` for nothing
         return values_of(given[-1])
     if len(given) > 1 and given[-1] == "=":
         return [value for value in values_of(given[-2]) if value.startswith(incomplete)]

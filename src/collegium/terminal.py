@@ -72,7 +72,7 @@ class ProgressLine:
             say(text)
             return
         if self._bar is None:
-            self._bar = _begin_bar()
+            self._bar = _begin_bar(text, done, total)
         self._bar.update(self._bar.task_ids[0], description=text, completed=done, total=total, refresh=True)
 
     def finish(self, text: str) -> None:
@@ -83,21 +83,22 @@ class ProgressLine:
         say(text)
 
 
-def _begin_bar() -> "Progress":
+def _begin_bar(text: str, done: float | None, total: float | None) -> "Progress":
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
     from rich.table import Column
 
-    said = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis"))
+    rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")
     bar = Progress(
         BarColumn(bar_width=BAR_WIDTH),
         TaskProgressColumn(),
-        said,
+        TextColumn("{task.description}", markup=False, table_column=rest),
         console=Console(stderr=True),
         transient=True,
+        expand=True,
         auto_refresh=False,
     )
-    bar.add_task("", total=None)
+    bar.add_task(text, total=total, completed=int(done or 0))
     bar.start()
     atexit.register(bar.stop)  # an error may pass by `finish`, and the cursor is hidden until then
     return bar
