@@ -19,7 +19,7 @@ from collegium.completion import EXPERIMENTS, STARTERS, overrides_of, teachers_o
 from collegium.contracts import Capability
 from collegium.errors import RecipeError
 from collegium.objective import Objective
-from collegium.recipe_file import load_recipe, parse_recipe
+from collegium.recipe_file import dump_recipe, load_recipe, parse_recipe
 from collegium.recipe_schema import recipe_schema
 from collegium.sections.objective import ObjectiveSection
 
@@ -164,8 +164,9 @@ class TestCheck:
         assert answer.err == ""
         lines = answer.out.splitlines()
         assert all(line.startswith("ok    ") for line in lines)
-        assert lines[0] == "ok    recipe: valid; 2 teachers, 2 sources; writes to runs/pico"
-        assert "ok    method: ebkd fills in what the recipe leaves out of objective.kd_weight, " in lines[1]
+        assert lines[0] == "ok    recipe: valid; 2 teachers, 2 sources"
+        assert lines[1] == "ok    output_dir: runs/pico is new"
+        assert "ok    method: ebkd fills in what the recipe leaves out of objective.kd_weight, " in lines[2]
         assert "ok    data.sources.0.path" in answer.out and "some/hub-id is no path here" in answer.out
         assert not Path("runs").exists()
 
@@ -185,6 +186,16 @@ class TestCheck:
         assert document["error"]["message"].endswith("(and 1 more)")
         wrong_keys = [finding["key"] for finding in document["findings"] if finding["exit_code"]]
         assert document["ok"] is False and wrong_keys == ["student.model", "data.sources.0.path"]
+
+    def test_a_folder_of_another_run(self, run, recipe):
+        folder = Path("runs/pico")
+        (folder / "student").mkdir(parents=True)
+        (folder / "recipe.yaml").write_text(dump_recipe(load_recipe(recipe)), encoding="utf-8")
+        assert "output_dir: runs/pico is of this recipe" in run("check", recipe).out
+        answer = run("check", recipe, "training.max_steps=9")
+        assert answer.code == 2
+        assert "output_dir: runs/pico holds a run of another recipe (there and here: training.max_" in answer.err
+        assert "; give another output_dir or name, or delete the folder" in answer.err
 
     def test_packages_that_the_recipe_needs(self, recipe, monkeypatch):
         changes = [

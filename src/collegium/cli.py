@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from collegium.cli_recipe import recipe_app
-from collegium.completion import experiments, overrides_of, teachers_of
+from collegium.cli_recipe import AsJson, Overrides, RecipePath, check, init, schema
+from collegium.completion import experiments, teachers_of
 from collegium.outcome import conclude
 from collegium.terminal import show_json
 
@@ -23,18 +23,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-app.add_typer(recipe_app)
-
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML recipe")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[KEY=VALUE]...",
-        help="changes, such as training.max_steps=100",
-        autocompletion=overrides_of,
-    ),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
+for _command in (init, check, schema):
+    app.command()(_command)
 
 
 @app.command()

@@ -9,12 +9,18 @@ from collegium.completion import overrides_of, starters
 from collegium.terminal import show_json
 
 
-recipe_app = typer.Typer()
-
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML recipe")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="changes, such as training.max_steps=100",
+        autocompletion=overrides_of,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 
 
-@recipe_app.command()
 def init(
     file: Annotated[Path, typer.Argument(metavar="[FILE]", help="recipe to write")] = Path("recipe.yaml"),
     kind: Annotated[
@@ -31,19 +37,7 @@ def init(
         show_json(result)
 
 
-@recipe_app.command()
-def check(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML recipe")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[KEY=VALUE]...",
-            help="changes, such as training.max_steps=100",
-            autocompletion=overrides_of,
-        ),
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
+def check(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Validate a recipe without running it: keys, values, files, packages; a second, no network.
 
     `doctor` reads tokenizers and caches too, and `preflight` loads the teachers.
@@ -57,7 +51,6 @@ def check(
         show_json(document)
 
 
-@recipe_app.command()
 def schema(
     output: Annotated[Path | None, typer.Option(help="file to write; stdout if not given")] = None,
     as_json: AsJson = False,

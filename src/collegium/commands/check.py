@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from collegium.commands.run_folder import require_free
 from collegium.errors import DataError, RecipeError, TeacherError, UserError
 from collegium.methods import METHODS
 from collegium.recipe import Recipe
@@ -39,6 +40,7 @@ def check(recipe: Recipe) -> tuple[Finding, ...]:
     """Look at everything that needs no model, in the order of the recipe."""
     return (
         Finding("recipe", _described(recipe)),
+        _run_folder(recipe),
         *_method(recipe),
         *_student(recipe),
         *_teachers(recipe),
@@ -76,10 +78,22 @@ def _line(finding: Finding) -> str:
     return f"{mark:<4}  {finding.key}: {finding.found}{mend}"
 
 
+def _run_folder(recipe: Recipe) -> Finding:
+    try:
+        there = require_free(recipe, recipe.run_dir)
+    except RecipeError as error:
+        found, mend = str(error).splitlines()[0].removeprefix(f"{recipe.run_dir}: ").rsplit("; ", 1)
+        return Finding("output_dir", f"{recipe.run_dir} {found}", mend, error.exit_code)
+    return Finding(
+        "output_dir",
+        f"{recipe.run_dir} is {'new' if there is None else 'of this recipe, or nothing was trained there'}",
+    )
+
+
 def _described(recipe: Recipe) -> str:
     counts = (("teacher", len(recipe.teachers)), ("source", len(recipe.data.sources)))
     numbers = ", ".join(f"{count} {noun}{'s' * (count != 1)}" for noun, count in counts)
-    return f"valid; {numbers}; writes to {recipe.run_dir}"
+    return f"valid; {numbers}"
 
 
 def _method(recipe: Recipe) -> Iterator[Finding]:
