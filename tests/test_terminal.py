@@ -84,23 +84,23 @@ def test_only_the_first_rank_speaks(monkeypatch, capsys):
 def test_progress_without_a_terminal_is_a_line_now_and_then(capsys):
     line = ProgressLine()
     for i in range(100):
-        line.update(f"step {i}")
+        line.update(f"step {i}", pace="5 steps/s", done=i, total=100)
     line.finish("done")
-    assert capsys.readouterr().err.splitlines() == ["step 0", "done"]
+    assert capsys.readouterr().err.splitlines() == ["step 0; 5 steps/s", "done"]
 
 
 class TestOnATerminal:
     def test_a_bar_is_drawn_with_the_text_and_gone_in_the_end(self, monkeypatch):
         stream = screen(monkeypatch)
         line = ProgressLine()
-        line.update("step 1/4: loss 2.000; 3 steps/s, 1s left", done=1, total=4)
-        line.update("step 3/4: loss [1.5]; 3 steps/s, 0s left", done=3, total=4)
+        line.update("step 1/4: loss 2.000", pace="3 steps/s, 1s left", done=1, total=4)
+        line.update("step 3/4: loss [1.5]", pace="3 steps/s, 0s left", done=3, total=4)
         say("said meanwhile")
         line.finish("trained")
         lines = drawn(stream)
         first, second = (next(text for text in lines if f"step {n}/4" in text) for n in (1, 3))
-        assert re.fullmatch(r"[━╸╺ ]+ 25% step 1/4: loss 2.000; 3 steps/s, 1s left", first)
-        assert re.fullmatch(r"[━╸╺ ]+ 75% step 3/4: loss \[1.5\]; 3 steps/s, 0s left", second)
+        assert re.fullmatch(r"[━╸╺ ]+ 25% step 1/4: loss 2.000 +3 steps/s, 1s left", first)
+        assert re.fullmatch(r"[━╸╺ ]+ 75% step 3/4: loss \[1.5\] +3 steps/s, 0s left", second)
         assert "said meanwhile" in lines and lines[-1] == "trained"
         assert stream.getvalue().count("\x1b[?25l") == stream.getvalue().count("\x1b[?25h") == 1, "the cursor"
 
@@ -115,10 +115,11 @@ class TestOnATerminal:
         stream = screen(monkeypatch)
         monkeypatch.setenv("COLUMNS", "60")
         line = ProgressLine()
-        line.update("word " * 40, done=1, total=2)
+        line.update("word " * 40, pace="9s left", done=1, total=2)
         assert "\n" not in stream.getvalue()
         assert {len(text) for text in drawn(stream)} == {60}
         assert all("50% word" in text for text in drawn(stream)), "the text is cut, not the bar"
+        assert all(text.endswith(" 9s left") for text in drawn(stream)), "nor what is left"
         line.finish("done")
 
     def test_colours_are_left_out_where_they_are_not_wanted(self, monkeypatch):

@@ -124,7 +124,8 @@ class TrainingProgress(TrainerCallback):
         done, total = state.global_step - self._first_step, state.max_steps - self._first_step
         rate = rate_and_eta(done, total, time.monotonic() - self._start, "steps")
         self._line.update(
-            f"step {state.global_step}/{state.max_steps}: {shown}; {rate}",
+            f"step {state.global_step}/{state.max_steps}: {shown}",
+            pace=rate,
             done=state.global_step,
             total=state.max_steps,
         )

@@ -26,7 +26,7 @@ PLAIN_INTERVAL = 10.0
 DRAWN_INTERVAL = 0.2
 """Seconds between drawings on a terminal."""
 
-BAR_WIDTH = 24
+BAR_WIDTH = 16
 """Columns of the bar."""
 
 
@@ -56,11 +56,12 @@ class ProgressLine:
         self._last = -math.inf
         self._bar: Progress | None = None
 
-    def update(self, text: str, *, done: float | None = None, total: float | None = None) -> None:
+    def update(self, text: str, *, pace: str = "", done: float | None = None, total: float | None = None) -> None:
         """Show `text` if it is time to.
 
         Args:
-            text: What is going on, with rate and time left as `rate_and_eta` says them.
+            text: What is going on; cut where the terminal is narrow.
+            pace: Rate and time left, as `rate_and_eta` says them; never cut.
             done: How far it is, of `total`.
             total: Where it ends; without it the bar only shows that something moves.
         """
@@ -69,11 +70,14 @@ class ProgressLine:
             return
         self._last = now
         if not drawn and self._bar is None:
-            say(text)
+            say(f"{text}; {pace}" if pace else text)
             return
+        bar = self._bar or _new_bar()
+        bar.update(bar.task_ids[0], description=text, pace=pace, completed=done, total=total, refresh=True)
         if self._bar is None:
-            self._bar = _begin_bar(text, done, total)
-        self._bar.update(self._bar.task_ids[0], description=text, completed=done, total=total, refresh=True)
+            self._bar = bar
+            bar.start()
+            atexit.register(bar.stop)  # an error may pass by `finish`, and the cursor is hidden until then
 
     def finish(self, text: str) -> None:
         """End the line with a last text."""
@@ -83,7 +87,7 @@ class ProgressLine:
         say(text)
 
 
-def _begin_bar(text: str, done: float | None, total: float | None) -> "Progress":
+def _new_bar() -> "Progress":
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
     from rich.table import Column
@@ -93,14 +97,14 @@ def _begin_bar(text: str, done: float | None, total: float | None) -> "Progress"
         BarColumn(bar_width=BAR_WIDTH),
         TaskProgressColumn(),
         TextColumn("{task.description}", markup=False, table_column=rest),
+        TextColumn("{task.fields[pace]}", markup=False, table_column=Column(no_wrap=True)),
         console=Console(stderr=True),
         transient=True,
         expand=True,
         auto_refresh=False,
+        redirect_stdout=False,  # results stay results
     )
-    bar.add_task(text, total=total, completed=int(done or 0))
-    bar.start()
-    atexit.register(bar.stop)  # an error may pass by `finish`, and the cursor is hidden until then
+    bar.add_task("", total=None, pace="")
     return bar
 
 

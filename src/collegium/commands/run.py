@@ -64,8 +64,8 @@ def prepare(recipe: Recipe) -> Ingredients:
     def show(progress: PrepareProgress) -> None:
         left = "" if progress.seconds_left is None else f", {duration(progress.seconds_left)} left"
         line.update(
-            f"preparing {progress.source}: {progress.documents:,} documents, {progress.tokens:,} tokens, "
-            f"{progress.tokens_per_second:,.0f} tokens/s{left}",
+            f"preparing {progress.source}: {progress.documents:,} documents, {progress.tokens:,} tokens",
+            pace=f"{progress.tokens_per_second:,.0f} tokens/s{left}",
             done=progress.tokens if progress.tokens_total else None,
             total=progress.tokens_total,
         )
