@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,7 @@ from collegium.sections.objective import ObjectiveSection
 
 
 ROOT = Path(__file__).parents[1]
-RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+RECIPES = [*sorted((ROOT / "recipes").rglob("*.yaml")), ROOT / "src" / "collegium" / "demo" / "recipe.yaml"]
 SCHEMA = recipe_schema()
 VALIDATOR = Draft202012Validator(SCHEMA)
 
@@ -132,6 +133,16 @@ class TestSchema:
                 inner = SCHEMA["$defs"].get(field.get("$ref", "").rpartition("/")[2], {})
                 assert field.get("description") or inner.get("description"), f"{name}.{key}"
         Draft202012Validator.check_schema(SCHEMA)
+
+    def test_the_shortest_recipe_of_the_page_is_the_shortest(self):
+        page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+        content = content_of(re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)[0])
+        VALIDATOR.validate(content)
+        parse_recipe(json.dumps(content), Path("recipe.yaml"))
+        for left_out in content:
+            rest = {key: value for key, value in content.items() if key != left_out}
+            with pytest.raises(RecipeError):
+                parse_recipe(json.dumps(rest), Path("recipe.yaml"))
 
     def test_it_is_printed_or_written(self, run, tmp_path):
         assert json.loads(run("schema").out) == SCHEMA
