@@ -28,7 +28,7 @@ BENCH_REQUIREMENTS := requests omegaconf 'pulp<4.0' scipy nvidia-ml-py sentencep
 TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 PYTEST := $(TEST_ENV) $(BIN)/pytest -q --numprocesses=2 --dist=worksteal --durations=15
 
-.PHONY: help demo test lint format chaos bench results
+.PHONY: help demo test lint format docs chaos bench results
 .DEFAULT_GOAL := help
 
 help:
@@ -57,6 +57,12 @@ lint: $(INSTALLED)
 format: $(INSTALLED)
 	@$(BIN)/ruff check --quiet --fix-only
 	@$(BIN)/ruff format
+
+# The pages of docs/ for a browser, in docs/_build; a warning, such as a link that leads nowhere, fails.
+docs: $(INSTALLED)
+	@$(PIP) --constraint constraints.txt --editable '.[site]'
+	@$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs docs/_build
+	@echo "docs/_build/index.html"
 
 # Long loops that kill and resume runs: the tests marked slow.
 chaos: $(INSTALLED)

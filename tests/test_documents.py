@@ -11,7 +11,8 @@ import pytest
 
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [path for path in sorted((ROOT / "docs").rglob("*.md")) if "_build" not in path.parts]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES]
 LOGS = [ROOT / "CHANGELOG.md", ROOT / "LOG.md"]
 
 PLACES = {"src", "tests", "docs", "recipes", "experiments", "benchmarks", ".ci"}
@@ -154,7 +155,8 @@ class TestDocument:
 
 def shipped_texts() -> list[Path]:
     folders = ["src", "recipes", "experiments", "benchmarks", "docs"]
-    files = [path for folder in folders for path in sorted((ROOT / folder).rglob("*"))]
+    found = [path for folder in folders for path in sorted((ROOT / folder).rglob("*"))]
+    files = [path for path in found if "_build" not in path.parts]
     suffixes = {".py", ".md", ".yaml", ".json", ".toml", ".txt"}
     single = ["pyproject.toml", "Makefile", "constraints.txt", ".ci/run"]
     texts = [path for path in files if path.suffix in suffixes and path.is_file()]

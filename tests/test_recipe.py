@@ -173,7 +173,9 @@ def test_method_fills_in_what_the_recipe_does_not_say(path):
 
 
 def test_unknown_method_is_refused_with_the_known_ones(path):
-    assert "method 'tinybird' is not known; known are ce, kd, paper" in error_of(path, "method=tinybird")
+    assert "method 'xyz' is not known; known are ce, kd, paper" in error_of(path, "method=xyz")
+    near = "method 'tinybird' is not known; did you mean 'tinybert'? known are ce, kd, paper"
+    assert near in error_of(path, "method=tinybird")
 
 
 def test_minitron_trains_on_distributions_alone(path):

@@ -123,7 +123,12 @@ class TrainingProgress(TrainerCallback):
         shown = ", ".join(f"{name} {value:.3f}" for name, value in figures.items() if value is not None)
         done, total = state.global_step - self._first_step, state.max_steps - self._first_step
         rate = rate_and_eta(done, total, time.monotonic() - self._start, "steps")
-        self._line.update(f"step {state.global_step}/{state.max_steps}: {shown}; {rate}")
+        self._line.update(
+            f"step {state.global_step}/{state.max_steps}: {shown}",
+            pace=rate,
+            done=state.global_step,
+            total=state.max_steps,
+        )
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

@@ -3,21 +3,17 @@
 Heavy imports are inside the commands, so that `--help` answers within half a second.
 """
 
-import logging
-import os
-import signal
-import sys
 import time
-import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from collegium.allocator import keep_freed_memory
-from collegium.errors import DISK_FULL, DataError, UserError
-from collegium.terminal import is_main_rank
+from collegium.cli_recipe import AsJson, Overrides, RecipePath, check, init, schema
+from collegium.completion import experiments, teachers_of
+from collegium.outcome import conclude
+from collegium.terminal import show_json
 
 
 app = typer.Typer(
@@ -27,35 +23,31 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML recipe")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="changes, such as training.max_steps=100"),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
+for _command in (init, check, schema):
+    app.command()(_command)
 
 
 @app.command()
-def prepare(recipe: RecipePath, overrides: Overrides = None) -> None:
+def prepare(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Read the text, split off held-out documents, pack it to blocks on disk."""
     from collegium.commands import run as commands
 
-    commands.prepare(_load(recipe, overrides))
+    ingredients = commands.prepare(_load(recipe, overrides))
+    if as_json:
+        show_json(commands.describe_text(ingredients))
 
 
 @app.command()
 def doctor(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Look at tokenizers, text, caches and this machine; no weights are read, so it takes seconds.
 
-    Ends with 65 where the text cannot be used, with 69 where a teacher's tokenizer cannot.
+    Ends with 65 where the text cannot be used, with 69 where a teacher's tokenizer cannot. `check` is
+    quicker: it reads the recipe alone.
     """
     from collegium.commands.doctor import diagnose
     from collegium.commands.tables import show_diagnosis
 
-    diagnosis = diagnose(_load(recipe, overrides))
-    show_diagnosis(diagnosis, as_json=as_json)
-    if diagnosis.failure is not None:
-        raise diagnosis.failure
+    show_diagnosis(diagnose(_load(recipe, overrides)), as_json=as_json)
 
 
 @app.command()
@@ -99,12 +91,11 @@ CacheFolder = Annotated[str, typer.Argument(metavar="DIR", help="folder or URL o
 def cache_build(
     recipe: RecipePath,
     overrides: Overrides = None,
-    teacher: Annotated[str | None, typer.Option(help="only this teacher")] = None,
+    teacher: Annotated[str | None, typer.Option(help="only this teacher", autocompletion=teachers_of)] = None,
     as_json: AsJson = False,
 ) -> None:
     """Score the prepared text with each teacher that says `cached: true`; the same command resumes."""
     from collegium.commands import cache as cache_commands
-    from collegium.commands.tables import show_json
 
     result = cache_commands.cache(_load(recipe, overrides), only=teacher)
     if as_json:
@@ -117,29 +108,31 @@ def cache_verify(folder: CacheFolder, as_json: AsJson = False) -> None:
     from collegium.commands import cache as cache_commands
     from collegium.commands.tables import show_verdict
 
-    verdict = cache_commands.verify_cache(folder)
-    show_verdict(verdict, folder, as_json=as_json)
-    if verdict.damages:
-        raise DataError(f"{folder}: is damaged; run `collegium cache repair {folder}`")
+    show_verdict(cache_commands.verify_cache(folder), folder, as_json=as_json)
 
 
 @cache_app.command("repair")
-def cache_repair(folder: CacheFolder) -> None:
+def cache_repair(folder: CacheFolder, as_json: AsJson = False) -> None:
     """Write only what is damaged again."""
     from collegium.commands import cache as cache_commands
 
-    cache_commands.repair_cache(folder)
+    written = cache_commands.repair_cache(folder)
+    if as_json:
+        show_json({"location": folder, "written": written})
 
 
 @cache_app.command("export")
 def cache_export(
     folder: CacheFolder,
     output: Annotated[Path, typer.Argument(metavar="FILE", help="Parquet file to write")],
+    as_json: AsJson = False,
 ) -> None:
     """Write a cache of lists as plain Parquet: ids and log-probabilities that any library reads."""
     from collegium.commands import cache as cache_commands
 
-    cache_commands.export_cache(folder, output)
+    num_blocks = cache_commands.export_cache(folder, output)
+    if as_json:
+        show_json({"file": str(output), "blocks": num_blocks, "bytes": output.stat().st_size})
 
 
 @app.command()
@@ -189,7 +182,6 @@ def report(
 ) -> None:
     """Make one page of a run, or of several beside each other: what was taught, by whom, and what came of it."""
     from collegium.commands.report import report as make
-    from collegium.commands.tables import show_json
 
     made = make(runs, output)
     if as_json:
@@ -216,6 +208,7 @@ def reproduce(
         typer.Argument(
             metavar="EXPERIMENT",
             help="table1, figure2, figure3 or conditions; page writes only the page of results again",
+            autocompletion=experiments,
         ),
     ],
     scale: Annotated[str, typer.Option(help="small, paper, or a YAML specification")] = "small",
@@ -234,7 +227,6 @@ def reproduce(
     as_json: AsJson = False,
 ) -> None:
     """Run an experiment of the paper end to end; the same command resumes, and shows results on a page."""
-    from collegium.commands.tables import show_json
     from collegium.reproduce.command import reproduce as run
 
     result = run(experiment, scale=scale, output=output, jobs=jobs, local=local, results=results, page=page)
@@ -244,65 +236,10 @@ def reproduce(
 
 def main() -> int:
     """Run a command; every mishap that a user can mend ends in one line and its exit code."""
-    _quiet_libraries()
-    keep_freed_memory()
-    previous = {number: signal.signal(number, _stop_at_once) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        result = app(standalone_mode=False)
-        return result if isinstance(result, int) else 0
-    except UserError as error:
-        return _fail(str(error), error.exit_code)
-    except OSError as error:
-        return _fail(_describe(error), 74)
-    except Exception as error:
-        return _other(error)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def _other(error: Exception) -> int:
-    """Usage errors of the command line and ends by a signal; anything else is a fault of ours."""
-    code = getattr(error, "exit_code", None)
-    if isinstance(code, int):
-        show = getattr(error, "show", None)
-        if callable(show):
-            show()
-            return code
-        return _fail(str(error), code) if str(error) else code
-    raise error
+    return conclude(lambda: app(standalone_mode=False))
 
 
 def _load(path: Path, overrides: list[str] | None) -> Any:
     from collegium.recipe_file import load_recipe
 
     return load_recipe(path, overrides or ())
-
-
-def _stop_at_once(number: int, _: Any) -> None:
-    """End here and now: an exception could be swallowed by a library, and files are safe against kill -9."""
-    if is_main_rank():
-        line = f"collegium: stopped by {signal.Signals(number).name}; the same command resumes\n"
-        os.write(2, line.encode())
-    os._exit(128 + number)
-
-
-def _fail(message: str, code: int) -> int:
-    print(f"collegium: {message}", file=sys.stderr, flush=True)
-    return code
-
-
-def _describe(error: OSError) -> str:
-    place = f"{error.filename}: " if error.filename else ""
-    if error.errno in DISK_FULL:
-        return f"{place}the disk is full; free some space and run the same command again, it resumes"
-    return f"{place}{error.strerror or error}"
-
-
-def _quiet_libraries() -> None:
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("collegium").setLevel(logging.INFO)
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")  # bars of downloads and conversions
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")

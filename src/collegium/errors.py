@@ -1,11 +1,22 @@
-"""What goes wrong for users, each with the exit code of the command line. No torch here.
-
-0 ok, 2 usage or recipe, 65 bad data or checkpoint, 69 teacher unavailable, 70 numeric, 74 disk,
-130 and 143 for the signals.
-"""
+"""What goes wrong for users, each with the exit code of the command line. No torch here."""
 
 import errno
+from collections.abc import Mapping
+from typing import Any
 
+
+EXIT_CODES: Mapping[int, str] = {
+    0: "done",
+    1: "a fault of collegium's own, with a traceback",
+    2: "the command line or the recipe cannot be used",
+    65: "text, data, a model or a checkpoint cannot be used",
+    69: "a teacher cannot be used",
+    70: "a loss or gradient is not finite",
+    74: "the disk is full or cannot be written",
+    130: "stopped by SIGINT (Ctrl-C)",
+    143: "stopped by SIGTERM",
+}
+"""What the exit codes of the command line mean."""
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -32,6 +43,8 @@ class UserError(Exception):
     """A mistake or a mishap that a user can mend; its text says how."""
 
     exit_code = 1
+    report: Mapping[str, Any] | None = None
+    """What was found until then; with `--json` it is printed beside the error."""
 
 
 class RecipeError(UserError, ValueError):

@@ -4,6 +4,7 @@ A method is nothing but such values, so everything that it does can be read in t
 of it changed there. `docs/methods/` has a page for each: formula, source, and what was adapted. No torch here.
 """
 
+import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -233,7 +234,9 @@ def with_method(given: Mapping[str, Any]) -> dict[str, Any]:
     if name is None:
         return dict(given)
     if name not in METHODS:
-        raise ValueError(f"method {name!r} is not known; known are {', '.join(METHODS)}")
+        close = difflib.get_close_matches(str(name), METHODS, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ValueError(f"method {name!r} is not known; {hint}known are {', '.join(METHODS)}")
     return filled(given, METHODS[name])
 
 

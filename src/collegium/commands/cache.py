@@ -71,8 +71,10 @@ def _cache_teacher(recipe: Recipe, section: LocalTeacherSection, ingredients: In
         left = "" if progress.seconds_left is None else f", {duration(progress.seconds_left)} left"
         rate = progress.tokens / progress.seconds if progress.seconds > 0 else 0.0
         line.update(
-            f"teacher {section.name}: {progress.rows:,} of {progress.num_rows:,} blocks, "
-            f"{rate:,.0f} tokens/s{left}"
+            f"teacher {section.name}: {progress.rows:,} of {progress.num_rows:,} blocks",
+            pace=f"{rate:,.0f} tokens/s{left}",
+            done=progress.rows,
+            total=progress.num_rows,
         )
 
     section, own_text = section_to_cache(recipe, section, ingredients)

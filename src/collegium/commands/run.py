@@ -36,10 +36,11 @@ from collegium.build import (
 )
 from collegium.callbacks import MetricsFile, StopOnSignal, TrainingProgress
 from collegium.commands.portrait import cost_of, course, initial_student, portray
+from collegium.commands.run_folder import claim_run_dir as claim_run_dir
 from collegium.contracts import Teacher
 from collegium.data.settings import PrepareProgress
 from collegium.durable import disk_errors, write_text
-from collegium.errors import DataError, RecipeError
+from collegium.errors import DataError
 from collegium.evaluation.continual import continual_figures
 from collegium.evaluation.cost import Clock
 from collegium.evaluation.harness import HarnessTasks, evaluate_with_harness, require_harness
@@ -48,7 +49,7 @@ from collegium.evaluation.model_figures import measure_model
 from collegium.evaluation.summary import summarize
 from collegium.pretrained import check_model, load_model, load_tokenizer, place
 from collegium.recipe import Recipe
-from collegium.recipe_file import differences, dump_recipe, load_recipe
+from collegium.recipe_file import load_recipe
 from collegium.report.words import verdict
 from collegium.sections.evaluation import EvaluationSection
 from collegium.terminal import ProgressLine, duration, is_main_rank, say
@@ -69,8 +70,10 @@ def prepare(recipe: Recipe) -> Ingredients:
     def show(progress: PrepareProgress) -> None:
         left = "" if progress.seconds_left is None else f", {duration(progress.seconds_left)} left"
         line.update(
-            f"preparing {progress.source}: {progress.documents:,} documents, {progress.tokens:,} tokens, "
-            f"{progress.tokens_per_second:,.0f} tokens/s{left}"
+            f"preparing {progress.source}: {progress.documents:,} documents, {progress.tokens:,} tokens",
+            pace=f"{progress.tokens_per_second:,.0f} tokens/s{left}",
+            done=progress.tokens if progress.tokens_total else None,
+            total=progress.tokens_total,
         )
 
     # The first rank prepares and the others find the text prepared; then, on nodes that do not see the
@@ -82,6 +85,17 @@ def prepare(recipe: Recipe) -> Ingredients:
     held_out = {name: len(blocks) for name, blocks in ingredients.text.held_out.items()}
     line.finish(f"text: {len(train):,} training blocks, held-out blocks {held_out}")
     return ingredients
+
+
+def describe_text(ingredients: Ingredients) -> dict[str, Any]:
+    """What was prepared, for programs."""
+    text = ingredients.text
+    return {
+        "directory": str(text.directory),
+        "fingerprint": text.fingerprint,
+        "training_blocks": len(text.train),
+        "held_out_blocks": {name: len(blocks) for name, blocks in text.held_out.items()},
+    }
 
 
 def _process_state() -> PartialState:
@@ -182,39 +196,6 @@ def fit_student(
     signals.raise_if_stopped(trainer.state.global_step)
     publish_student(trainer, run_dir)
     return trainer
-
-
-def claim_run_dir(recipe: Recipe, run_dir: Path) -> None:
-    """Write the resolved recipe, after seeing that a run that is there has the same result.
-
-    A run that ended before its first checkpoint, for instance by a mistake in its recipe, is replaced.
-
-    Raises:
-        RecipeError: the folder belongs to another recipe.
-    """
-    path = run_dir / "recipe.yaml"
-    if path.exists():
-        try:
-            other = load_recipe(path)
-        except RecipeError as error:
-            raise RecipeError(
-                f"{run_dir}: holds a run whose recipe this version does not read; "
-                f"give another output_dir or name, or delete the folder\n{error}"
-            ) from error
-        is_another = other.fingerprint != recipe.fingerprint
-        if is_another and ((run_dir / "student").exists() or any(run_dir.glob("checkpoints/checkpoint-*"))):
-            changed = "; ".join(differences(other, recipe)[:3])
-            raise RecipeError(
-                f"{run_dir}: holds a run of another recipe (there and here: {changed}); "
-                "give another output_dir or name, or delete the folder"
-            )
-        if is_another and is_main_rank():
-            # What was chosen for a student's layers, for all that is pruned, and for temperatures.
-            for name in ("kept_layers.json", "kept.json", "temperatures.json"):
-                (run_dir / name).unlink(missing_ok=True)
-    if is_main_rank():
-        run_dir.mkdir(parents=True, exist_ok=True)
-        write_text(path, dump_recipe(recipe))
 
 
 def publish_student(trainer: DistillationTrainer, run_dir: Path) -> None:

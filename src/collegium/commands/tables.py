@@ -1,7 +1,6 @@
 """Results as tables for people, or as JSON for programs."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,10 @@ from typing import Any
 from collegium.alignment.verdict import Comparison, Overlap, TokenizerFacts
 from collegium.cache.verify import Verdict
 from collegium.commands.doctor import Diagnosis
+from collegium.errors import DataError
 from collegium.functional.calibration import FittedTemperature
 from collegium.terminal import is_main_rank, say, show_table
+from collegium.terminal import show_json as show_json  # for commands that show either
 
 
 def show_temperatures(temperatures: Mapping[str, Mapping[str, FittedTemperature]]) -> None:
@@ -29,10 +30,23 @@ def show_temperatures(temperatures: Mapping[str, Mapping[str, FittedTemperature]
 
 
 def show_diagnosis(diagnosis: Diagnosis, *, as_json: bool) -> None:
-    """A line for each thing that was looked at, and a table for each pair of tokenizers."""
-    if as_json:
+    """A line for each thing that was looked at, and a table for each pair of tokenizers.
+
+    Raises:
+        UserError: what stops every run of the recipe.
+    """
+    failure = diagnosis.failure
+    if as_json and failure is None:
         show_json(dataclasses.asdict(diagnosis))
-        return
+    elif failure is not None and as_json:
+        failure.report = dataclasses.asdict(diagnosis)
+    else:
+        _show_checks(diagnosis)
+    if failure is not None:
+        raise failure
+
+
+def _show_checks(diagnosis: Diagnosis) -> None:
     for check in diagnosis.checks:
         mark, mend = ("ok", "") if check.mend is None else ("mend", f"; {check.mend}")
         _show_line(f"{mark:<4}  {check.name}: {check.found}{mend}")
@@ -184,10 +198,22 @@ def show_continual(continual: Mapping[str, Any]) -> None:
 
 
 def show_verdict(verdict: Verdict, folder: str, *, as_json: bool) -> None:
-    """What is damaged in a cache."""
-    if as_json:
-        show_json(dataclasses.asdict(verdict))
-        return
+    """What is damaged in a cache.
+
+    Raises:
+        DataError: something is.
+    """
+    failure = DataError(f"{folder}: is damaged; run `collegium cache repair {folder}`")
+    failure.report = dataclasses.asdict(verdict)
+    if as_json and not verdict.damages:
+        show_json(failure.report)
+    elif not as_json:
+        _show_damages(verdict, folder)
+    if verdict.damages:
+        raise failure
+
+
+def _show_damages(verdict: Verdict, folder: str) -> None:
     for damage in verdict.damages:
         say(f"{damage.name}: {damage.reason}{_rows(damage.rows)}")
     for name in verdict.strangers:
@@ -207,9 +233,3 @@ def _with_interval(figure: Mapping[str, float] | None) -> str:
     if figure is None:
         return ""
     return f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
-
-
-def show_json(content: Mapping[str, Any]) -> None:
-    """A result for programs, on one line."""
-    if is_main_rank():
-        print(json.dumps(content), flush=True)

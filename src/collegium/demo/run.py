@@ -40,7 +40,7 @@ from collegium.evaluation.summary import compare
 from collegium.pretrained import load_model, place
 from collegium.recipe import Recipe
 from collegium.recipe_file import load_recipe
-from collegium.terminal import duration, say, show_table
+from collegium.terminal import duration, say, show_json, show_table
 
 
 PROMPT = "Once upon a time, a small robot"
@@ -75,7 +75,7 @@ def run_demo(output: Path, *, as_json: bool) -> None:
     write_text(output / "demo.json", json.dumps(result, indent=1))
     page = report([fused.run_dir, plain.run_dir], output / "report.html")["page"]
     if as_json:
-        print(json.dumps(result))
+        show_json(result)
     else:
         _show(result, fused.run_dir / "student", page)
 

@@ -51,7 +51,7 @@ def feature_map_transfer(
     """Sum over text positions of MobileBERT's feature map transfer.
 
     map_factor * mean_d (LN(s) - LN(t))^2 + mean_factor * (mean_d s - mean_d t)^2
-    + variance_factor * |var_d s - var_d t|, LN having no parameters. Factors are those of
+    + variance_factor * abs(var_d s - var_d t), LN having no parameters. Factors are those of
     `official/projects/mobilebert/distillation.py` in github.com/tensorflow/models (arXiv:2004.02984). Positions
     where the teacher is not finite are left out.
     """

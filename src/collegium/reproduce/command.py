@@ -245,8 +245,10 @@ def _share_out(noun: str, work: Any, items: Sequence[Any], before: int, total: i
 
     def show() -> None:
         left = total - before - done
-        eta = f", about {duration((time.monotonic() - start) / done * left)} left" if done else ""
-        line.update(f"{noun} {before + done}/{total}, {processes} at once{eta}")
+        eta = f"about {duration((time.monotonic() - start) / done * left)} left" if done else ""
+        line.update(
+            f"{noun} {before + done}/{total}, {processes} at once", pace=eta, done=before + done, total=total
+        )
 
     for _ in finished(workers, work, items, every=1.0, tick=show):
         done += 1

@@ -190,6 +190,11 @@ class ObjectiveSection(Section):
         return largest(schedule_of(self.kd_weight)) > 0
 
     @property
+    def reads_lists(self) -> bool:
+        """Whether draws do not serve: they are right on average, so for a loss that is linear in its target."""
+        return self.distils and (self.divergence.kind != "forward_kl" or self.fusion != "mixture")
+
+    @property
     def matches_features(self) -> bool:
         """Whether teachers' inner states are read at any time."""
         return largest(schedule_of(self.feature_weight)) > 0
