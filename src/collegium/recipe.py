@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from collegium.methods import with_method
-from collegium.sections.base import Dtype, Many, Name, Section, names_differ
+from collegium.sections.base import DESCRIBING, Dtype, Language, Licence, Many, Name, Section, names_differ
 from collegium.sections.evaluation import EvaluationSection
 from collegium.sections.models import (
     CacheSection,
@@ -47,6 +47,10 @@ class SourceSection(Section):
     """Stop when this many training tokens are packed."""
     min_characters: int = Field(default=16, ge=0)
     """Shorter documents are dropped and counted."""
+    licence: Licence | None = None
+    """Of the text, for the model card; what the data set's own card on disk says if not given."""
+    language: Language | None = None
+    """Language of the text for the model card, such as `en` or `code`."""
 
 
 class HubSourceSection(SourceSection):
@@ -385,7 +389,9 @@ class Recipe(Section):
         """What decides the result: not names and folders, nor how training is watched and measured."""
         watching = {"num_workers", "report_to", "log_every", "save_every", "keep_checkpoints", "evaluate_every"}
         neutral: Any = {
-            "data": {"directory"},
+            "student": DESCRIBING,
+            "teachers": {"__all__": DESCRIBING},
+            "data": {"directory": True, "sources": {"__all__": DESCRIBING}},
             "cache": {"directory", "batch_size", "rows_per_shard"},
             "training": watching | {"chunk_size"},
         }
