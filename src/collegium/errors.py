@@ -1,6 +1,6 @@
 """What goes wrong for users, each with the exit code of the command line. No torch here.
 
-0 ok, 2 usage or recipe, 65 bad data or checkpoint, 69 teacher unavailable, 70 numeric, 74 disk,
+0 ok, 2 usage or recipe, 65 bad data or checkpoint, 69 teacher or hub unavailable, 70 numeric, 74 disk,
 130 and 143 for the signals.
 """
 
@@ -48,6 +48,12 @@ class DataError(UserError, ValueError):
 
 class TeacherError(UserError, RuntimeError):
     """A teacher that cannot be used, or is no longer usable."""
+
+    exit_code = 69
+
+
+class HubError(UserError, RuntimeError):
+    """A hub that is not there, or does not let an upload in."""
 
     exit_code = 69
 

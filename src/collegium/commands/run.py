@@ -36,6 +36,7 @@ from collegium.build import (
     past_runs,
 )
 from collegium.callbacks import MetricsFile, StopOnSignal, TrainingProgress
+from collegium.commands.card import write_card
 from collegium.contracts import Teacher
 from collegium.data.settings import PrepareProgress
 from collegium.durable import disk_errors, write_text
@@ -285,6 +286,8 @@ def write_evaluation(
     if is_main_rank():
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "evaluation.json", json.dumps(result, indent=1))
+        if "lineage" in result:
+            write_card(folder, recipe, result)
     return result
 
 
