@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Sequence
 
 
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~^$:@/=-])")
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+.!|~^$:@/=-])")
 _HTML = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;"})
 _HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 _HARMLESS = re.compile(r"[\w .,%-]*", re.ASCII)
@@ -34,7 +34,7 @@ def escaped(text: str) -> str:
 def _escaped_html(shown: str) -> str:
     """HTML first, so that its own `&` and `#` are not escaped again."""
     parts = [part.translate(_HTML) if part in "&<>\"'" else _MARKDOWN.sub(r"\\\1", part) for part in shown]
-    return re.sub(r"www\.", "www&#46;", "".join(parts), flags=re.IGNORECASE)  # else a link
+    return "".join(parts)
 
 
 def code_block(text: str, language: str = "") -> str:

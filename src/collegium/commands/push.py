@@ -136,8 +136,9 @@ def push(upload: Upload, *, token_env: str | None = None) -> dict[str, Any]:
     """
     if is_offline():
         raise HubError("HF_HUB_OFFLINE is set, so nothing can be pushed; unset it, or look with --dry-run")
-    api = HfApi(token=_token(token_env), library_name="collegium")
-    with _told(upload.repo_id):
+    token = _token(token_env)
+    api = HfApi(token=token, library_name="collegium")
+    with _told(upload.repo_id, token):
         created = api.create_repo(upload.repo_id, private=upload.private, exist_ok=True)
         repo_id = created.repo_id
         is_private = bool(api.repo_info(repo_id).private)
@@ -180,7 +181,7 @@ def _token(name: str | None) -> str:
 
 
 @contextmanager
-def _told(repo_id: str) -> Iterator[None]:
+def _told(repo_id: str, token: str) -> Iterator[None]:
     """Errors of the hub as ours: what happened and what to do, without headers, bodies or tokens."""
     try:
         yield
@@ -191,6 +192,9 @@ def _told(repo_id: str) -> Iterator[None]:
             f"{repo_id}: the hub cannot be reached ({type(error).__name__}); check the network and HF_ENDPOINT, "
             "and run the same command again"
         ) from None
+    except ValueError as error:  # the hub reads the metadata of a card before it takes it
+        reason = one_line(error).replace(token, "***")
+        raise HubError(f"{repo_id}: the hub refuses what is to be uploaded ({reason})") from None
     except RuntimeError as error:  # of what uploads large files
         if isinstance(error, HubError):
             raise
