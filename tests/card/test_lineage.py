@@ -4,14 +4,17 @@ import json
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 from runs import write_recipe
 from test_command_line import run
 
 from collegium.build.ingredients import text_directory
 from collegium.build.model_lineage import stored_parameters
 from collegium.errors import RecipeError
-from collegium.recipe_file import load_recipe
+from collegium.recipe_file import load_recipe, read_mapping, validated
 
+
+ROOT = Path(__file__).parents[2]
 
 LICENCES = [
     "teachers.0.licence=Apache-2.0",
@@ -37,6 +40,21 @@ def test_licences_and_languages_decide_nothing(recipe, tokenizer):
     assert told.fingerprint == plain.fingerprint
     assert not any(key in json.dumps(plain.deciding) for key in ('"licence"', '"language"'))
     assert text_directory(told, tokenizer, []) == text_directory(plain, tokenizer, [])
+
+
+SHIPPED = [*ROOT.glob("recipes/**/*.yaml"), *ROOT.glob("src/collegium/demo/**/*.yaml")]
+
+
+def without(content, keys):
+    if isinstance(content, dict):
+        return {key: without(value, keys) for key, value in content.items() if key not in keys}
+    return [without(item, keys) for item in content] if isinstance(content, list) else content
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_licences_of_shipped_recipes_decide_nothing(path):
+    bare = validated(without(read_mapping(path), {"licence", "language"}), path)
+    assert bare.fingerprint == load_recipe(path).fingerprint
 
 
 def test_licences_are_one_line(recipe):
@@ -80,6 +98,29 @@ def test_lineage_of_a_run(recipe, tmp_path, monkeypatch, capsys):
     assert training["tokens"] == round(training["epochs"] * (cats["train_tokens"] + dogs["train_tokens"]))
     assert (training["fusion"], training["weighting"]["kind"]) == ("mixture", "entropy")
     assert set(lineage["versions"]) == {"collegium", "torch", "transformers"}
+
+
+def test_the_card_is_written_after_training_and_after_each_measurement(recipe, tmp_path, monkeypatch, capsys):
+    code, _, err = run(["train", str(recipe), *LICENCES, "--json"], monkeypatch, capsys)
+    assert code == 0, err
+    card = Path("runs/pico/student/README.md")
+    written = card.read_bytes()
+    assert ModelCard(written.decode()).data.language == ["en"]
+    assert str(tmp_path.parent).encode() not in written, "a path of this machine"
+    assert b"learning_rate: 0.01" in written and b"max_steps: 4" in written
+    card.unlink()
+    assert run(["evaluate", "runs/pico", "--json"], monkeypatch, capsys)[0] == 0
+    assert card.read_bytes() == written
+    absolute = Path("runs/pico").resolve()
+    assert run(["evaluate", str(absolute), "--json"], monkeypatch, capsys)[0] == 0
+    assert str(tmp_path) not in Path("runs/pico/evaluation.json").read_text() and card.read_bytes() == written
+    code, out, _ = run(["train", str(recipe), *LICENCES, "--json"], monkeypatch, capsys)  # finished already
+    assert code == 0 and json.loads(out)["lineage"]["name"] == "pico"
+    code, out, err = run(["push", "runs/pico", "someone/pico", "--dry-run", "--json"], monkeypatch, capsys)
+    assert code == 0 and json.loads(out)["card"].encode() == written, err
+    student = ["evaluate", "runs/pico/student", "--recipe", str(recipe), "--output", "other", "--json"]
+    code, out, err = run(student, monkeypatch, capsys)
+    assert code == 0 and "lineage" not in json.loads(out), err
 
 
 def test_what_cannot_be_counted_is_not_told(tmp_path):

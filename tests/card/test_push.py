@@ -1,7 +1,10 @@
 """`collegium push` against a stand-in of the hub: what arrives, what is refused, and that no token is told."""
 
 import json
+import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -202,6 +205,18 @@ def test_a_dry_run_shows_all_and_asks_nobody(hub, pushed, monkeypatch):
 
 
 NO_IDS = ["", "a/b/c", "../x", "a b/c", "https://example.org/a/b", "x/-", "a/b.git", "a/"]
+
+
+def test_endpoint_and_login_of_the_environment(hub, tmp_path):
+    folder = finished_run(tmp_path / "run")
+    known = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
+    login = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "home"), "HF_DEBUG": "1"}
+    command = [sys.executable, "-m", "collegium", "push", str(folder), REPO]
+    done = subprocess.run(command, env=known | login, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"pushed to {hub.url}/{REPO} (private)" in done.stdout + done.stderr
+    assert names_of(hub.files(REPO)) == EXPECTED
+    assert TOKEN not in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("repo", NO_IDS)

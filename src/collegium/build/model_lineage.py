@@ -71,7 +71,7 @@ def _shown_fingerprint(section: LocalTeacherSection, ingredients: Ingredients) -
 def _adapter_of(section: LocalTeacherSection) -> dict[str, Any] | None:
     if section.adapter is None:
         return None
-    about = model_of(section.adapter, section.adapter_revision, None, config_name="adapter_config.json")
+    about = model_of(section.adapter, section.adapter_revision, section.licence, config_name="adapter_config.json")
     if about["origin"] == "hub":
         file = cached_file(section.adapter, ADAPTER_NAME, revision=section.adapter_revision)
         folder = None if file is None else file.parent

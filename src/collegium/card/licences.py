@@ -15,15 +15,14 @@ NOT_STATED = "not stated"
 PERMISSIVE = frozenset(
     {
         *("apache-2.0", "mit", "mit-0", "bsd", "bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear", "isc"),
-        *("0bsd", "unlicense", "wtfpl", "cc0-1.0", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0", "odc-by"),
-        *("pddl", "cdla-permissive-1.0", "cdla-permissive-2.0", "afl-3.0", "artistic-2.0", "bsl-1.0"),
+        *("0bsd", "unlicense", "wtfpl", "cc0-1.0", "cc-by", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0"),
+        *("odc-by", "pddl", "cdla-permissive-1.0", "cdla-permissive-2.0", "afl-3.0", "artistic-2.0", "bsl-1.0"),
         *("ecl-2.0", "zlib", "ms-pl", "ncsa", "postgresql", "public-domain"),
     }
 )
 """Ask for attribution at most, by the hub's names."""
 
 ALIASES: Mapping[str, str] = {
-    "apache": "apache-2.0",
     "apache-2": "apache-2.0",
     "apache-license-2.0": "apache-2.0",
     "apache-license,-version-2.0": "apache-2.0",
@@ -31,8 +30,6 @@ ALIASES: Mapping[str, str] = {
     "odc-by-1.0": "odc-by",
     "odc-attribution": "odc-by",
     "cc0": "cc0-1.0",
-    "cc-by": "cc-by-4.0",
-    "cc-by-sa": "cc-by-sa-4.0",
     "gemma-terms-of-use": "gemma",
     "cdla-sharing": "cdla-sharing-1.0",
 }

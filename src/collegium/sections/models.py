@@ -67,7 +67,7 @@ class TeachingSection(Section):
     alignment: AlignmentSection = AlignmentSection()
     """Of a teacher with another tokenizer; what each key does is in docs/tokenizers.md."""
     licence: Licence | None = None
-    """Its licence, for the model card; what its own card on disk says if not given."""
+    """Its licence, an adapter's too, for the model card; what their own cards on disk say if not given."""
 
     @model_validator(mode="after")
     def _target_domain_is_used(self) -> Self:
