@@ -199,13 +199,12 @@ def push(
     Ends with 69 where the hub is not there or refuses, with 65 where the run is not finished.
     """
     from collegium.commands import push as pushing
-    from collegium.commands.tables import show_push, show_upload
 
     upload = pushing.plan_upload(run, repo_id, private=private, revision=revision, accept_licences=accept_licences)
     if dry_run:
-        show_upload(upload, as_json=as_json)
+        pushing.show_upload(upload, as_json=as_json)
     else:
-        show_push(pushing.push(upload, token_env=token_env), as_json=as_json)
+        pushing.show_push(pushing.push(upload, token_env=token_env), as_json=as_json)
 
 
 @app.command()

@@ -30,6 +30,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from collegium.card.on_disk import is_offline
 from collegium.durable import disk_errors, file_digest
 from collegium.errors import DataError, one_line, pass_on_full_disk
 from collegium.head import ProjectionHead
@@ -332,11 +333,6 @@ def _locate(reference: str) -> tuple[str, str | None]:
     if not file.is_file():
         raise DataError(f"{reference}: no such GGUF file")
     return str(file.parent), file.name
-
-
-def is_offline() -> bool:
-    """Whether the hub must not be asked."""
-    return os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
 
 
 def is_local(reference: str) -> bool:

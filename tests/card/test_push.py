@@ -248,6 +248,23 @@ def test_an_unfinished_run(hub, pushed, tmp_path):
     assert code == 65 and "lineage" in err and hub.requests == []
 
 
+def test_no_path_of_the_machine_is_in_the_evaluation(hub, pushed, tmp_path):
+    path = tmp_path / "run" / "evaluation.json"
+    content = json.loads(path.read_text())
+    content["continual"] = {"runs": [str(tmp_path / "first"), "runs/second"], "domains": {}, "mean": {}}
+    content["lm_eval"] = {
+        "lm_eval_version": "1",
+        "asked": {"include_path": str(tmp_path / "tasks")},
+        "results": {},
+    }
+    path.write_text(json.dumps(content))
+    assert pushed()[0] == 0
+    arrived = json.loads(hub.files(REPO)["evaluation.json"])
+    assert arrived["continual"]["runs"] == ["first", "runs/second"]
+    assert arrived["lm_eval"]["asked"]["include_path"] == "tasks"
+    assert str(tmp_path) not in hub.files(REPO)["evaluation.json"].decode()
+
+
 def test_what_is_linked_from_elsewhere_stays(hub, pushed, tmp_path):
     (tmp_path / "secret.txt").write_text("secret")
     (tmp_path / "run" / "student" / "notes.txt").symlink_to(tmp_path / "secret.txt")

@@ -18,9 +18,10 @@ from collegium.data.sources import FileSource, Source
 from collegium.data.task_source import FileRows, TaskSource
 from collegium.errors import DataError, TeacherError
 from collegium.pretrained import cache_dir, load_tokenizer
-from collegium.recipe import FileSourceSection, HubSourceSection, Recipe, TaskSourceSection
+from collegium.recipe import Recipe
 from collegium.sections.base import DESCRIBING
 from collegium.sections.models import CachedTeacherSection, LocalTeacherSection, TeachingSection
+from collegium.sections.sources import FileSourceSection, HubSourceSection, TaskSourceSection
 from collegium.sections.tasks import TaskDataSection
 from collegium.tokenizer_match import tokenizer_difference, tokenizer_fingerprint, vocab_size_of
 

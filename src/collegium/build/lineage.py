@@ -25,7 +25,7 @@ from collegium.build.model_lineage import (
 )
 from collegium.card.on_disk import CARD_NAME, origin_of, resolved_revision, shown_path, shown_reference
 from collegium.metrics import read_jsonl
-from collegium.recipe import FileSourceSection, HubSourceSection, Recipe, Source
+from collegium.recipe import Recipe
 from collegium.sections.base import Section
 from collegium.sections.models import (
     ConfigStudentSection,
@@ -33,6 +33,7 @@ from collegium.sections.models import (
     LayerDropStudentSection,
     PrunedStudentSection,
 )
+from collegium.sections.sources import FileSourceSection, HubSourceSection, Source
 
 
 SCHEMA_VERSION = 1

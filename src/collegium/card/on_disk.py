@@ -4,6 +4,7 @@ The network is never asked: a licence that is neither in the recipe nor on disk 
 card that says so is better than one that waits for a hub.
 """
 
+import os
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,11 @@ FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?)^---[ \t]*$", re.DOTALL | re.MU
 HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
 FORBIDDEN_IN_ID = re.compile(r"--|\.\.|[.-]/|[.-]$|\.git$")
 COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def is_offline() -> bool:
+    """Whether the hub must not be asked."""
+    return os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
 
 
 def origin_of(reference: str) -> Origin:

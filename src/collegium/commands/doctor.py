@@ -23,9 +23,10 @@ from collegium.build import (
     student_tokenizer,
     teacher_tokenizer,
 )
+from collegium.card.on_disk import is_offline
 from collegium.data.prepared import PreparedText
 from collegium.errors import DataError, RecipeError, TeacherError, UserError
-from collegium.pretrained import cache_dir, is_local, is_offline
+from collegium.pretrained import cache_dir, is_local
 from collegium.recipe import Recipe
 from collegium.sections.models import CachedTeacherSection, LocalTeacherSection
 from collegium.teachers.aligned import AlignedTeacher

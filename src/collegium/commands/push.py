@@ -6,6 +6,7 @@ variable, and is in no message: errors are told by their status alone. An upload
 with by the same command, since the hub knows what it has already.
 """
 
+import copy
 import json
 import os
 import tempfile
@@ -20,10 +21,10 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from collegium.card.licences import obstacles
-from collegium.card.on_disk import CARD_NAME, is_hub_id
+from collegium.card.on_disk import CARD_NAME, is_hub_id, is_offline
 from collegium.card.public_recipe import public_path
 from collegium.errors import DataError, HubError, RecipeError, one_line
-from collegium.pretrained import is_offline
+from collegium.terminal import say, show_table
 
 
 NEEDED = ("config.json", CARD_NAME)
@@ -120,10 +121,13 @@ def _is_plain(path: Path, root: Path) -> bool:
 
 
 def _without_paths(evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """The evaluation with earlier runs' folders by their last name."""
-    content = dict(evaluation)
-    if isinstance(continual := content.get("continual"), dict) and isinstance(continual.get("runs"), list):
-        content["continual"] = {**continual, "runs": [public_path(str(run)) for run in continual["runs"]]}
+    """The evaluation with earlier runs' folders, and that of one's own task files, by their last name."""
+    content: dict[str, Any] = copy.deepcopy(dict(evaluation))
+    continual, asked = content.get("continual"), content.get("lm_eval", {}).get("asked", {})
+    if continual is not None:
+        continual["runs"] = [public_path(str(run)) for run in continual["runs"]]
+    if asked.get("include_path"):
+        asked["include_path"] = public_path(str(asked["include_path"]))
     return content
 
 
@@ -214,3 +218,24 @@ def _refusal(status: int) -> str:
     if status >= 500 or status == 429:
         return f"the hub failed ({status}); run the same command again, it goes on with what is there already"
     return f"the hub refuses this upload ({status}); check REPO_ID, --revision and the files by --dry-run"
+
+
+def show_upload(upload: Upload, *, as_json: bool) -> None:
+    """What a push would upload, and the model card."""
+    if as_json:
+        where = {"repo": upload.repo_id, "private": upload.private, "revision": upload.revision}
+        print(json.dumps({**where, "files": upload.sizes, "card": upload.card}))
+        return
+    seen = "private" if upload.private else "public"
+    title = f"Would be uploaded to {upload.repo_id} ({seen}); nothing was"
+    show_table(title, ["file", "bytes"], [[name, f"{size:,}"] for name, size in upload.sizes.items()])
+    print(f"\n{upload.card}")
+
+
+def show_push(pushed: Mapping[str, Any], *, as_json: bool) -> None:
+    """Where a student is now."""
+    if as_json:
+        print(json.dumps(pushed))
+        return
+    seen = "private" if pushed["private"] else "public"
+    say(f"pushed to {pushed['url']} ({seen}), commit {pushed['commit']}")

@@ -9,7 +9,6 @@ from typing import Any
 from collegium.alignment.verdict import Comparison, Overlap, TokenizerFacts
 from collegium.cache.verify import Verdict
 from collegium.commands.doctor import Diagnosis
-from collegium.commands.push import Upload
 from collegium.functional.calibration import FittedTemperature
 from collegium.terminal import is_main_rank, say, show_table
 
@@ -182,27 +181,6 @@ def show_continual(continual: Mapping[str, Any]) -> None:
         f"Since {', '.join(continual['runs'])}: nats per token (forgetting below 0 and the others above are good)"
     )
     show_table(title, ["", "before", "now", "forgetting", "learning", "forward transfer"], rows)
-
-
-def show_upload(upload: Upload, *, as_json: bool) -> None:
-    """What a push would upload, and the model card."""
-    if as_json:
-        where = {"repo": upload.repo_id, "private": upload.private, "revision": upload.revision}
-        show_json({**where, "files": upload.sizes, "card": upload.card})
-        return
-    seen = "private" if upload.private else "public"
-    title = f"Would be uploaded to {upload.repo_id} ({seen}); nothing was"
-    show_table(title, ["file", "bytes"], [[name, f"{size:,}"] for name, size in upload.sizes.items()])
-    _show_line(f"\n{upload.card}")
-
-
-def show_push(pushed: Mapping[str, Any], *, as_json: bool) -> None:
-    """Where a student is now."""
-    if as_json:
-        show_json(pushed)
-        return
-    seen = "private" if pushed["private"] else "public"
-    say(f"pushed to {pushed['url']} ({seen}), commit {pushed['commit']}")
 
 
 def show_verdict(verdict: Verdict, folder: str, *, as_json: bool) -> None:
