@@ -10,6 +10,7 @@ from test_command_line import run
 
 from collegium.build.ingredients import text_directory
 from collegium.build.model_lineage import stored_parameters
+from collegium.card.licences import obstacles
 from collegium.errors import RecipeError
 from collegium.recipe_file import load_recipe, read_mapping, validated
 
@@ -121,6 +122,43 @@ def test_the_card_is_written_after_training_and_after_each_measurement(recipe, t
     student = ["evaluate", "runs/pico/student", "--recipe", str(recipe), "--output", "other", "--json"]
     code, out, err = run(student, monkeypatch, capsys)
     assert code == 0 and "lineage" not in json.loads(out), err
+
+
+def test_lineage_of_layers_caches_and_of_a_run_that_goes_on(recipe, tmp_path, monkeypatch, capsys):
+    model = load_recipe(recipe).student.model
+    first = [
+        "name=first",
+        f"student={{kind: layer_drop, model: {model}, num_layers: 1, calibration_blocks: 1}}",
+        f"teachers=[{{name: one, model: {model}, cached: true, licence: gemma}}]",
+        f"cache.directory={tmp_path / 'caches'}",
+        "training.max_steps=1",
+    ]
+    for command in ("cache", "train"):
+        code, out, err = run([command, str(recipe), *first, "--json"], monkeypatch, capsys)
+        assert code == 0, err
+    before = json.loads(out)["lineage"]
+    kept = json.loads(Path("runs/first/kept_layers.json").read_text())
+    assert len(kept) == 1 and before["student"]["layers_kept"] == kept
+    assert (
+        before["student"]["parameters"] < before["teachers"][0]["parameters"] and before["teachers"][0]["cached"]
+    )
+
+    second = [
+        "name=second",
+        "student={kind: continued, run: runs/first}",
+        f"teachers=[{{name: stored, kind: cached, path: {tmp_path / 'caches' / 'one'}, licence: mit}}]",
+        "training.max_steps=1",
+    ]
+    code, out, err = run(["train", str(recipe), *second, "--json"], monkeypatch, capsys)
+    assert code == 0, err
+    lineage = json.loads(out)["lineage"]
+    assert str(tmp_path.parent) not in json.dumps(lineage), "a path of this machine"
+    stored, student = lineage["teachers"][0], lineage["student"]
+    assert (stored["kind"], stored["model"], stored["cached"]) == ("cached", "student", True)
+    assert stored["parameters"] is None and stored["vocab_size"] == 260
+    assert (student["kind"], student["model"], student["earlier"]) == ("continued", "first", before)
+    assert (student["licence"], student["licence_from"]) == ("see-model-card", "model card")
+    assert any("gemma" in line for line in obstacles(lineage)), "what an earlier teacher's licence asks for"
 
 
 def test_what_cannot_be_counted_is_not_told(tmp_path):
