@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 from command import command
 from runs import write_recipe
+from test_push import finished_run
 
 import collegium.commands.run  # noqa: F401  # now: some libraries speak when they are imported
 from collegium import errors
@@ -94,6 +95,11 @@ def an_existing_recipe(folder: Path, patch: pytest.MonkeyPatch) -> None:
     (folder / "recipe.yaml").write_text("", encoding="utf-8")
 
 
+def a_finished_run(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    finished_run(folder / "runs" / "run")
+    patch.setenv("HF_HUB_OFFLINE", "1")
+
+
 CASES = {
     "unknown-key": Case(train("objective.kd_wieght=1"), 2, "RecipeError"),
     "unknown-key-without-a-near-one": Case(train("evaluation.zzz=1"), 2, "RecipeError"),
@@ -117,6 +123,7 @@ CASES = {
     "check-of-files": Case(
         train("data.sources.0.path=nowhere.txt", "teachers.1.model=./nowhere", command="check"), 69, "TeacherError"
     ),
+    "hub-offline": Case(("push", "runs/run", "owner/name"), 69, "HubError", a_finished_run),
     "not-finite": Case(train("training.learning_rate=1e38", "training.warmup_steps=0"), 70, "NumericError"),
     "disk-too-small": Case(train("teachers.0.cached=true", command="cache"), 74, "DiskError", a_small_disk),
     "disk-full": Case(train(), 74, "OSError", a_full_disk),
@@ -158,7 +165,7 @@ def test_every_class_of_errors_and_every_exit_code_is_there():
         for name, found in inspect.getmembers(errors, inspect.isclass)
         if issubclass(found, errors.UserError) and found is not errors.UserError
     }
-    assert len(classes) == 5 and classes <= {case.kind for case in CASES.values()}
+    assert len(classes) == 6 and classes <= {case.kind for case in CASES.values()}
     codes = {case.code for case in CASES.values()}
     assert codes | {0, 1, 143} == set(errors.EXIT_CODES), "0, 1 and 143 are seen in test_json_everywhere.py"
 

@@ -191,6 +191,34 @@ def report(
 
 
 @app.command()
+def push(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a finished run")],
+    repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="repository on the hub, OWNER/NAME")],
+    private: Annotated[bool, typer.Option("--private/--public", help="who may see it")] = True,
+    revision: Annotated[str | None, typer.Option(metavar="BRANCH", help="branch; made if it is not there")] = None,
+    token_env: Annotated[
+        str | None, typer.Option(metavar="NAME", help="environment variable with the token, in place of the login")
+    ] = None,
+    accept_licences: Annotated[
+        bool, typer.Option("--accept-licences", help="they were read and allow it")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would be uploaded, ask no hub")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Upload a finished student to the hub, with its model card and evaluation; private unless asked otherwise.
+
+    Ends with 69 where the hub is not there or refuses, with 65 where the run is not finished.
+    """
+    from collegium.commands import push as pushing
+
+    upload = pushing.plan_upload(run, repo_id, private=private, revision=revision, accept_licences=accept_licences)
+    if dry_run:
+        pushing.show_upload(upload, as_json=as_json)
+    else:
+        pushing.show_push(pushing.push(upload, token_env=token_env), as_json=as_json)
+
+
+@app.command()
 def demo(
     output: Annotated[Path, typer.Option(help="folder for the runs and the table")] = Path("runs/demo"),
     as_json: AsJson = False,

@@ -10,7 +10,7 @@ EXIT_CODES: Mapping[int, str] = {
     1: "a fault of collegium's own, with a traceback",
     2: "the command line or the recipe cannot be used",
     65: "text, data, a model or a checkpoint cannot be used",
-    69: "a teacher cannot be used",
+    69: "a teacher or the hub cannot be used",
     70: "a loss or gradient is not finite",
     74: "the disk is full or cannot be written",
     130: "stopped by SIGINT (Ctrl-C)",
@@ -61,6 +61,12 @@ class DataError(UserError, ValueError):
 
 class TeacherError(UserError, RuntimeError):
     """A teacher that cannot be used, or is no longer usable."""
+
+    exit_code = 69
+
+
+class HubError(UserError, RuntimeError):
+    """A hub that is not there, or does not let an upload in."""
 
     exit_code = 69
 

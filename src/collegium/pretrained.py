@@ -199,6 +199,23 @@ def load_config(
     return _read_config(folder, reference, {"revision": revision, "trust_remote_code": trust_remote_code})
 
 
+def count_parameters(
+    reference: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> int | None:
+    """Parameters of the model that a configuration makes, tied ones once; None if it cannot be told.
+
+    Nothing is read but the configuration, and no memory is taken for weights.
+    """
+    try:
+        config = load_config(reference, revision=revision, trust_remote_code=trust_remote_code)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        return int(model.num_parameters())
+    except Exception as error:  # of any library; a count is worth no run
+        pass_on_full_disk(error)
+        return None
+
+
 def _read_config(folder: str, reference: str, options: dict[str, Any]) -> PretrainedConfig:
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(folder, **options)

@@ -6,7 +6,6 @@ sections into plain arguments, `collegium.recipe_file` reads and writes them.
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -14,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from collegium.methods import with_method
-from collegium.sections.base import Dtype, Many, Name, Section, names_differ
+from collegium.sections.base import DESCRIBING, Dtype, Many, Name, Section, names_differ
 from collegium.sections.evaluation import EvaluationSection
 from collegium.sections.models import (
     CacheSection,
@@ -28,84 +27,11 @@ from collegium.sections.models import (
 )
 from collegium.sections.objective import ObjectiveSection
 from collegium.sections.on_policy import OnPolicySection
-from collegium.sections.tasks import TaskDataSection, require_unseen
+from collegium.sections.sources import Source, TaskSourceSection
+from collegium.sections.tasks import require_unseen
 
 
 _BY_KIND = Field(discriminator="kind")
-
-
-class SourceSection(Section):
-    """Text of one domain."""
-
-    name: Name
-    """Domain; every table has a column for it."""
-    max_documents: int | None = Field(default=None, ge=1)
-    """Read at most this many documents, held-out ones included."""
-    skip_documents: int = Field(default=0, ge=0)
-    """Train on none of the first documents, as many as this, such as those that another run trains on."""
-    max_tokens: int | None = Field(default=None, ge=1)
-    """Stop when this many training tokens are packed."""
-    min_characters: int = Field(default=16, ge=0)
-    """Shorter documents are dropped and counted."""
-
-
-class HubSourceSection(SourceSection):
-    """A data set on the hub, streamed."""
-
-    kind: Literal["hub"]
-    """Streamed with `datasets`."""
-    dataset: str
-    """Hub id or local folder in hub layout, such as `allenai/c4`."""
-    config: str | None = None
-    """Configuration, such as `en`."""
-    split: str = "train"
-    """Split to read."""
-    revision: str | None = None
-    """Branch, tag or commit."""
-    text_column: str = "text"
-    """Column that holds the text."""
-    prompt_column: str | None = None
-    """Column of a prompt that comes before the text and is not learnt, as in data of prompts and completions."""
-
-
-class FileSourceSection(SourceSection):
-    """Files on disk."""
-
-    kind: Literal["files"]
-    """Text, JSONL or Parquet; `.gz` is read as it is."""
-    path: str
-    """File, glob, or `package:NAME/FILE` inside an installed package."""
-    format: Literal["auto", "text", "jsonl", "parquet"] = "auto"
-    """By the file's ending if `auto`."""
-    documents: Literal["line", "file", "separator"] = "line"
-    """What a document is in a text file."""
-    separator: str | None = None
-    """Regular expression between documents, for `documents: separator`."""
-    text_column: str = "text"
-    """Column or key that holds the text, for JSONL and Parquet."""
-    prompt_column: str | None = None
-    """Column or key of a prompt that comes before the text and is not learnt."""
-
-    @model_validator(mode="after")
-    def _separator_goes_with_documents(self) -> Self:
-        if (self.documents == "separator") != (self.separator is not None):
-            raise ValueError("`separator` and `documents: separator` go together")
-        if self.separator is not None:
-            try:
-                re.compile(self.separator)
-            except re.error as error:
-                raise ValueError(f"separator {self.separator!r} is not a regular expression: {error}") from error
-        return self
-
-
-class TaskSourceSection(SourceSection, TaskDataSection):
-    """Items of one of the five tasks, of which the answers are learnt."""
-
-    kind: Literal["task"]
-    """Prompts and answers, made of a known data set; set data.add_eos, so that answers end."""
-
-
-Source = Annotated[HubSourceSection | FileSourceSection | TaskSourceSection, _BY_KIND]
 
 
 class MixingSection(Section):
@@ -385,7 +311,9 @@ class Recipe(Section):
         """What decides the result: not names and folders, nor how training is watched and measured."""
         watching = {"num_workers", "report_to", "log_every", "save_every", "keep_checkpoints", "evaluate_every"}
         neutral: Any = {
-            "data": {"directory"},
+            "student": DESCRIBING,
+            "teachers": {"__all__": DESCRIBING},
+            "data": {"directory": True, "sources": {"__all__": DESCRIBING}},
             "cache": {"directory", "batch_size", "rows_per_shard"},
             "training": watching | {"chunk_size"},
         }

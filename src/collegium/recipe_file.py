@@ -67,8 +67,13 @@ def validated(content: dict[str, Any], place: Path | str) -> Recipe:
 
 def dump_recipe(recipe: Recipe) -> str:
     """The resolved recipe as YAML, defaults included."""
+    return dump_mapping(recipe.model_dump(mode="json"))
+
+
+def dump_mapping(content: Mapping[str, Any]) -> str:
+    """What a recipe or a part of one holds, as YAML."""
     stream = io.StringIO()
-    _yaml().dump(recipe.model_dump(mode="json"), stream)
+    _yaml().dump(content, stream)
     return stream.getvalue()
 
 

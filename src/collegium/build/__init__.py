@@ -25,6 +25,7 @@ from collegium.build.ingredients import (
     student_tokenizer,
     teacher_tokenizer,
 )
+from collegium.build.lineage import lineage_of
 from collegium.build.models import load_teachers
 from collegium.build.objective import build_objective, build_rule, build_target, build_weighting, own_rule
 from collegium.build.samples import build_samples
@@ -62,6 +63,7 @@ __all__ = [
     "describe_held_out",
     "first_student",
     "fit_recipe",
+    "lineage_of",
     "load_teachers",
     "measure_generation",
     "measure_tasks",

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -17,8 +18,10 @@ from collegium.data.sources import FileSource, Source
 from collegium.data.task_source import FileRows, TaskSource
 from collegium.errors import DataError, TeacherError
 from collegium.pretrained import cache_dir, load_tokenizer
-from collegium.recipe import FileSourceSection, HubSourceSection, Recipe, TaskSourceSection
+from collegium.recipe import Recipe
+from collegium.sections.base import DESCRIBING
 from collegium.sections.models import CachedTeacherSection, LocalTeacherSection, TeachingSection
+from collegium.sections.sources import FileSourceSection, HubSourceSection, TaskSourceSection
 from collegium.sections.tasks import TaskDataSection
 from collegium.tokenizer_match import tokenizer_difference, tokenizer_fingerprint, vocab_size_of
 
@@ -159,7 +162,8 @@ def text_directory(
         told = Path(recipe.data.directory)
         return told if is_students else told.with_name(f"{told.name}-{tokenizer_fingerprint(tokenizer)[:8]}")
     parts = [tokenizer_fingerprint(tokenizer), *(source.fingerprint for source in sources)]
-    content = recipe.data.model_dump_json(exclude={"directory", "mixing"}) + "".join(parts) + str(SCHEMA_VERSION)
+    neutral: Any = {"directory": True, "mixing": True, "sources": {"__all__": DESCRIBING}}
+    content = recipe.data.model_dump_json(exclude=neutral) + "".join(parts) + str(SCHEMA_VERSION)
     if not is_students and adds_bos(tokenizer):
         content += "bos at segments"
     return cache_dir() / "prepared" / hashlib.sha256(content.encode()).hexdigest()[:16]

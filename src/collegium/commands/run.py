@@ -29,12 +29,14 @@ from collegium.build import (
     describe_held_out,
     first_student,
     fit_recipe,
+    lineage_of,
     measure_generation,
     measure_tasks,
     own_rule,
     past_runs,
 )
 from collegium.callbacks import MetricsFile, StopOnSignal, TrainingProgress
+from collegium.commands.card import write_card
 from collegium.commands.portrait import cost_of, course, initial_student, portray
 from collegium.commands.run_folder import claim_run_dir as claim_run_dir
 from collegium.contracts import Teacher
@@ -282,19 +284,23 @@ def write_evaluation(
     sections: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Summarise and write `evaluation.json`; sections that are None are left out."""
+    is_runs_own = model in ("student", str(folder / "student"))
     summary = summary_of(tables, recipe.evaluation, recipe.seed)
     num_tokens = sum(domain["tokens"] for domain in summary["domains"].values())
     result = {
         "recipe": recipe.fingerprint,
-        "model": model,
+        "model": "student" if is_runs_own else model,
         "held_out": {**describe_held_out(recipe, ingredients), "predicted_tokens": num_tokens},
         **summary,
         **{name: section for name, section in (sections or {}).items() if section is not None},
+        **({"lineage": lineage_of(recipe, ingredients, folder)} if is_runs_own else {}),
     }
     result["verdict"] = verdict(result)
     if is_main_rank():
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "evaluation.json", evaluation_text(result))
+        if "lineage" in result:
+            write_card(folder, recipe, result)
     return result
 
 

@@ -10,6 +10,11 @@ T = TypeVar("T")
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Many = Annotated[tuple[T, ...], Field(strict=False)]  # YAML has lists
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Licence = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Language = Annotated[str, Field(pattern=r"^([a-z]{2,3}|code|multilingual)$")]
+
+DESCRIBING = {"licence", "language"}
+"""Keys that say what a model or text is, for whoever reads the model card; no result depends on them."""
 
 
 def names_differ(items: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:

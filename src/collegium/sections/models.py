@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
-from collegium.sections.base import Dtype, Many, Name, Section, can_be_trained
+from collegium.sections.base import Dtype, Licence, Many, Name, Section, can_be_trained
 
 
 class ModelSection(Section):
@@ -66,6 +66,8 @@ class TeachingSection(Section):
     """Source on which `target_temperature: fit` is fitted: where this teacher is trusted; all if not given."""
     alignment: AlignmentSection = AlignmentSection()
     """Of a teacher with another tokenizer; what each key does is in docs/tokenizers.md."""
+    licence: Licence | None = None
+    """Its licence, an adapter's too, for the model card; what their own cards on disk say if not given."""
 
     @model_validator(mode="after")
     def _target_domain_is_used(self) -> Self:
@@ -185,6 +187,8 @@ class StudentSection(ModelSection):
     """Where the tokenizer comes from; by default the student's model."""
     lora: LoraSection | None = None
     """Train adapters only."""
+    licence: Licence | None = None
+    """Licence of the model that it begins as, for the model card; what that one's card says if not given."""
 
 
 class PretrainedStudentSection(StudentSection):
@@ -222,6 +226,8 @@ class ContinuedStudentSection(Section):
     """Train adapters only."""
     tokenizer: None = None
     """The earlier student's own."""
+    licence: Licence | None = None
+    """Of the earlier student, for the model card; what its card says if not given."""
 
     @property
     def model(self) -> str:
