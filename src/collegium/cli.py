@@ -180,6 +180,31 @@ def evaluate(
 
 
 @app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a finished run")],
+    to: Annotated[str, typer.Option(metavar="FORMAT", help="gguf, onnx or safetensors-int8")],
+    output: Annotated[Path | None, typer.Option(help="folder to make; RUN/export/FORMAT if not given")] = None,
+    min_agreement: Annotated[
+        float, typer.Option(min=0, max=1, help="share of held-out tokens with the student's first choice to pass")
+    ] = 0.99,
+    tokens: Annotated[int, typer.Option(min=1, help="held-out tokens to measure on")] = 4096,
+    as_json: AsJson = False,
+) -> None:
+    """Write the student for other programs, read it back on held-out text, and publish it if it agrees.
+
+    Ends with 65, and leaves nothing, where it does not.
+    """
+    from collegium.commands.export import export_run, show_export
+    from collegium.commands.tables import show_json
+
+    result = export_run(run, to, output=output, min_agreement=min_agreement, max_positions=tokens)
+    if as_json:
+        show_json(result)
+    else:
+        show_export(result)
+
+
+@app.command()
 def demo(
     output: Annotated[Path, typer.Option(help="folder for the runs and the table")] = Path("runs/demo"),
     as_json: AsJson = False,
@@ -283,6 +308,8 @@ def _describe(error: OSError) -> str:
 def _quiet_libraries() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("collegium").setLevel(logging.INFO)
+    for name in ("torchao", "torch.utils._pytree"):  # says of its kernels for GPUs that they are not there
+        logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # bars of downloads and conversions
