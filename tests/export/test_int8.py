@@ -30,17 +30,17 @@ def test_linear_layers_are_bytes_on_disk_and_nothing_is_pickled(folder):
     weights = load_file(folder / "model.safetensors")
     name = "model.layers.0.mlp.down_proj._weight_"
     assert weights[f"{name}qdata"].dtype == torch.int8
-    assert weights[f"{name}scale"].shape == (32, 1)  # one for each row
+    assert weights[f"{name}scale"].shape == (32, 2)  # one for every 32 weights
     assert weights["model.embed_tokens.weight"].dtype == torch.float32
     assert {path.suffix for path in folder.iterdir()} <= {".safetensors", ".json", ".jinja"}
     config = json.loads((folder / "config.json").read_text())
     assert config["quantization_config"]["quant_method"] == "torchao"
 
 
-def test_rounding_is_to_the_nearest_of_a_row(folder, student):
+def test_rounding_is_to_the_nearest_of_a_group(folder, student):
     weights = load_file(folder / "model.safetensors")
     name = "model.layers.0.mlp.down_proj"
-    scale = weights[f"{name}._weight_scale"]
+    scale = weights[f"{name}._weight_scale"].repeat_interleave(32, dim=1)
     rounded = weights[f"{name}._weight_qdata"].float() * scale
     original = student.model.get_parameter(f"{name}.weight")
     assert ((rounded - original).abs() <= scale * 0.51).all()
@@ -49,7 +49,7 @@ def test_rounding_is_to_the_nearest_of_a_row(folder, student):
 def test_read_anew_it_agrees(folder, student, segments):
     _, logits = INT8.read(folder, 64)
     parity = measure_parity(segments, logits_of(student.model), logits, vocab_size=420)
-    assert parity.top1_agreement >= 0.95 and 0 < parity.mean_kl < 0.01
+    assert parity.top1_agreement >= 0.99 and 0 < parity.mean_kl < 0.001
 
 
 def test_the_documented_lines_load_it(folder, student):

@@ -1,7 +1,8 @@
 """A student whose linear layers have eight-bit weights: safetensors, read again by transformers itself.
 
-By torchao, weights only, symmetric, with one float32 scale for each row of a matrix. Embedding and head keep
-their precision: they are one matrix in most small models, and the most sensitive one.
+By torchao, weights only, symmetric, with one float32 scale for every 32 weights of a row (9 bits a weight with
+it): one for a whole row kept the first choice of a student of 100M parameters at 95 % of positions only. Embedding
+and head keep their precision: they are one matrix in most small models, and the most sensitive one.
 """
 
 from pathlib import Path
@@ -18,6 +19,9 @@ from collegium.export.parity import Logits
 
 
 FORMAT = "safetensors-int8"
+
+GROUP_SIZE = 32
+"""Weights that share a scale."""
 
 
 def write_int8(student: Path, folder: Path) -> None:
@@ -37,7 +41,9 @@ def write_int8(student: Path, folder: Path) -> None:
                 student,
                 dtype=torch.float32,
                 use_safetensors=True,
-                quantization_config=TorchAoConfig(quantization.Int8WeightOnlyConfig()),
+                quantization_config=TorchAoConfig(
+                    quantization.Int8WeightOnlyConfig(granularity=quantization.PerGroup(GROUP_SIZE))
+                ),
             )
     except Exception as error:
         pass_on_full_disk(error)

@@ -6,6 +6,7 @@ They are imported where they are used, since most installations never export.
 import importlib
 import importlib.metadata
 import logging
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
@@ -39,13 +40,16 @@ def versions(names: Sequence[str]) -> dict[str, str]:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Keep what converters log below errors to themselves."""
+    """Keep what converters log below errors, and their warnings, to themselves."""
     loggers = [logging.getLogger(name) for name in _TALKATIVE]
     before = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="torch")
+            warnings.filterwarnings("ignore", category=FutureWarning)
+            yield
     finally:
         for logger, level in zip(loggers, before, strict=True):
             logger.setLevel(level)
