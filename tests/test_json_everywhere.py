@@ -50,6 +50,7 @@ FAILING = {
     ("init",): (["recipe.yaml", "--kind", "none"], 2, "RecipeError"),
     ("schema",): (["--output", "file/schema.json"], 74, "FileExistsError"),
     ("report",): (["runs/none"], 65, "DataError"),
+    ("export",): (["runs/none", "--to", "gguf"], 65, "DataError"),
     ("push",): (["runs/none", "owner/name"], 65, "DataError"),
     ("demo",): ([], 65, "DataError"),
 }

@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from collegium.cli_recipe import AsJson, Overrides, RecipePath, check, init, schema
+from collegium.cli_student import export, push, report
 from collegium.completion import experiments, teachers_of
 from collegium.outcome import conclude
 from collegium.terminal import show_json
@@ -172,50 +173,9 @@ def evaluate(
     show_evaluation(result, folder, as_json=as_json)
 
 
-@app.command()
-def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN [RUN]...", help="folders of finished runs")],
-    output: Annotated[
-        Path | None, typer.Option(help="the page; report.html in the run, or here if there are several")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Make one page of a run, or of several beside each other: what was taught, by whom, and what came of it."""
-    from collegium.commands.report import report as make
-
-    made = make(runs, output)
-    if as_json:
-        show_json(made)
-    else:
-        print(made["page"])
-
-
-@app.command()
-def push(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a finished run")],
-    repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="repository on the hub, OWNER/NAME")],
-    private: Annotated[bool, typer.Option("--private/--public", help="who may see it")] = True,
-    revision: Annotated[str | None, typer.Option(metavar="BRANCH", help="branch; made if it is not there")] = None,
-    token_env: Annotated[
-        str | None, typer.Option(metavar="NAME", help="environment variable with the token, in place of the login")
-    ] = None,
-    accept_licences: Annotated[
-        bool, typer.Option("--accept-licences", help="they were read and allow it")
-    ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would be uploaded, ask no hub")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Upload a finished student to the hub, with its model card and evaluation; private unless asked otherwise.
-
-    Ends with 69 where the hub is not there or refuses, with 65 where the run is not finished.
-    """
-    from collegium.commands import push as pushing
-
-    upload = pushing.plan_upload(run, repo_id, private=private, revision=revision, accept_licences=accept_licences)
-    if dry_run:
-        pushing.show_upload(upload, as_json=as_json)
-    else:
-        pushing.show_push(pushing.push(upload, token_env=token_env), as_json=as_json)
+app.command()(report)
+app.command()(export)
+app.command()(push)
 
 
 @app.command()

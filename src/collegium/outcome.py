@@ -99,6 +99,8 @@ class _Warnings(logging.StreamHandler[TextIO]):
 def _quiet_libraries() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_Warnings()])
     logging.getLogger("collegium").setLevel(logging.INFO)
+    for name in ("torchao", "torch.utils._pytree"):  # says of its kernels for GPUs that they are not there
+        logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # bars of downloads and conversions
