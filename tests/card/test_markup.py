@@ -6,7 +6,7 @@ import re
 import pytest
 from markdown_it import MarkdownIt
 
-from collegium.card.markup import code_block, escaped, table, visible
+from collegium.card.markup import code_block, escaped, table
 
 
 HOSTILE = [
@@ -51,11 +51,6 @@ def test_hostile_text_renders_as_it_is(text):
 @pytest.mark.parametrize("name", ["SmolLM2-135M", "c4.utf8", "my_teacher_2", "someone 1.0", "100%"])
 def test_plain_names_stay_readable(name):
     assert escaped(name) == name
-
-
-def test_what_cannot_be_seen_is_shown():
-    assert visible("a\u202eb\u200bc\x00") == "aU+202EbU+200BcU+0000"
-    assert "\u202e" not in escaped("a\u202eb") and "\u202e" not in code_block("a\u202eb")
 
 
 def test_a_block_cannot_be_ended_by_its_text():

@@ -124,10 +124,17 @@ def evaluation(word: Word = str) -> dict[str, Any]:
         },
         "lineage": {
             "teachers": [
-                {"name": "one", "model": word("org/one"), "licence": word("apache-2.0"), "parameters": 10**6}
+                {
+                    "name": word("one"),
+                    "model": word("org/one"),
+                    "licence": word("apache-2.0"),
+                    "licence_from": word("recipe"),
+                    "adapter": {"model": word("adapter")},
+                    "weight": {"mean": 0.5},
+                }
             ],
-            "student": {"kind": "pretrained", "model": word("MODEL"), "parameters": 10**5},
-            "data": [{"name": "cats", "licence": None, "path": word("cats.txt")}],
+            "student": {"kind": word("pretrained"), "model": word("MODEL"), "layers_kept": [0, 1]},
+            "data": [{"name": word("cats"), "licence": None, "path": word("cats.txt"), "train_tokens": 100}],
         },
     }
 

@@ -17,8 +17,8 @@ from collegium.errors import DataError, RecipeError
 from collegium.report.curves import curves_of
 from collegium.report.page import render
 from collegium.report.records import read_run
-from collegium.report.visible import visible, visible_token
 from collegium.report.words import verdict
+from collegium.visible import visible, visible_token
 
 
 class Parsed(HTMLParser):

@@ -6,26 +6,20 @@ characters that hide or turn text are shown as what they are.
 """
 
 import re
-import unicodedata
 from collections.abc import Sequence
+
+from collegium.visible import visible
 
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+.!|~^$:@/=-])")
 _HTML = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;"})
-_HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 _HARMLESS = re.compile(r"[\w .,%-]*", re.ASCII)
 _NOT_HARMLESS = re.compile(r"__|(^|\s)[-_]|[-_](\s|$)|^\d+\.|www\.", re.IGNORECASE)
 
 
-def visible(text: str) -> str:
-    """The text in one line, with control and direction characters as `U+202E`."""
-    one_line = " ".join(text.split())
-    return "".join(f"U+{ord(c):04X}" if unicodedata.category(c) in _HIDDEN else c for c in one_line)
-
-
 def escaped(text: str) -> str:
     """The text as Markdown that renders as it is: no link, no markup, no cell border, no HTML."""
-    shown = visible(text)
+    shown = visible(" ".join(text.split()))
     if _HARMLESS.fullmatch(shown) and not _NOT_HARMLESS.search(shown):
         return shown  # most names: left readable in the source
     return _escaped_html(shown)
@@ -41,14 +35,7 @@ def code_block(text: str, language: str = "") -> str:
     """The text as a fenced block that it cannot end by itself."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
-    safe = "".join(c if c == "\n" or c == "\t" else visible_character(c) for c in text)
-    return f"{fence}{language}\n{safe.rstrip()}\n{fence}"
-
-
-def visible_character(character: str) -> str:
-    """A character, or its number if it cannot be seen."""
-    hidden = unicodedata.category(character) in _HIDDEN
-    return f"U+{ord(character):04X}" if hidden else character
+    return f"{fence}{language}\n{visible(text).rstrip()}\n{fence}"
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

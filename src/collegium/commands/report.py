@@ -11,9 +11,9 @@ from collegium import __version__
 from collegium.durable import write_text
 from collegium.errors import RecipeError
 from collegium.evaluation.statistics import Difference, holm, paired_bootstrap_difference
+from collegium.report.cells import UNKNOWN, Cell, Table
 from collegium.report.page import Comparison, render, summary_of_page
 from collegium.report.records import RunRecord, read_run
-from collegium.report.tables import UNKNOWN, Cell, Table
 
 
 def report(folders: Sequence[Path], output: Path | None = None) -> dict[str, Any]:

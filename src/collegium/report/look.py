@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from collegium.report.svg import MARKERS, NUM_COLOURS, STROKES, TEACHERS
-from collegium.report.visible import visible
+from collegium.visible import visible
 
 
 if TYPE_CHECKING:

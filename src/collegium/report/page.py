@@ -12,14 +12,16 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from collegium.recipe_file import dump_recipe
+from collegium.card.public_recipe import public
+from collegium.recipe_file import dump_mapping
+from collegium.report.cells import Table
 from collegium.report.look import colour_class
 from collegium.report.plots import Plot, draw_all
 from collegium.report.records import RunRecord
-from collegium.report.tables import Table, detail_tables, figure_tables
+from collegium.report.tables import detail_tables, figure_tables
 from collegium.report.tokens import PassageView, passages
-from collegium.report.visible import visible
 from collegium.report.words import summary, verdict
+from collegium.visible import visible
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def _view(run: RunRecord, prefix: str) -> _RunView:
         continuations=list(_samples(run)),
         details=list(detail_tables(run)),
         notes=[visible(note) for note in ((run.evaluation.get("cost") or {}).get("plan") or {}).get("notes", ())],
-        recipe=visible(dump_recipe(run.recipe)),
+        recipe=visible(dump_mapping(public(run.recipe.model_dump(mode="json")))),
     )
 
 

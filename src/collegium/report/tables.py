@@ -1,34 +1,13 @@
 """Tables of the page: figures with their intervals beneath."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from collegium.report.cells import UNKNOWN, Cell, Table, with_interval
+from collegium.report.lineage import lineage_tables
 from collegium.report.records import Figure, RunRecord
-from collegium.report.visible import visible
 from collegium.terminal import duration, size
-
-
-UNKNOWN = "-"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What stands in a place of a table, and smaller beneath it."""
-
-    text: str
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table; the first column names its rows."""
-
-    caption: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
-    is_text: bool = False
+from collegium.visible import visible
 
 
 def figure_tables(run: RunRecord) -> Iterator[Table]:
@@ -43,12 +22,7 @@ def figure_tables(run: RunRecord) -> Iterator[Table]:
 
 def detail_tables(run: RunRecord) -> Iterator[Table]:
     """What the run was made of, and its plan beside what it took."""
-    lineage = run.evaluation.get("lineage") or {}
-    for key, caption in (("teachers", "Teachers"), ("data", "Text")):
-        if rows := lineage.get(key):
-            yield _records(caption, rows)
-    if student := lineage.get("student"):
-        yield _records("Student", [student])
+    yield from lineage_tables(run.evaluation.get("lineage") or {})
     yield from _cost(run)
     yield _plain(
         "How held-out text was read",
@@ -178,37 +152,8 @@ def _both(plan: float | None, actual: float, shown: Callable[[float], str]) -> l
     return [shown(plan), f"{shown(actual)} ({actual / plan - 1:+.0%})"]
 
 
-def _records(caption: str, rows: Sequence[dict[str, Any]]) -> Table:
-    """Plain data as it is: a column a key."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    cells = [[Cell(_plain_value(row.get(key))) for key in columns] for row in rows]
-    return Table(caption, [visible(column).replace("_", " ") for column in columns], cells, is_text=True)
-
-
-def _plain_value(value: Any) -> str:
-    if value is None or value == []:
-        return UNKNOWN
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, list):
-        return visible(", ".join(map(str, value)))
-    return visible(value)
-
-
 def _plain(caption: str, rows: Sequence[Sequence[str]]) -> Table:
     return Table(caption, ["", ""], [[Cell(visible(text)) for text in row] for row in rows], is_text=True)
-
-
-def with_interval(figure: Figure | None, digits: int) -> Cell:
-    """A figure over its interval."""
-    if figure is None:
-        return Cell(UNKNOWN)
-    text = f"{figure.value:.{digits}f}"
-    if figure.low is None or figure.high is None or math.isnan(figure.low):
-        return Cell(text)
-    return Cell(text, f"{figure.low:.{digits}f} to {figure.high:.{digits}f}")
 
 
 def _mean(value: float | None, digits: int) -> Cell:

@@ -6,7 +6,7 @@ from typing import Any
 
 from collegium.report.look import colour_class
 from collegium.report.records import RunRecord
-from collegium.report.visible import visible, visible_token
+from collegium.visible import visible, visible_token
 
 
 CERTAIN = (3.0, 1.5, 0.5)

@@ -4,7 +4,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from collegium.card.public_recipe import public_path
 from collegium.recipe import Recipe
+from collegium.terminal import duration
 
 
 Content = Mapping[str, Any]
@@ -130,7 +132,7 @@ def summary(recipe: Recipe, evaluation: Content) -> str:
     length = f"{training.max_steps:,} steps" if training.max_steps else f"{training.num_epochs:g} passes"
     block = training.batch_size * training.gradient_accumulation * recipe.data.block_size
     tokens = f", {training.max_steps * block:,} tokens a device" if training.max_steps else ""
-    took = "" if cost is None else f" It took {_duration(sum(cost['seconds'].values()))}{_resumed(cost)}."
+    took = "" if cost is None else f" It took {duration(sum(cost['seconds'].values()))}{_resumed(cost)}."
     return (
         f"{_student(recipe)}, {_taught(recipe)} It was trained for {length} of {block:,} tokens{tokens}, on "
         f"{_sources(recipe)}.{took} Everything below is measured on {_total(evaluation, 'tokens')} tokens of "
@@ -155,7 +157,7 @@ def _student(recipe: Recipe) -> str:
         "pruned": "cut out of",
         "continued": "that goes on from",
     }[student.kind]
-    return f"A student {how} {student.model}"
+    return f"A student {how} {public_path(student.model)}"
 
 
 def _taught(recipe: Recipe) -> str:
@@ -182,10 +184,3 @@ def _sources(recipe: Recipe) -> str:
 
 def _listed(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def _duration(seconds: float) -> str:
-    whole = round(seconds)
-    if whole >= 3600:
-        return f"{whole // 3600} h {whole % 3600 // 60} min"
-    return f"{whole // 60} min {whole % 60} s" if whole >= 60 else f"{whole} s"
