@@ -16,7 +16,7 @@ from runs import write_recipe
 from collegium.build import build_target
 from collegium.commands.check import check
 from collegium.commands.starters import SCHEMA_NAME, starter
-from collegium.completion import EXPERIMENTS, STARTERS, overrides_of, teachers_of
+from collegium.completion import EXPERIMENTS, FORMATS, STARTERS, formats, overrides_of, teachers_of
 from collegium.contracts import Capability
 from collegium.errors import RecipeError
 from collegium.objective import Objective
@@ -248,6 +248,11 @@ class TestCompletion:
         from collegium.reproduce.command import EXPERIMENTS as KNOWN
 
         assert set(EXPERIMENTS) == set(KNOWN)
+
+    def test_formats_are_those_that_there_are(self):
+        from collegium.export.formats import FORMATS as KNOWN
+
+        assert tuple(KNOWN) == FORMATS and formats("sa") == ["safetensors-int8"]
 
     def test_keys_and_values(self):
         assert overrides_of(Context(), "training.max_s") == ["training.max_steps="]

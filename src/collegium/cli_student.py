@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from collegium.cli_recipe import AsJson
+from collegium.completion import formats
 from collegium.terminal import show_json
 
 
@@ -55,7 +56,9 @@ def push(
 
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a finished run")],
-    to: Annotated[str, typer.Option(metavar="FORMAT", help="gguf, onnx or safetensors-int8")],
+    to: Annotated[
+        str, typer.Option(metavar="FORMAT", help="gguf, onnx or safetensors-int8", autocompletion=formats)
+    ],
     output: Annotated[Path | None, typer.Option(help="folder to make; RUN/export/FORMAT if not given")] = None,
     min_agreement: Annotated[
         float, typer.Option(min=0, max=1, help="share of held-out tokens with the student's first choice to pass")

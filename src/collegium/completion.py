@@ -13,6 +13,8 @@ import typer
 
 EXPERIMENTS = ("table1", "figure2", "figure3", "conditions")
 
+FORMATS = ("gguf", "onnx", "safetensors-int8")
+
 STARTERS: Mapping[str, str] = {
     "basic": "two teachers, one text",
     "domains": "a general teacher and tuned ones, each for its domain, on your files",
@@ -26,6 +28,11 @@ STARTERS: Mapping[str, str] = {
 def experiments(incomplete: str) -> list[str]:
     """Names of experiments, and what writes only the page."""
     return [name for name in (*EXPERIMENTS, "page") if name.startswith(incomplete)]
+
+
+def formats(incomplete: str) -> list[str]:
+    """Formats that a student is exported to."""
+    return [name for name in FORMATS if name.startswith(incomplete)]
 
 
 def starters(incomplete: str) -> list[tuple[str, str]]:
