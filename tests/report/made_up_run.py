@@ -107,6 +107,15 @@ def evaluation(word: Word = str) -> dict[str, Any]:
             "teacher": word("one and two"),
             "domains": {name: {"figures": {"bleu_reference": interval(2.0)}} for name in (*domains, "all")},
         },
+        "tasks": {
+            word("mood"): {
+                "items": 50,
+                "primary": "accuracy",
+                "figures": {"accuracy": interval(0.75), "f1": interval(0.5)},
+                "baselines": {"random": 0.5, "majority": 0.52},
+                "teachers": {"one": {"accuracy": interval(0.8)}},
+            }
+        },
         "cost": {
             "plan": {
                 "total_seconds": 100.0,

@@ -77,6 +77,8 @@ def test_everything_has_its_place(tmp_path):
     assert len(tokens) == 8 and all(attrs["tabindex"] == "0" for attrs in tokens)
     assert tokens[0]["class"] == "tok t0 s3 right" and tokens[1]["class"] == "tok t1 s3 c1"
     assert tokens[3]["class"] == "tok"  # nobody spoke there
+    for text in ("mood: accuracy *", "50 items", "0.750", "0.520", "0.800", "with adapter adapter", "not stated"):
+        assert text in parsed.text
     assert "9 min" not in parsed.text and "1m45s (+5%)" in parsed.text and "1.1 GB (+10%)" in parsed.text
 
 

@@ -1,11 +1,11 @@
 """Tables of the page: figures with their intervals beneath."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 from collegium.report.cells import UNKNOWN, Cell, Table, with_interval
 from collegium.report.lineage import lineage_tables
 from collegium.report.records import Figure, RunRecord
+from collegium.report.task_tables import task_tables
 from collegium.terminal import duration, size
 from collegium.visible import visible
 
@@ -16,7 +16,7 @@ def figure_tables(run: RunRecord) -> Iterator[Table]:
     if run.teachers:
         yield _losses(run)
         yield _against_teachers(run)
-    yield from _tasks(run)
+    yield from task_tables(run.evaluation)
     yield from _generation(run)
 
 
@@ -85,31 +85,6 @@ def _against_teachers(run: RunRecord) -> Table:
 
 def _columns(run: RunRecord) -> list[str]:
     return ["", *map(visible, run.domains), "mean"]
-
-
-def _tasks(run: RunRecord) -> Iterator[Table]:
-    """A table for each task: student, teachers, baselines."""
-    for name, task in (run.evaluation.get("tasks") or {}).items():
-        systems: dict[str, Any] = {"student": task.get("student", task.get("figures", {}))}
-        systems |= {f"teacher {key}": value for key, value in task.get("teachers", {}).items()}
-        systems |= {f"baseline {key}": value for key, value in task.get("baselines", {}).items()}
-        figures = list(dict.fromkeys(key for value in systems.values() for key in _scores(value)))
-        rows = [
-            [Cell(visible(who)), *(_score(_scores(value).get(key)) for key in figures)]
-            for who, value in systems.items()
-        ]
-        yield Table(f"Task {visible(name)}: {task.get('items', '?')} items", ["", *figures], rows)
-
-
-def _scores(value: Any) -> dict[str, Any]:
-    found = value.get("figures", value) if isinstance(value, dict) else {"score": value}
-    return {key: content for key, content in found.items() if isinstance(content, dict | int | float)}
-
-
-def _score(content: Any) -> Cell:
-    if content is None:
-        return Cell("")
-    return with_interval(Figure.of(content if isinstance(content, dict) else {"value": content}), 3)
 
 
 def _generation(run: RunRecord) -> Iterator[Table]:

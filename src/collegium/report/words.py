@@ -135,9 +135,22 @@ def summary(recipe: Recipe, evaluation: Content) -> str:
     took = "" if cost is None else f" It took {duration(sum(cost['seconds'].values()))}{_resumed(cost)}."
     return (
         f"{_student(recipe)}, {_taught(recipe)} It was trained for {length} of {block:,} tokens{tokens}, on "
-        f"{_sources(recipe)}.{took} Everything below is measured on {_total(evaluation, 'tokens')} tokens of "
-        f"{_total(evaluation, 'documents')} held-out documents that no training text repeats."
+        f"{_sources(recipe)}.{took}{_licences(evaluation)} Everything below is measured on "
+        f"{_total(evaluation, 'tokens')} tokens of {_total(evaluation, 'documents')} held-out documents that no "
+        "training text repeats."
     )
+
+
+def _licences(evaluation: Content) -> str:
+    """Of the teachers, by licence."""
+    teachers = (evaluation.get("lineage") or {}).get("teachers") or []
+    by_licence: dict[str, list[str]] = {}
+    for teacher in teachers:
+        by_licence.setdefault(teacher.get("licence") or "not stated", []).append(str(teacher["name"]))
+    if not by_licence:
+        return ""
+    told = [f"{licence} ({_listed(names)})" for licence, names in by_licence.items()]
+    return f" Licences of the teachers: {'; '.join(told)}."
 
 
 def _total(evaluation: Content, key: str) -> str:
