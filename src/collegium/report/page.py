@@ -117,7 +117,7 @@ def _contents(views: Sequence[_RunView], comparison: Comparison | None) -> Itera
         before = f"{view.name}: " if len(views) > 1 else ""
         parts = [("verdict", "verdict"), ("figures", "figures")]
         parts += [("tokens", "tokens")] * bool(view.passages) + [("texts", "texts")] * bool(view.continuations)
-        for part, title in [*parts, ("details", "details")]:
+        for part, title in [*parts, ("tables", "tables"), ("details", "details")]:
             yield {"id": f"{view.id}{part}", "title": f"{before}{title}"}
 
 
