@@ -170,6 +170,15 @@ def test_sections_that_are_not_there_are_left_out(tmp_path):
     assert "Who taught which token" not in parsed.text and "20.0" in parsed.text
 
 
+def test_teachers_that_only_measured_a_student_are_shown_too(tmp_path):
+    run = write_run(tmp_path / "run")
+    recipe = run / "recipe.yaml"
+    lines = [line for line in recipe.read_text().splitlines() if "org/two" not in line]
+    recipe.write_text("\n".join(lines))
+    tokens = [attrs for _, attrs in Parsed(page_of(run)).tags if "tok" in (attrs.get("class") or "").split()]
+    assert {"t0", "t1"} <= {name for attrs in tokens for name in attrs["class"].split()}
+
+
 def test_runs_are_compared_document_by_document(tmp_path):
     better = evaluation()["documents"]
     for name in better:

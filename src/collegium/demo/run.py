@@ -93,7 +93,8 @@ def _trained(
         return _measure(load_model(str(folder), dtype=torch.float32), ingredients, held_out)
     tables = train_student(recipe, ingredients, teachers, held_out)
     student = place(load_model(str(folder), dtype=torch.float32), device()).eval()
-    sections = measure_all(recipe, ingredients, teachers, held_out, tables, student, run_dir=recipe.run_dir)
+    own = held_out if teachers else build_held_out(recipe, ingredients, [], device=device())  # who taught nothing
+    sections = measure_all(recipe, ingredients, teachers, own, tables, student, run_dir=recipe.run_dir)
     write_evaluation(recipe.run_dir, tables, recipe, ingredients, model="student", sections=sections)
     return tables
 

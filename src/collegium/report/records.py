@@ -66,8 +66,10 @@ class RunRecord:
 
     @cached_property
     def teachers(self) -> Sequence[str]:
-        """Names, in the recipe's order, which gives each its colour."""
-        return tuple(teacher.name for teacher in self.recipe.teachers)
+        """Names, in the recipe's order, which gives each its colour; then others that it was measured beside."""
+        passages = (self.evaluation.get("passages") or {}).values()
+        others = [name for passage in passages for name in passage["weight"]]
+        return tuple(dict.fromkeys([*(teacher.name for teacher in self.recipe.teachers), *others]))
 
     def figure(self, domain: str, name: str, section: str | None = None) -> Figure | None:
         """A figure on held-out text of a domain: the student's own, or of the section `before` or `teachers`."""
