@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from collegium.report.look import colour, label, legend_above, marker, plain_ticks
 from collegium.report.records import Figure, RunRecord
-from collegium.report.svg import INK, LINE, MUTED, STUDENT
+from collegium.report.svg import INK, LINE, MUTED, PAPER, STUDENT
 
 
 if TYPE_CHECKING:
@@ -64,7 +64,8 @@ def shares(axes: "Axes", run: RunRecord) -> bool:
             bar.set(hatch=hatch, edgecolor=LINE, linewidth=0.5)
             if share > 0.12:
                 middle = (start + share / 2, bar.get_y() + bar.get_height() / 2)
-                axes.annotate(f"{share:.0%}", middle, ha="center", va="center", color=INK, fontsize=9)
+                plate = {"facecolor": PAPER, "edgecolor": "none", "pad": 1.0}  # over the hatching
+                axes.annotate(f"{share:.0%}", middle, ha="center", va="center", color=INK, fontsize=9, bbox=plate)
         starts = [start + share for start, share in zip(starts, parts, strict=True)]
     axes.set_yticks(range(len(rows)), [label(domain) for domain in rows])
     axes.set_xlim(0, 1)

@@ -20,7 +20,7 @@ NUM_COLOURS = 8
 """Colours of teachers; after that they begin again, with another stroke."""
 
 TEACHERS = tuple(f"#0101{index:02x}" for index in range(NUM_COLOURS))
-INK, MUTED, LINE, STUDENT = "#010201", "#010202", "#010203", "#010204"
+INK, MUTED, LINE, STUDENT, PAPER = "#010201", "#010202", "#010203", "#010204", "#010205"
 """Stand-ins: nobody else draws in these."""
 
 _VARIABLES = {
@@ -29,6 +29,7 @@ _VARIABLES = {
     MUTED: "var(--muted)",
     LINE: "var(--line)",
     STUDENT: "var(--student)",
+    PAPER: "var(--paper)",
 }
 
 STROKES = ("-", "--", "-.", ":")
