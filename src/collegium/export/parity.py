@@ -56,7 +56,8 @@ def parity_figures(
     finite = original_logits.isfinite().all(-1) & exported_logits.isfinite().all(-1)
     nan = torch.full_like(original[:, 0], torch.nan)
     same = (original.argmax(-1) == exported.argmax(-1)).to(original.dtype)
-    return torch.where(finite, same, nan), torch.where(finite, forward_kl(exported, original), nan)
+    kl = forward_kl(exported, original).clamp_min(0.0)  # rounding leaves -1e-10 where both are the same
+    return torch.where(finite, same, nan), torch.where(finite, kl, nan)
 
 
 @torch.no_grad()
