@@ -34,12 +34,12 @@ from collegium.data.order import StatelessOrder
 from collegium.errors import DataError, NumericError, RecipeError, TeacherError
 from collegium.evaluation.domain_mixing import DomainMixing
 from collegium.evaluation.language_modeling import DocumentSums, HeldOut, Rule
-from collegium.head import ProjectionHead
+from collegium.evaluation.model_figures import measure_model
 from collegium.metrics import MeanAccumulator
 from collegium.model import DistillationModel
 from collegium.objective import Objective, default_chunk_size
 from collegium.on_policy import OnPolicy
-from collegium.pretrained import check_model, last_hidden_states, load_model, load_tokenizer
+from collegium.pretrained import check_model, load_model, load_tokenizer
 from collegium.teachers import as_teachers, read_inner_layers, reading_ahead
 from collegium.tokenizer_match import vocab_size_of
 
@@ -345,11 +345,7 @@ def measure_student(
     was_training = model.training
     model.eval()
     try:
-        return held_out.measure_student(
-            lambda batch: last_hidden_states(model.student, batch.input_ids, batch.position_ids),
-            ProjectionHead.from_model(model.causal_lm, model.vocab_size),
-            own=own,
-        )
+        return measure_model(model.student, held_out, model.vocab_size, own=own)
     finally:
         model.train(was_training)
 

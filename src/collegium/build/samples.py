@@ -15,14 +15,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from collegium.build.generation import build_authors, writing_of
 from collegium.build.ingredients import Ingredients, teacher_tokenizer
 from collegium.build.objective import own_rule
-from collegium.contracts import Batch, GeneratingTeacher, Teacher
+from collegium.contracts import GeneratingTeacher, Teacher
 from collegium.evaluation.generation import detokenized, prompts_of
 from collegium.evaluation.greedy import Writing, continuations, fused_continuations
 from collegium.evaluation.language_modeling import HeldOut, Rule
+from collegium.evaluation.model_figures import trunk_and_head
 from collegium.evaluation.passages import read_passages
 from collegium.functional.weighting import Weighting
-from collegium.head import ProjectionHead
-from collegium.pretrained import last_hidden_states
 from collegium.recipe import Recipe
 from collegium.sections.evaluation import SamplesSection
 from collegium.teachers.aligned import AlignedTeacher
@@ -56,8 +55,7 @@ def build_samples(
     if section.passage_tokens:
         samples["passages"] = read_passages(
             held_out,
-            partial(_trunk, student),
-            ProjectionHead.from_model(student, ingredients.vocab_size),
+            *trunk_and_head(student, ingredients.vocab_size),
             own_rule(recipe),
             partial(_decode, ingredients.tokenizer),
             num_tokens=section.passage_tokens,
@@ -65,10 +63,6 @@ def build_samples(
     if section.new_tokens:
         samples["continuations"] = _continuations(recipe, ingredients, teachers, section, students, device)
     return samples
-
-
-def _trunk(model: PreTrainedModel, batch: Batch) -> Tensor:
-    return last_hidden_states(model, batch.input_ids, batch.position_ids)
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
@@ -84,17 +78,17 @@ def _continuations(
     device: torch.device,
 ) -> dict[str, dict[str, Any]]:
     """By domain: the prompt, how the document goes on, and what each makes of it."""
-    found = {}
+    found, authors = {}, build_authors(recipe, teachers)
+    how = writing_of(ingredients.tokenizer, section.new_tokens, ingredients.vocab_size)
     lengths = {"prompt_tokens": section.prompt_tokens, "new_tokens": section.new_tokens}
     for domain, blocks in ingredients.text.held_out.items():
         prompts = prompts_of(blocks, 1, **lengths)
         if prompts is None:
             continue
         tokens, decoded = prompts.tokens.to(device), partial(detokenized, ingredients.tokenizer)
-        how = writing_of(ingredients.tokenizer, section.new_tokens, ingredients.vocab_size)
         prompt = decoded(tokens)[0]
         written = dict(_teachers(recipe, ingredients, teachers, domain, tokens, prompt, how))
-        fused = build_authors(recipe, teachers).write(tokens, how, ingredients.domains.index(domain))
+        fused = authors.write(tokens, how, ingredients.domains.index(domain))
         if fused is not None:
             written["teachers, fused"] = decoded(fused)[0]
         written |= {name: decoded(continuations(model, tokens, how))[0] for name, model in students.items()}

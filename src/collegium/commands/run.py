@@ -123,7 +123,6 @@ def train(recipe: Recipe) -> dict[str, Any]:
         build_prompts(ingredients, recipe.evaluation.generation)  # before training: it may be that there are none
         build_tasks(recipe)  # likewise
         fitted, _ = fit_recipe(recipe, ingredients, device=device(), run_dir=run_dir)
-    with clock.timed("start, text and models"):
         teachers = build_teachers(fitted, ingredients, device=device())
         held_out = build_held_out(recipe, ingredients, teachers, device=device())
     with clock.timed("training"):
