@@ -21,7 +21,8 @@ from collegium.functional.alignment import LogitCarrier
 from collegium.functional.teacher_stats import chunks
 from collegium.model import DistillationModel
 from collegium.objective import Objective, default_chunk_size
-from collegium.pretrained import load_model, load_tokenizer, resolve_reference
+from collegium.pretrained import load_model, load_tokenizer
+from collegium.references import resolve_reference
 from collegium.signals import CarriedSignal
 from collegium.student import keep_layers
 from collegium.teachers.aligned import align

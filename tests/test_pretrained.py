@@ -39,8 +39,8 @@ from collegium.pretrained import (
     reference_fingerprint,
     remove_stale,
     resolve_dtype,
-    resolve_reference,
 )
+from collegium.references import resolve_reference
 from collegium.tokenizer_match import require_same_tokenizer, tokenizer_fingerprint, vocab_size_of
 
 

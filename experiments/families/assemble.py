@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from collegium.errors import DataError
-from collegium.pretrained import resolve_reference
+from collegium.references import resolve_reference
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from transformers import LlamaConfig
 
 from collegium.commands.cache import cache
 from collegium.commands.run import train
-from collegium.pretrained import resolve_reference
 from collegium.recipe_file import load_recipe
+from collegium.references import resolve_reference
 from collegium.reproduce.made import byte_level_bpe
 
 

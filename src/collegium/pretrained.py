@@ -31,10 +31,7 @@ from transformers import (
 from collegium.durable import disk_errors, file_digest
 from collegium.errors import DataError, one_line, pass_on_full_disk
 from collegium.head import ProjectionHead
-from collegium.references import cache_dir as cache_dir
-from collegium.references import is_local as is_local
-from collegium.references import is_offline as is_offline
-from collegium.references import resolve_reference as resolve_reference
+from collegium.references import cache_dir, is_local, is_offline, resolve_reference
 
 
 logger = logging.getLogger(__name__)

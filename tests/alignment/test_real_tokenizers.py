@@ -8,7 +8,8 @@ from test_token_bytes import random_text
 
 from collegium.alignment.token_bytes import TokenBytes
 from collegium.errors import DataError
-from collegium.pretrained import load_tokenizer, resolve_reference
+from collegium.pretrained import load_tokenizer
+from collegium.references import resolve_reference
 
 
 TOKENIZERS = {

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 
 from collegium.alignment.token_bytes import TokenBytes
 from collegium.durable import write_bytes
-from collegium.pretrained import cache_dir
+from collegium.references import cache_dir
 
 
 logger = logging.getLogger(__name__)

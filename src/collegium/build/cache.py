@@ -18,8 +18,9 @@ from collegium.contracts import Teacher
 from collegium.data.blocks import PackedBlocks
 from collegium.data.joined import JoinedText
 from collegium.errors import DataError, RecipeError, TeacherError
-from collegium.pretrained import cache_dir, load_config
+from collegium.pretrained import load_config
 from collegium.recipe import Recipe
+from collegium.references import cache_dir
 from collegium.sections.models import CachedTeacherSection, LocalTeacherSection, TeachingSection
 from collegium.teachers.aligned import AlignedTeacher
 from collegium.teachers.cached import CachedTeacher

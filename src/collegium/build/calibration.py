@@ -30,8 +30,8 @@ from collegium.errors import DataError, RecipeError
 from collegium.evaluation.calibration import calibrate
 from collegium.functional.calibration import FittedTemperature
 from collegium.objective import default_chunk_size
-from collegium.pretrained import cache_dir
 from collegium.recipe import Recipe
+from collegium.references import cache_dir
 from collegium.sections.models import CachedTeacherSection, LocalTeacherSection, TeachingSection
 
 

@@ -17,8 +17,9 @@ from collegium.data.settings import PrepareProgress, SourceLimits
 from collegium.data.sources import FileSource, Source
 from collegium.data.task_source import FileRows, TaskSource
 from collegium.errors import DataError, TeacherError
-from collegium.pretrained import cache_dir, load_tokenizer
+from collegium.pretrained import load_tokenizer
 from collegium.recipe import Recipe
+from collegium.references import cache_dir
 from collegium.sections.base import DESCRIBING
 from collegium.sections.models import CachedTeacherSection, LocalTeacherSection, TeachingSection
 from collegium.sections.sources import FileSourceSection, HubSourceSection, TaskSourceSection

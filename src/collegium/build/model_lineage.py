@@ -23,8 +23,9 @@ from collegium.card.on_disk import (
     shown_reference,
 )
 from collegium.errors import UserError
-from collegium.pretrained import count_parameters, resolve_reference
+from collegium.pretrained import count_parameters
 from collegium.recipe import Recipe
+from collegium.references import resolve_reference
 from collegium.sections.models import CachedTeacherSection, LocalTeacherSection, TeacherSection
 from collegium.tokenizer_match import vocab_size_of
 

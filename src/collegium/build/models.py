@@ -12,14 +12,8 @@ from collegium.build.ingredients import teacher_tokenizer
 from collegium.contracts import Teacher
 from collegium.durable import file_digest
 from collegium.errors import DataError, TeacherError, one_line, pass_on_full_disk
-from collegium.pretrained import (
-    check_model,
-    load_model,
-    place,
-    reference_fingerprint,
-    resolve_dtype,
-    resolve_reference,
-)
+from collegium.pretrained import check_model, load_model, place, reference_fingerprint, resolve_dtype
+from collegium.references import resolve_reference
 from collegium.sections.models import LocalTeacherSection, TeachingSection
 from collegium.teachers.aligned import AlignmentPolicy, align
 from collegium.teachers.local import LocalTeacher, SharedBase

@@ -25,9 +25,8 @@ from collegium.build import (
 )
 from collegium.data.prepared import PreparedText
 from collegium.errors import DataError, RecipeError, TeacherError, UserError
-from collegium.pretrained import cache_dir, is_local
 from collegium.recipe import Recipe
-from collegium.references import is_offline
+from collegium.references import cache_dir, is_local, is_offline
 from collegium.sections.models import CachedTeacherSection, LocalTeacherSection
 from collegium.teachers.aligned import AlignedTeacher
 from collegium.teachers.cached import CachedTeacher

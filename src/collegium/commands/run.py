@@ -38,7 +38,7 @@ from collegium.build import (
 from collegium.callbacks import MetricsFile, StopOnSignal, TrainingProgress
 from collegium.commands.card import write_card
 from collegium.commands.portrait import cost_of, course, initial_student, portray
-from collegium.commands.run_folder import claim_run_dir as claim_run_dir
+from collegium.commands.run_folder import claim_run_dir
 from collegium.contracts import Teacher
 from collegium.data.settings import PrepareProgress
 from collegium.durable import disk_errors, write_text

@@ -25,13 +25,13 @@ from collegium.build import (
 )
 from collegium.commands.report import report
 from collegium.commands.run import (
-    claim_run_dir,
     device,
     measure_all,
     prepare,
     train_student,
     write_evaluation,
 )
+from collegium.commands.run_folder import claim_run_dir
 from collegium.contracts import Teacher
 from collegium.durable import write_text
 from collegium.evaluation.language_modeling import DocumentSums, HeldOut

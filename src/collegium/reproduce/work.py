@@ -27,7 +27,8 @@ from collegium.build import (
     own_rule,
 )
 from collegium.commands.cache import cache as build_caches
-from collegium.commands.run import claim_run_dir, device, fit_student, prepare
+from collegium.commands.run import device, fit_student, prepare
+from collegium.commands.run_folder import claim_run_dir
 from collegium.durable import write_text
 from collegium.evaluation.generation import References, continuation_figures, continue_documents
 from collegium.evaluation.language_modeling import DocumentSums, HeldOut
