@@ -25,6 +25,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
     def run(*arguments: object) -> Answer:
         monkeypatch.setattr(sys, "argv", ["collegium", *map(str, arguments)])
+        monkeypatch.setattr(sys.modules["__main__"], "__package__", None)  # `python -m pytest` is not its name
         capsys.readouterr()
         code = main()
         return Answer(code, *capsys.readouterr())
