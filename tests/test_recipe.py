@@ -65,7 +65,7 @@ def test_presets_of_the_weighting(path):
     paper = load_recipe(path, ["objective.weighting=paper"]).objective.weighting
     assert (paper.kind, paper.granularity, paper.tau) == ("entropy", "token", 1.0)
     default = load_recipe(path).objective.weighting
-    assert (default.kind, default.granularity, default.tau) == ("entropy", "window:128", 0.25)
+    assert (default.kind, default.granularity, default.tau) == ("entropy", "window:32", 0.5)
 
 
 def test_resolved_recipe_is_the_same_recipe(path, tmp_path):

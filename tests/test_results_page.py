@@ -89,6 +89,18 @@ class TestWhatIsCommitted:
             text = path.read_text(encoding="utf-8")
             assert refresh(text, results, path.name) == text, f"{path.name}: run `collegium reproduce page`"
 
+    def test_our_rule_is_the_one_that_validation_text_chose(self):
+        results = committed()
+        if "conditions" not in results:
+            pytest.skip("the weightings were not compared yet")
+        rows = {row["name"]: row for row in group_rows(results["conditions"], "weighting")}
+        count = min(len(row["seeds"]) for row in rows.values())
+        losses = {
+            name: sum(map(math.log, row["figures"]["validation_perplexity"]["values"][:count]))
+            for name, row in rows.items()
+        }
+        assert len(losses) > 10 and min(losses, key=losses.__getitem__) == "ours"
+
 
 class TestChanges:
     def test_change_is_paired_by_seed(self):

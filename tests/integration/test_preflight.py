@@ -119,7 +119,7 @@ def test_what_people_see(recipe, run):
         "time: continuations",
     ):
         assert title in out
-    assert "with hindsight: of each token" in out and "least uncertain is best, window:128" in out
+    assert "with hindsight: of each token" in out and "least uncertain is best, window:32" in out
     assert out.rstrip().splitlines()[-1].startswith("- On this machine the run takes about")
 
 

@@ -144,9 +144,10 @@ def test_a_plan_follows_from_what_is_finished_alone(tiny, table):
     assert plans[0] == plans[1]
 
 
-OTHER_TEXT = {"ce_more_text", "ce_4000", "ours_4000", "ce_10000", "ours_10000"}
+AS_MANY_PASSES = {"passes_4000": 1 / 6, "passes_10000": 5 / 12}
+OTHER_TEXT = {"ce_more_text", "ce_4000", "ours_4000", "ce_10000", "ours_10000", *AS_MANY_PASSES}
 OTHER_TEXT |= {f"switching_{name}" for name in ("uniform", "token", "window:32", "causal:32", "document")}
-OTHER_STEPS = {"ce_longer", "ce_more_text"}
+OTHER_STEPS = {"ce_longer", "ce_more_text", *AS_MANY_PASSES}
 
 
 def common(recipe, name):
@@ -159,6 +160,8 @@ def common(recipe, name):
         del content["data"]["sources"]
     if name in OTHER_STEPS:
         del content["training"]["max_steps"]
+    if name in AS_MANY_PASSES:
+        del content["training"]["warmup_steps"]
     return content
 
 
@@ -180,7 +183,11 @@ def test_every_row_is_a_valid_recipe_and_has_no_other_student_data_or_budget(nam
                 wanted["data"] = {k: v for k, v in plain["data"].items() if k != "sources"}
                 assert recipe.data.sources != recipes["ours"].data.sources
             if row in OTHER_STEPS:
-                wanted["training"] = {k: v for k, v in plain["training"].items() if k != "max_steps"}
+                others = {"max_steps"} | ({"warmup_steps"} if row in AS_MANY_PASSES else set())
+                wanted["training"] = {k: v for k, v in plain["training"].items() if k not in others}
+            if row in AS_MANY_PASSES:
+                steps, share = recipes["ours"].training.max_steps, AS_MANY_PASSES[row]
+                assert recipe.training.max_steps == round(share * steps)
             assert got == wanted, row
 
 

@@ -16,7 +16,7 @@ def path(tmp_path, model_folder):
     return write_recipe(tmp_path, model_folder)
 
 
-DEFAULT = "window:128"
+DEFAULT = "window:32"
 
 
 @pytest.mark.parametrize(

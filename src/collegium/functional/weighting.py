@@ -1,8 +1,9 @@
 """Teacher weights from what is known at each position, each teacher scored by itself.
 
-The source paper weights per token by exp(-H) (arXiv:2507.15198). Averaging the entropy over a
-window or a document first was better in our pilot (2.09 against 2.14 nats per character, uniform
-2.13), so that is the product's default and the per-token rule a preset.
+The source paper weights per token by exp(-H) (arXiv:2507.15198), which is a preset. The default averages
+entropies over 32 tokens and is twice as sharp (tau 0.5): of eleven rules it came out best on validation text,
+with students of 0.2 million parameters (docs/when-it-helps.md), and on text that changes its domain midway
+it was 9 % better in perplexity than single tokens.
 
 Sums over teachers are made one teacher at a time: adding an absent teacher's 0.0 is exact, whereas
 a vectorised sum over M and M - 1 entries may round differently. That is what makes "weight 0" and
@@ -164,8 +165,8 @@ class Weighting:
     """
 
     kind: WeightingName = "entropy"
-    granularity: str = "window:128"
-    tau: float = 0.25
+    granularity: str = "window:32"
+    tau: float = 0.5
     values: tuple[float, ...] | None = None
     decay: float = 0.97
     routes: tuple[int, ...] | None = None

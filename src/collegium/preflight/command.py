@@ -39,10 +39,11 @@ from collegium.terminal import is_main_rank, say
 ALTERNATIVES: Mapping[str, Weighting | JointWeighting] = {
     "uniform": Weighting("uniform"),
     "paper (token, tau 1)": Weighting("entropy", "token", 1.0),
-    "window:128, tau 0.25": Weighting("entropy", "window:128", 0.25),
+    "window:32, tau 0.5": Weighting("entropy", "window:32", 0.5),
+    "sequence, tau 0.5": Weighting("entropy", "sequence", 0.5),
     "sequence, tau 0.25": Weighting("entropy", "sequence", 0.25),
-    "causal:64, tau 0.25": Weighting("entropy", "causal:64", 0.25),
-    "most certain, window:128": Weighting("most_certain", "window:128"),
+    "causal:32, tau 0.5": Weighting("entropy", "causal:32", 0.5),
+    "most certain, window:32": Weighting("most_certain", "window:32"),
     "ebkd (token)": JointWeighting("ebkd", "token"),
     "bayes (past labels)": Weighting("bayes"),
 }

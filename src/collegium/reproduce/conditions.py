@@ -10,7 +10,7 @@ from typing import Any
 
 from collegium.reproduce.experiment import Best, Experiment, Row, judge_recipe, source_sections, teacher_sections
 from collegium.reproduce.specification import Specification
-from collegium.reproduce.table1 import FITTED, OUR_WEIGHTING, distilled, ours
+from collegium.reproduce.table1 import FITTED, OUR_WEIGHTING, distilled, in_words, ours
 
 
 SHARPNESS = 1 / 3
@@ -25,8 +25,8 @@ def conditions(specification: Specification) -> Experiment:
     def rows(best: Best) -> Sequence[Row]:
         return [
             *_tuned(specification),
-            *_low_data(specification),
             *_weightings(specification),
+            *_low_data(specification),
             *_overconfident(specification),
             *_switching(specification),
             *_caches(specification),
@@ -44,50 +44,50 @@ def _tuned(specification: Specification) -> list[Row]:
     experts = specification.experts
     return [
         Row("ce", "Cross-entropy only", "text", {"method": "ce"}, headline=True),
-        Row("ours", "Ours", "text", ours(specification, specification.experts), headline=True),
+        Row("ours", f"Ours ({in_words(OUR_WEIGHTING)})", "text", ours(specification, experts), headline=True),
         Row("uniform", "Uniform", "text", distilled(specification, experts, "uniform"), headline=True),
         Row("paper", "Paper's weights", "text", distilled(specification, experts, "paper"), headline=True),
     ]
 
 
 def _low_data(specification: Specification) -> list[Row]:
-    rows = []
+    """Less text, for as many steps; cross-entropy for as many passes too, since it learns little text by heart."""
+    rows, whole = [], specification.student_tokens
     for tokens in specification.low_data_tokens:
         sources = {"data.sources": source_sections(specification, tokens=tokens)}
         label = f"{tokens * len(specification.sources):,} tokens"
-        rows += [
-            Row(f"ce_{tokens}", f"Cross-entropy, {label}", "text", {"method": "ce", **sources}, like="ce"),
-            Row(
-                f"ours_{tokens}",
-                f"Ours, {label}",
-                "text",
-                {**ours(specification, specification.experts), **sources},
-                like="ours",
-            ),
-        ]
+        text = {"method": "ce", **sources}
+        rows.append(Row(f"ce_{tokens}", f"Cross-entropy, {label}", "text", text, like="ce"))
+        if whole is not None:
+            fewer = text | _steps(specification, tokens / whole)
+            passes = f"Cross-entropy, {label}, as many passes"
+            rows.append(Row(f"passes_{tokens}", passes, "text", fewer, like="ce"))
+        taught = {**ours(specification, specification.experts), **sources}
+        rows.append(Row(f"ours_{tokens}", f"Ours, {label}", "text", taught, like="ours"))
     return rows
 
 
+def _steps(specification: Specification, share: float) -> dict[str, Any]:
+    """A share of the steps, so that less text is read as often as all of it."""
+    training = specification.recipe["training"]
+    keys = [key for key in ("max_steps", "warmup_steps") if key in training]
+    return {f"training.{key}": max(1, round(training[key] * share)) for key in keys}
+
+
 def _weightings(specification: Specification) -> list[Row]:
-    """Entropies over other stretches, sharper or softer, calibrated or not."""
-    rules: dict[str, tuple[dict[str, Any], Mapping[str, Any] | None]] = {
-        "document, tau 1": ({"granularity": "sequence", "tau": 1.0}, FITTED),
-        "document, tau 0.25, not calibrated": ({"granularity": "sequence", "tau": 0.25}, None),
-        "window of 32, tau 0.25": ({"granularity": "window:32", "tau": 0.25}, FITTED),
-        "token, tau 0.25": ({"granularity": "token", "tau": 0.25}, FITTED),
-        "token, tau 1": ({"granularity": "token", "tau": 1.0}, FITTED),
-    }
-    experts = specification.experts
-    return [
-        Row(
-            f"weighting_{index}",
-            label,
-            "weighting",
-            distilled(specification, experts, {"kind": "entropy", **rule}, teacher),
-            like="ours",
-        )
-        for index, (label, (rule, teacher)) in enumerate(rules.items())
-    ]
+    """Our rule's rivals: entropies over other stretches, sharper or softer, or not calibrated."""
+    stretches, taus = ("sequence", "window:32", "token"), (0.25, 0.5, 1.0)
+    calibrated = [*((stretch, tau) for stretch in stretches for tau in taus), ("sequence", 2.0)]
+    rules = [*((*rule, FITTED) for rule in calibrated), ("sequence", 0.25, None)]
+    rows: list[Row] = []
+    for granularity, tau, teacher in rules:
+        weighting = {"kind": "entropy", "granularity": granularity, "tau": tau}
+        if teacher is not None and weighting == OUR_WEIGHTING:
+            continue
+        label = f"{in_words(weighting)}{'' if teacher is not None else ', not calibrated'}"
+        changes = distilled(specification, specification.experts, weighting, teacher)
+        rows.append(Row(f"weighting_{len(rows)}", label, "weighting", changes, like="ours"))
+    return rows
 
 
 def _overconfident(specification: Specification) -> list[Row]:
@@ -132,7 +132,7 @@ def _switching(specification: Specification) -> list[Row]:
         "token": {**OUR_WEIGHTING, "granularity": "token"},
         "window:32": {**OUR_WEIGHTING, "granularity": "window:32"},
         "causal:32": {**OUR_WEIGHTING, "granularity": "causal:32"},
-        "document": dict(OUR_WEIGHTING),
+        "document": {**OUR_WEIGHTING, "granularity": "sequence"},
     }
     tokens = specification.student_tokens
     sources = [

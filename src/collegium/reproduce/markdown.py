@@ -29,6 +29,9 @@ REFERENCES: Mapping[tuple[str, str], Sequence[str]] = {
 }
 """Rows of other groups that a group is to be compared with: the same without what the group changes."""
 
+BY_VALIDATION = ("weighting",)
+"""Groups of which one row was chosen, so that the figure is shown by which it was."""
+
 AS_THEY_ARE = {"bad": "no bad teacher", "overconfident": "none over-confident", "cache": "whole distributions"}
 """What is different in those rows, by group, if their label does not say it."""
 
@@ -118,6 +121,8 @@ LEARNT = (
 )
 """What it learnt of its teachers."""
 
+VALIDATION = Column("perplexity on validation text", _figure("validation_perplexity", 2))
+
 WRITTEN = (
     LABEL,
     Column("BLEU, text", _figure("bleu_reference", 2)),
@@ -161,6 +166,8 @@ def group_table(results: Measured, group: str) -> str:
     """One group of an experiment, with rows to compare with: perplexity, calibration, KL, difference to ours."""
     columns = [c for c in QUALITY if c.title not in ("bits per byte", "accuracy, %")]
     columns.insert(2, LEARNT[1])
+    if group in BY_VALIDATION:
+        columns.insert(1, VALIDATION)
     columns = [c for c in columns if any(c.cell(row) != NOTHING for row in group_rows(results, group))]
     lines = [[column.cell(row) for column in columns] for row in group_rows(results, group)]
     return table([column.title for column in columns], lines)

@@ -232,16 +232,23 @@ def _conditions(results: Measured) -> "Figure":
 def _amounts(axis: "Axes", results: Measured) -> None:
     """Perplexity over the tokens of text that the student reads."""
     sources, whole = len(results.content["text"]), finite(results.content.get("student_tokens"))
-    for name, label, colour, marker in (("ce", "cross-entropy only", OTHER, "o"), ("ours", "ours", OURS, "D")):
+    lines = (
+        ("ce", "ce", "cross-entropy, as many steps", OTHER, "o"),
+        ("passes", "ce", "cross-entropy, as many passes", ACCENT, "s"),
+        ("ours", "ours", "ours, as many steps", OURS, "D"),
+    )
+    shown: set[int] = set()
+    for name, with_all, label, colour, marker in lines:
         points = {tokens * sources: row for tokens, row in results.numbered(name).items()}
-        if whole is not None:
-            points |= {round(whole): row for row in results.named([name])}
+        if points and whole is not None:
+            points |= {round(whole): row for row in results.named([with_all])}
         _line(axis, dict(sorted(points.items())), "perplexity", label, colour, marker)
-        if points:
-            axis.set(xscale="log")
-            axis.set_xticks(sorted(points), [f"{tokens / 1000:,.0f}" for tokens in sorted(points)])
+        shown |= set(points)
+    if shown:
+        axis.set(xscale="log", yscale="log")
+        axis.set_xticks(sorted(shown), [f"{tokens / 1000:,.0f}" for tokens in sorted(shown)])
+        axis.yaxis.set_major_formatter("{x:,.0f}")
+        axis.legend(frameon=False)
     axis.minorticks_off()
     axis.set(xlabel="text that the student reads, thousands of tokens", ylabel=PERPLEXITY)
     axis.grid(alpha=0.25)
-    if axis.lines:
-        axis.legend(frameon=False)

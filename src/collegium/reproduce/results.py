@@ -150,6 +150,8 @@ def _row(plan: Plan, name: str, results: Sequence[Result]) -> dict[str, Any]:
         if all(result.has(figure) for result in results)
     }
     figures["perplexity"] = _over_seeds([math.exp(result.mean("nll")) for result in results])
+    on_validation = [math.exp(result.mean("nll", VALIDATION)) for result in results]
+    figures["validation_perplexity"] = _over_seeds(on_validation)
     figures["bits_per_byte"] = _over_seeds([result.bits_per_byte for result in results])
     if all(result.ece is not None for result in results):
         figures["ece"] = _over_seeds([result.ece or 0.0 for result in results])
@@ -164,7 +166,6 @@ def _row(plan: Plan, name: str, results: Sequence[Result]) -> dict[str, Any]:
         "judge": row.judge,
         "learning_rate": plan.chosen[name],
         "learning_rate_of": row.like,
-        "validation_nll": round(results[0].mean("nll", VALIDATION), 4),
         "seeds": [run.seed for run in runs],
         "runs": [run.key for run in runs],
         "steps": results[0].content["steps"],

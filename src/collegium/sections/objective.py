@@ -15,6 +15,9 @@ from collegium.sections.schedule import Weight, schedule_of
 
 _GRANULARITY = r"^(token|sequence|(window|causal):[1-9][0-9]*)$"
 
+_STRETCH, _TAU = "window:32", 0.5
+"""Of entropy weights, if not given: docs/when-it-helps.md says what chose them."""
+
 _OWN_KEYS: Mapping[str, tuple[str, str]] = {
     "values": ("static", "a weight for each teacher"),
     "decay": ("bayes", "how fast past labels are forgotten"),
@@ -27,7 +30,7 @@ _OWN_KEYS: Mapping[str, tuple[str, str]] = {
 _OWN_DEFAULTS: Mapping[str, Mapping[str, float]] = {
     "bayes": {"decay": 0.97},
     "min_norm": {"max_weight": 0.6},
-    "router": {"loss_weight": 1.0},
+    "router": {"loss_weight": 1.0, "tau": 0.25},
 }
 
 
@@ -51,9 +54,9 @@ class WeightingSection(Section):
         "router",
     ] = "entropy"
     """`entropy` is exp(-H / tau), normalised over teachers."""
-    granularity: Annotated[str, Field(pattern=_GRANULARITY)] = "window:128"
+    granularity: Annotated[str, Field(pattern=_GRANULARITY)] = _STRETCH
     """Stretch of the averages: `token`, `sequence` (a document), `window:W` tokens, `causal:W` (a fading past)."""
-    tau: float = Field(default=0.25, gt=0)
+    tau: float = Field(default=_TAU, gt=0)
     """Of `entropy` and of what a `router` learns, in nats; large is uniform, small picks one teacher."""
     values: dict[str, float] | None = None
     """Weight of each teacher by name, for `static`."""
@@ -85,9 +88,9 @@ class WeightingSection(Section):
                 raise ValueError(f"`{key}` ({meaning}) and `kind: {kind}` go together; the kind is {self.kind!r}")
         if self.values is not None and (min(self.values.values()) < 0 or sum(self.values.values()) <= 0):
             raise ValueError(f"static weights must be 0 or more and not all 0, got {self.values}")
-        if self.kind in ("bayes", "domain") and self.granularity != "window:128":
+        if self.kind in ("bayes", "domain") and self.granularity != _STRETCH:
             raise ValueError(f"`kind: {self.kind}` averages nothing: leave out `granularity`")
-        if self.kind not in ("entropy", "uniform", "static", "router") and self.tau != 0.25:
+        if self.kind not in ("entropy", "uniform", "static", "router") and self.tau != _TAU:
             raise ValueError(f"`kind: {self.kind}` has no sharpness: leave out `tau`, which `entropy` reads")
         return self
 
