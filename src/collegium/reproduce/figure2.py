@@ -63,7 +63,7 @@ def _copies(specification: Specification) -> list[Row]:
     return [
         Row(
             f"copies_{count}",
-            f"{count} copies, uniform",
+            f"{count} {'copy' if count == 1 else 'copies'}, uniform",
             "copies",
             distilled(specification, specification.copies[:count], "uniform"),
             headline=True,
