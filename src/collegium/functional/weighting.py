@@ -1,7 +1,7 @@
 """Teacher weights from what is known at each position, each teacher scored by itself.
 
 The source paper weights per token by exp(-H) (arXiv:2507.15198), which is a preset. The default averages
-entropies over 32 tokens and is twice as sharp (tau 0.5): of eleven rules it came out best on validation text,
+entropies over 32 tokens and is twice as sharp (tau 0.5): of thirteen rules it came out best on validation text,
 with students of 0.2 million parameters (docs/when-it-helps.md), and on text that changes its domain midway
 it was 9 % better in perplexity than single tokens.
 
