@@ -6,11 +6,13 @@ from itertools import pairwise
 import pytest
 from tiny_experiment import specification
 
+from collegium.functional.weighting import Weighting
 from collegium.recipe import Recipe
 from collegium.reproduce.command import EXPERIMENTS, specification_path
 from collegium.reproduce.experiment import Experiment, Row, plan, set_key
 from collegium.reproduce.specification import in_folder, load_specification
-from collegium.reproduce.table1 import table1
+from collegium.reproduce.table1 import OUR_WEIGHTING, table1
+from collegium.sections.objective import WeightingSection
 
 
 SMALL = load_specification(specification_path("small"))
@@ -207,3 +209,9 @@ def test_text_of_equal_compute_grows_with_the_factor():
     assert longer["training"]["max_steps"] == more["training"]["max_steps"] == 8 * plain["training"]["max_steps"]
     assert longer["data"] == plain["data"]
     assert {s["max_tokens"] for s in more["data"]["sources"]} == {8 * SMALL.student_tokens}
+
+
+def test_our_rule_is_the_default_of_recipes_and_of_python():
+    section, weighting = WeightingSection(), Weighting()
+    assert {"kind": section.kind, "granularity": section.granularity, "tau": section.tau} == OUR_WEIGHTING
+    assert {"kind": weighting.kind, "granularity": weighting.granularity, "tau": weighting.tau} == OUR_WEIGHTING
