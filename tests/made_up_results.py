@@ -122,9 +122,27 @@ def made_figure3(student: float = 0.78, size: int = 40) -> Measured:
     """Two sets, a specialist of each that scores 0.8, one student that they teach and one that nobody does."""
     kinds = {"sst2": "sentiment", "sciq": "qa"}
 
+    def scored(value: float) -> dict[str, float]:
+        return {"value": value, "low": value - 0.01, "high": value + 0.01}
+
     def row(name: str, score: float) -> dict[str, Any]:
-        scores = {task: spread([score, score + 0.002, score - 0.002]) for task in kinds}
-        return made_row(name, "Students", 20.0, tasks=scores)
+        values = [score, score + 0.002, score - 0.002]
+        test = {"value": score - 0.8, "low": score - 0.83, "high": score - 0.77, "p_value": 0.01, "p_holm": 0.03}
+        items = {"value": score, "low": score - 0.003, "high": score + 0.003}
+        scores = {task: {**spread(values), "items": items, "to_specialist": test} for task in kinds}
+        apart = {"value": score - student, "low": score - student - 0.05, "high": score - student + 0.03}
+        against = {f"over_{what}": {**apart, "p_value": 0.02} for what in ("seeds", "items")}
+        items_kept = {"low": (score - 0.01) / 0.8, "high": (score + 0.003) / 0.8}
+        kept = {**spread([value / 0.8 for value in values]), "items": items_kept}
+        return made_row(
+            name,
+            "Students",
+            20.0,
+            tasks=scores,
+            tasks_mean=spread(values),
+            kept=kept,
+            tasks_against_baseline=None if name == "ours" else against,
+        )
 
     tasks = {
         name: {
@@ -132,7 +150,7 @@ def made_figure3(student: float = 0.78, size: int = 40) -> Measured:
             "primary": "accuracy",
             "items": 400,
             "baselines": {"random": 0.25},
-            "teachers": {f"knows_{task}": 0.8 if task == name else 0.3 for task in kinds},
+            "teachers": {f"knows_{task}": scored(0.8 if task == name else 0.3) for task in kinds},
             "specialist": f"knows_{name}",
         }
         for name, kind in kinds.items()

@@ -211,13 +211,40 @@ class TestFigure3:
     def test_what_is_kept(self, student, size, holds):
         found = claim(made_figure3(student, size), "One student keeps")
         assert found.measured == pytest.approx(student / 0.8)
+        assert (found.low, found.high) == pytest.approx(
+            ((student - 0.01) / 0.8, (student + 0.00497) / 0.8), rel=1e-4
+        )
         assert found.holds is holds
+
+    @pytest.mark.parametrize(("student", "holds"), [(0.90, None), (0.759, None), (0.74, False)])
+    def test_one_seed_can_refute_but_not_show(self, student, holds):
+        results = made_figure3(student)
+        results.row("ours")["kept"] |= {"low": None, "high": None}
+        found = claim(results, "One student keeps")
+        assert found.holds is holds and "One seed" in found.why
 
     def test_a_specialist_that_is_missing(self):
         results = made_figure3()
-        del results.content["tasks"]["sciq"]["teachers"]["knows_sciq"]
+        results.row("ours")["kept"] = None
         assert claim(results, "One student keeps").measured is None
         assert claim(without(made_figure3(), "ours"), "One student keeps").measured is None
+
+    @pytest.mark.parametrize(
+        ("student", "p_value", "holds"), [(0.78, 0.02, True), (0.78, 0.07, False), (0.5, 0.02, False)]
+    )
+    def test_whether_teaching_helped(self, student, p_value, holds):
+        results = made_figure3(student)
+        results.row("ce")["tasks_against_baseline"]["over_items"]["p_value"] = p_value
+        found = claim(results, "Taught, a student scores higher")
+        assert found.measured == pytest.approx(100 * (student - 0.6))
+        assert found.low == pytest.approx(found.measured - 3) and found.high == pytest.approx(found.measured + 5)
+        assert found.holds is holds
+
+    def test_whether_teaching_helped_is_not_said_of_one_seed_or_row(self):
+        results = made_figure3()
+        results.row("ce")["tasks_against_baseline"]["over_seeds"]["p_value"] = None
+        assert claim(results, "Taught, a student scores higher").holds is None
+        assert claim(without(results, "ce"), "Taught, a student scores higher").measured is None
 
     def test_without_tasks_it_is_shown_like_the_others(self, tmp_path):
         results = {"figure3": made_experiment("figure3", [made_row("ours", "Students", 20.0)])}
@@ -233,8 +260,18 @@ class TestFigure3:
     def test_scores_on_the_page(self):
         text = render_page({"figure3": made_figure3()}, "results")
         assert "| random answers | 25.0 | 25.0 |" in text
-        assert "| teacher knows_sst2 | 80.0 | 30.0 |" in text
-        assert "| ours | 78.0 [77.5, 78.5] | 78.0 [77.5, 78.5] | 3 |" in text
+        assert "| teacher knows_sst2 | 80.0 [79.0, 81.0] | 30.0 [29.0, 31.0] |" in text
+        score = "78.0 [77.5, 78.5]"  # over seeds, wider than over items
+        assert f"| ours | {score} | {score} | {score} | 97.5 [96.2, 98.1] | 3 |" in text
+        apart = "-2.0 [-5.0, +1.0], p 0.030"
+        assert f"| ours | {apart} | {apart} |" in text
+
+    def test_a_task_without_a_specialist_on_the_page(self):
+        results = made_figure3()
+        results.row("ours")["tasks"]["sciq"]["to_specialist"] = None
+        results.row("ours")["kept"] = None
+        text = render_page({"figure3": results}, "results")
+        assert "| ours | -2.0 [-5.0, +1.0], p 0.030 | – |" in text  # noqa: RUF001
 
 
 class TestPage:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from collegium.evaluation import statistics
+from collegium.evaluation import resampling
 from collegium.evaluation.statistics import bootstrap_ratio, holm, paired_bootstrap_difference
 
 
@@ -135,7 +135,7 @@ def test_same_systems_do_not_differ():
 def test_memory_bound_does_not_change_the_result(monkeypatch, max_rows):
     numerators, denominators = documents(size=7, seed=0)
     whole = bootstrap_ratio(numerators, denominators, **FEW)
-    monkeypatch.setattr(statistics, "MAX_ROWS", max_rows)
+    monkeypatch.setattr(resampling, "MAX_ROWS", max_rows)
     assert bootstrap_ratio(numerators, denominators, **FEW) == whole
 
 

@@ -8,8 +8,8 @@ import sacrebleu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from collegium.evaluation.resampling import CorpusFigure
 from collegium.evaluation.statistics import (
-    CorpusFigure,
     bootstrap_figure,
     bootstrap_ratio,
     paired_bootstrap_difference,

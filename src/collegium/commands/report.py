@@ -10,7 +10,8 @@ import numpy as np
 from collegium import __version__
 from collegium.durable import write_text
 from collegium.errors import RecipeError
-from collegium.evaluation.statistics import Difference, holm, paired_bootstrap_difference
+from collegium.evaluation.resampling import Difference
+from collegium.evaluation.statistics import holm, paired_bootstrap_difference
 from collegium.report.cells import UNKNOWN, Cell, Table
 from collegium.report.page import Comparison, render, summary_of_page
 from collegium.report.records import RunRecord, read_run

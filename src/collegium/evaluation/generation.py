@@ -20,7 +20,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from collegium.data.blocks import PackedBlocks
 from collegium.evaluation.greedy import Writing, continuations
-from collegium.evaluation.statistics import CorpusFigure, Difference, bootstrap_figure, paired_figure_difference
+from collegium.evaluation.resampling import CorpusFigure, Difference
+from collegium.evaluation.statistics import bootstrap_figure, paired_figure_difference
 from collegium.evaluation.text_overlap import bleu, chrf, distinct, mean_length, repetition
 
 

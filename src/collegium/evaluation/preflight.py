@@ -14,7 +14,9 @@ from torch import Tensor
 from collegium.alignment.verdict import Comparison
 from collegium.contracts import Positions, TeacherStats
 from collegium.evaluation.language_modeling import HeldOut, Rule
-from collegium.evaluation.statistics import Difference, holm, stratified_difference
+from collegium.evaluation.resampling import Difference
+from collegium.evaluation.statistics import holm
+from collegium.evaluation.stratified import stratified_difference
 from collegium.evaluation.target_figures import TargetFigures, measure_target_figures
 from collegium.functional.calibration import FittedTemperature
 from collegium.functional.fusion import geometric_logprobs

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from collegium.evaluation.cost import RunCost
 from collegium.evaluation.preflight import Preflight
-from collegium.evaluation.statistics import Difference
+from collegium.evaluation.resampling import Difference
 from collegium.terminal import duration, size
 
 

@@ -8,7 +8,7 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
-from collegium.evaluation.statistics import Difference, check_confidence
+from collegium.evaluation.resampling import Difference, check_confidence
 
 
 def paired_t_test(differences: ArrayLike, *, confidence: float) -> Difference:

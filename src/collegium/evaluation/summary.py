@@ -9,14 +9,8 @@ import numpy as np
 import torch
 
 from collegium.evaluation.language_modeling import DocumentSums
-from collegium.evaluation.statistics import (
-    CorpusFigure,
-    Difference,
-    Interval,
-    bootstrap_figure,
-    bootstrap_ratio,
-    paired_bootstrap_difference,
-)
+from collegium.evaluation.resampling import CorpusFigure, Difference, Interval
+from collegium.evaluation.statistics import bootstrap_figure, bootstrap_ratio, paired_bootstrap_difference
 
 
 def summarize(

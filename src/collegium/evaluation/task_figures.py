@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 import numpy as np
 
 from collegium.errors import RecipeError
-from collegium.evaluation.statistics import CorpusFigure, Floats
+from collegium.evaluation.resampling import CorpusFigure, Floats
 from collegium.tasks.entities import parse_entities
 
 

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from collegium.evaluation.answers import AnswerSheet
-from collegium.evaluation.statistics import CorpusFigure, Difference, bootstrap_figure, paired_figure_difference
+from collegium.evaluation.resampling import CorpusFigure, Difference
+from collegium.evaluation.statistics import bootstrap_figure, paired_figure_difference
 from collegium.evaluation.task_figures import (
     answer_f1,
     entity_f1,

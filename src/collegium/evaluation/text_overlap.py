@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from collegium.errors import RecipeError
-from collegium.evaluation.statistics import CorpusFigure, Floats
+from collegium.evaluation.resampling import CorpusFigure, Floats
 
 
 def bleu(texts: Sequence[str], references: Sequence[str]) -> CorpusFigure:

@@ -5,11 +5,11 @@ some of its figures not at all. A claim of a size holds where the whole interval
 and does not where the mean falls short of it; between the two, and with one seed, nothing is said. No torch here.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from collegium.reproduce.measured import Content, Measured, Spread, finite, over_seeds, spread_of
+from collegium.reproduce.measured import Content, Measured, Spread, finite, spread_of
 
 
 SIGNIFICANT = 0.05
@@ -211,12 +211,9 @@ def _bad(results: Measured, name: str, reference: str) -> Claim:
 
 
 def figure3_claims(results: Measured) -> list[Claim]:
-    """Each task, and what is kept of the specialists.
+    """Each task, what is kept of the specialists, and whether their teaching helped.
 
-    `content["tasks"]` says of each set its `task`, `primary` figure, number of `items`, score of each of
-    `teachers` and `baselines`, and which teacher is its `specialist`. A row's `tasks` are scores over seeds in the
-    form of its figures. Scores are from 0 to 1. `content["parameters"]` are those of the `student` and of one
-    `specialist`.
+    See `collegium.reproduce.task_scores` for what the JSON says of tasks.
     """
     student = results.row(results.content["baseline"])
     scores = {} if student is None else student.get("tasks", {})
@@ -226,34 +223,49 @@ def figure3_claims(results: Measured) -> list[Claim]:
         _claim(
             f"{tasks[name]['primary']} on {name}",
             f"{ACCURACIES[tasks[name]['task']]} %",
-            Spread.of(scores.get(name), 100.0),
+            None if (spread := Spread.of(scores.get(name))) is None else spread.times(100.0),
             None,
             "Other data, models and measures: cannot be compared.",
             "score",
         )
         for name in sorted(tasks, key=lambda name: order.index(tasks[name]["task"]))
     ]
-    return [*claims, _kept(results, scores, tasks)]
+    return [*claims, _kept(results, student), _taught(results)]
 
 
-def _kept(results: Measured, scores: Mapping[str, Content], tasks: Mapping[str, Content]) -> Claim:
+def _kept(results: Measured, student: Content | None) -> Claim:
     text = "One student keeps 95 % of the specialists' mean score, at under half the size of one"
-    best = [task["teachers"].get(task.get("specialist")) for task in tasks.values()]
-    if not tasks or None in best or set(tasks) - set(scores):
+    kept = None if student is None else student.get("kept")
+    spread = Spread.of(kept)
+    if kept is None or spread is None:
         return _claim(text, "no figure", None, None, "", "share")
-    spread = _share(scores, list(tasks), sum(best) / len(best))
     sizes = results.content["parameters"]
     size = sizes["student"] / sizes["specialist"]
-    why = f"The student has {100.0 * size:.0f} % of a specialist's parameters."
-    if spread.low is None:
-        return _claim(text, "no figure", spread, None, f"One seed: no interval. {why}", "share")
-    holds = False if spread.mean < KEPT or size >= SIZE else spread.low >= KEPT or None
-    return _claim(text, "no figure", spread, holds, why, "share")
+    why = f"The student has {100.0 * size:.1f} % of a specialist's parameters."
+    one_seed = finite(kept["low"]) is None
+    if one_seed:
+        why += " One seed: the interval is over items, so it can refute the claim, not show it."
+    best = spread.high if one_seed else spread.mean
+    falls_short = size >= SIZE or (best is not None and best < KEPT)
+    reached = not one_seed and spread.low is not None and spread.low >= KEPT
+    return _claim(text, "no figure", spread, False if falls_short else reached or None, why, "share")
 
 
-def _share(scores: Mapping[str, Content], tasks: Sequence[str], reference: float) -> Spread:
-    by_seed = zip(*(scores[task]["values"] for task in tasks), strict=True)
-    return over_seeds([sum(values) / len(values) / reference for values in by_seed])
+def _taught(results: Measured) -> Claim:
+    text = "Taught, a student scores higher than on the answers alone: mean over tasks, in points"
+    alone = results.row("ce")
+    difference = None if alone is None else alone.get("tasks_against_baseline")
+    if difference is None:
+        return _claim(text, "no test", None, None, "", "score")
+    seeds, items = difference["over_seeds"], difference["over_items"]
+    spread = Spread.covering(items["value"], seeds, items).times(-1.0).times(100.0)
+    over_seeds, over_items = finite(seeds["p_value"]), items["p_value"]
+    if over_seeds is None:
+        why = f"One seed: the interval and p = {over_items:.2g} are over items."
+        return _claim(text, "no test", spread, None, why, "score")
+    p = max(over_seeds, over_items)
+    why = f"p = {p:.2g}, the larger of that over seeds and that over items."
+    return _claim(text, "no test", spread, p < SIGNIFICANT and spread.mean > 0.0, why, "score")
 
 
 def _percent(change: float) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from collegium.reproduce.claims import Claim
 from collegium.reproduce.measured import Content, Measured, Spread, finite, spread_of
@@ -55,13 +56,14 @@ def number(value: float | None, digits: int) -> str:
     return NOTHING if value is None else f"{value:.{digits}f}"
 
 
-def with_interval(spread: Spread | None, digits: int) -> str:
-    """`mean [low, high]`, the interval left out where it is not known."""
-    if spread is None:
+def with_interval(spread: Spread | None, digits: int, sign: Literal["", "+"] = "") -> str:
+    """`mean [low, high]`, the interval left out where it is not known; `+` shows the sign of positive ones."""
+    if spread is None or finite(spread.mean) is None:
         return NOTHING
+    form = f"{sign}.{digits}f"
     if spread.low is None or spread.high is None:
-        return number(spread.mean, digits)
-    return f"{spread.mean:.{digits}f} [{spread.low:.{digits}f}, {spread.high:.{digits}f}]"
+        return format(spread.mean, form)
+    return f"{spread.mean:{form}} [{spread.low:{form}}, {spread.high:{form}}]"
 
 
 def probability(value: float | None) -> str:
@@ -86,11 +88,8 @@ def _above_baseline(row: Content) -> str:
     difference = row["against_baseline"]
     if difference is None:
         return NOTHING
-    both = [difference["over_seeds"], difference["over_documents"]]
-    ends = [[end for test in both if (end := finite(test[side])) is not None] for side in ("low", "high")]
-    if not ends[0] or not ends[1]:
-        return f"{both[0]['value']:+.3f}"
-    return f"{both[0]['value']:+.3f} [{min(ends[0]):+.3f}, {max(ends[1]):+.3f}]"
+    over_seeds = difference["over_seeds"]
+    return with_interval(Spread.covering(over_seeds["value"], over_seeds, difference["over_documents"]), 3, "+")
 
 
 def _holm(row: Content) -> str:

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from collegium.evaluation.student_t import paired_t_test
+from collegium.reproduce.numbers import CONFIDENCE
 
 
 EXPERIMENTS = ("table1", "figure2", "figure3", "conditions")
 """In the order of the page."""
-
-CONFIDENCE = 0.95
 
 Content = Mapping[str, Any]
 
@@ -24,7 +23,8 @@ class Spread:
 
     Attributes:
         mean: Of all values.
-        low: Lower end of Student's 95 % interval; None with one seed.
+        low: Lower end of its 95 % interval, Student's over seeds if not said otherwise; None if not known, as
+            with one seed.
         high: Upper end; None likewise.
     """
 
@@ -33,12 +33,22 @@ class Spread:
     high: float | None
 
     @classmethod
-    def of(cls, figure: Content | None, factor: float = 1.0) -> "Spread | None":
-        """A figure of a row, multiplied by a factor; None if it was not measured."""
+    def of(cls, figure: Content | None) -> "Spread | None":
+        """A figure of a row; None if it was not measured. Its interval covers that over `items`, if any."""
         if figure is None or (mean := finite(figure["mean"])) is None:
             return None
-        low, high = (None if (end := finite(figure[key])) is None else factor * end for key in ("low", "high"))
-        return cls(factor * mean, low, high)
+        return cls.covering(mean, figure, *([figure["items"]] if "items" in figure else []))
+
+    @classmethod
+    def covering(cls, mean: float, *intervals: Content) -> "Spread":
+        """From the lowest to the highest end of these intervals, each a `low` and a `high`, as far as known."""
+        ends = [[end for i in intervals if (end := finite(i[side])) is not None] for side in ("low", "high")]
+        return cls(mean, min(ends[0], default=None), max(ends[1], default=None))
+
+    def times(self, factor: float) -> "Spread":
+        """All of it, multiplied by a factor."""
+        low, high = (None if end is None else factor * end for end in (self.low, self.high))
+        return Spread(factor * self.mean, *((low, high) if factor >= 0.0 else (high, low)))
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,11 @@ from collegium.reproduce.markdown import (
     claims_table,
     experiment_table,
     group_table,
-    number,
     table,
     targets_table,
-    with_interval,
 )
-from collegium.reproduce.measured import EXPERIMENTS, Content, Measured, Spread, read_results
+from collegium.reproduce.measured import EXPERIMENTS, Content, Measured, read_results
+from collegium.reproduce.task_tables import task_tables
 from collegium.terminal import duration
 
 
@@ -135,7 +134,7 @@ def _section(name: str, results: Measured | None, figures: str) -> str:
     parts = [title, f"{_about(content, results)}\n", f"![{FIGURES[name]}]({figures}/{name}.svg)\n"]
     if claims := claims_of(results):
         parts += ["### Claims\n", claims_table(claims) + "\n"]
-    parts += _task_table(content, results) if content.get("tasks") else _tables(content, results)
+    parts += task_tables(content, results) if content.get("tasks") else _tables(content, results)
     if content.get("text"):
         parts += ["### Text\n", _text(content["text"]) + "\n"]
     return "\n".join(parts)
@@ -171,29 +170,6 @@ def _tables(content: Content, results: Measured) -> list[str]:
         parts[-1] += " (`oracle` knows the domain of each text):\n"
         parts += [targets_table(teachers["fused"], domains, "weights") + "\n"]
     return parts
-
-
-def _task_table(content: Content, results: Measured) -> list[str]:
-    """Scores in each task, see `collegium.reproduce.claims.figure3_claims`."""
-    tasks = content["tasks"]
-    lines: list[list[str]] = []
-    for kind, title in (("baselines", "{} answers"), ("teachers", "teacher {}")):
-        names = dict.fromkeys(name for task in tasks.values() for name in task[kind])
-        for name in names:
-            scores = [task[kind].get(name) for task in tasks.values()]
-            cells = [number(None if score is None else 100.0 * score, 1) for score in scores]
-            lines.append([title.format(name), *cells, ""])
-    for row in results.rows:
-        spreads = [Spread.of(row["tasks"].get(task), 100.0) for task in tasks]
-        lines.append([row["label"], *(with_interval(spread, 1) for spread in spreads), str(len(row["seeds"]))])
-    titles = ["model", *(f"{name}, {task['primary']}, %" for name, task in tasks.items()), "seeds"]
-    items = ", ".join(f"{task['items']} of {name}" for name, task in tasks.items())
-    parts = [
-        "### Scores\n",
-        f"On the same items for all: {items}. Teachers and answers that read no prompt are single",
-    ]
-    parts[-1] += " values, students means over seeds.\n"
-    return [*parts, table(titles, lines) + "\n"]
 
 
 def _text(text: Content) -> str:

@@ -199,12 +199,13 @@ def _figure3(results: Measured) -> "Figure":
 
 def _scored(results: Measured, name: str, task: Content) -> list[Content]:
     """Rows of a task with its score as a figure."""
-    fixed = {f"{answer} answers": score for answer, score in task["baselines"].items()}
+    unread = {"low": None, "high": None}
+    fixed = {f"{answer} answers": {"value": score, **unread} for answer, score in task["baselines"].items()}
     specialist = task.get("specialist")
     if specialist in task["teachers"]:
         fixed[f"teacher {specialist}"] = task["teachers"][specialist]
     others = [
-        {"name": label, "label": label, "figures": {"score": {"mean": score, "low": None, "high": None}}}
+        {"name": label, "label": label, "figures": {"score": {**score, "mean": score["value"]}}}
         for label, score in fixed.items()
     ]
     students = [{**row, "figures": {"score": row["tasks"].get(name)}} for row in results.rows]

@@ -9,22 +9,23 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
-from collegium.evaluation.statistics import Difference, holm, stratified_difference
+from collegium.evaluation.resampling import Difference
+from collegium.evaluation.statistics import holm
+from collegium.evaluation.stratified import stratified_difference
 from collegium.evaluation.student_t import paired_t_test
 from collegium.reproduce.experiment import Experiment, Plan, Row
+from collegium.reproduce.numbers import BOOTSTRAP, CONFIDENCE, over_seeds, rounded, rounded_fields
 from collegium.reproduce.specification import Specification
 from collegium.reproduce.tables import TEST, VALIDATION, Result, averaged
+from collegium.reproduce.task_scores import described, task_scores
 
 
 FIGURES = ("nll", "accuracy", "kl/common", "kl/expert", "kl/own", "entropy/own", "agreement")
 """Of a student on test documents; of the KLs only `kl/common` ranks students."""
 
-CONFIDENCE = 0.95
-NUM_SAMPLES = 2000
 SIGNIFICANT = 0.05
 
 Read = Callable[[str], Result]
@@ -73,23 +74,11 @@ def collect(
         "rows": rows,
     }
     if specialists:
-        results |= _of_tasks(specialists, baseline[0])
+        results |= described(specialists, baseline[0])
+        for name, scores in task_scores(measured, experiment.baseline, specialists).items():
+            next(row for row in rows if row["name"] == name).update(scores)
     finite: dict[str, Any] = _finite(results)
     return finite
-
-
-def _of_tasks(specialists: Mapping[str, Any], student: Result) -> dict[str, Any]:
-    """Tasks as the page shows them; the specialist of a task is the teacher of its name."""
-    tasks = {
-        name: {
-            **task,
-            "teachers": {teacher: _number(score["value"]) for teacher, score in task["teachers"].items()},
-            "specialist": name if name in task["teachers"] else None,
-        }
-        for name, task in specialists["tasks"].items()
-    }
-    sizes = {"student": student.content["parameters"], "specialist": max(specialists["parameters"].values())}
-    return {"tasks": tasks, "parameters": sizes}
 
 
 def _finite(content: Any) -> Any:
@@ -145,19 +134,19 @@ def _row(plan: Plan, name: str, results: Sequence[Result]) -> dict[str, Any]:
     row: Row = plan.rows[name]
     runs = plan.measured(name)
     figures = {
-        figure: _over_seeds([result.mean(figure) for result in results])
+        figure: over_seeds([result.mean(figure) for result in results])
         for figure in FIGURES
         if all(result.has(figure) for result in results)
     }
-    figures["perplexity"] = _over_seeds([math.exp(result.mean("nll")) for result in results])
+    figures["perplexity"] = over_seeds([math.exp(result.mean("nll")) for result in results])
     on_validation = [math.exp(result.mean("nll", VALIDATION)) for result in results]
-    figures["validation_perplexity"] = _over_seeds(on_validation)
-    figures["bits_per_byte"] = _over_seeds([result.bits_per_byte for result in results])
+    figures["validation_perplexity"] = over_seeds(on_validation)
+    figures["bits_per_byte"] = over_seeds([result.bits_per_byte for result in results])
     if all(result.ece is not None for result in results):
-        figures["ece"] = _over_seeds([result.ece or 0.0 for result in results])
+        figures["ece"] = over_seeds([result.ece or 0.0 for result in results])
     written = [result.content["continuations"] for result in results]
     if all(figures_of is not None for figures_of in written):
-        figures |= {key: _over_seeds([w[key] for w in written]) for key in written[0]}
+        figures |= {key: over_seeds([w[key] for w in written]) for key in written[0]}
     return {
         "name": name,
         "label": row.label,
@@ -171,36 +160,11 @@ def _row(plan: Plan, name: str, results: Sequence[Result]) -> dict[str, Any]:
         "steps": results[0].content["steps"],
         "seconds": round(sum(result.content["seconds"] for result in results) / len(results), 1),
         "figures": figures,
-        **_task_scores(results),
         "nll_by_domain": {
             domain: round(sum(r.by_domain("nll")[domain] for r in results) / len(results), 4)
             for domain in results[0].domains
         },
     }
-
-
-def _task_scores(results: Sequence[Result]) -> dict[str, Any]:
-    found = [result.content.get("tasks") for result in results]
-    if any(tasks is None for tasks in found):
-        return {}
-    return {
-        "tasks": {name: _over_seeds([tasks[name]["value"] for tasks in found if tasks]) for name in found[0] or {}}
-    }
-
-
-def _over_seeds(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, and Student's interval over seeds."""
-    interval = paired_t_test(values, confidence=CONFIDENCE)
-    spread = math.nan
-    if len(values) > 1:
-        spread = math.sqrt(sum((v - interval.value) ** 2 for v in values) / (len(values) - 1))
-    numbers = {"mean": interval.value, "sd": spread, "low": interval.low, "high": interval.high}
-    rounded: dict[str, Any] = {key: _number(value) for key, value in numbers.items()}
-    return {**rounded, "values": [_number(value) for value in values]}
-
-
-def _number(value: float) -> float | None:
-    return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 def _differences(
@@ -217,8 +181,8 @@ def _differences(
         None
         if name not in found
         else {
-            **{kind: _rounded(test) for kind, test in found[name].items()},
-            "p_holm": _number(adjusted[name]),
+            **{kind: rounded_fields(test) for kind, test in found[name].items()},
+            "p_holm": rounded(adjusted[name]),
             "significant": adjusted[name] < SIGNIFICANT,
         }
         for name in measured
@@ -228,21 +192,15 @@ def _differences(
 def _difference(results: Sequence[Result], baseline: Sequence[Result]) -> dict[str, Difference]:
     count = min(len(results), len(baseline))
     pairs = zip(results[:count], baseline[:count], strict=True)
-    over_seeds = paired_t_test([a.mean("nll") - b.mean("nll") for a, b in pairs], confidence=CONFIDENCE)
-    over_documents = stratified_difference(
+    seeds = paired_t_test([a.mean("nll") - b.mean("nll") for a, b in pairs], confidence=CONFIDENCE)
+    documents = stratified_difference(
         averaged(results[:count], "nll"),
         averaged(baseline[:count], "nll"),
-        confidence=CONFIDENCE,
-        num_samples=NUM_SAMPLES,
-        seed=0,
+        **BOOTSTRAP,
     )
-    return {"over_seeds": over_seeds, "over_documents": over_documents}
+    return {"over_seeds": seeds, "over_documents": documents}
 
 
 def _worst(tests: Mapping[str, Difference]) -> float:
     values = [test.p_value for test in tests.values()]
     return max(values) if not any(math.isnan(value) for value in values) else math.nan
-
-
-def _rounded(difference: Difference) -> dict[str, float | None]:
-    return {key: _number(value) for key, value in asdict(difference).items()}

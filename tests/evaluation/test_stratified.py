@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from collegium.evaluation.statistics import paired_bootstrap_difference, stratified_difference
+from collegium.evaluation.resampling import CorpusFigure
+from collegium.evaluation.statistics import paired_bootstrap_difference
+from collegium.evaluation.stratified import (
+    stratified_difference,
+    stratified_figure_difference,
+    stratified_figure_ratio,
+)
 
 
 HOW = {"confidence": 0.9, "num_samples": 80, "seed": 4}
@@ -101,3 +107,38 @@ def test_refuses_no_domain_other_documents_and_a_number_of_samples_that_is_none(
         stratified_difference(web, {"web": ([1.0], [1])}, **HOW)
     with pytest.raises(ValueError, match="num_samples is -1"):
         stratified_difference(web, web, **{**HOW, "num_samples": -1})
+
+
+def figures(system):
+    """The same system as figures that follow from sums."""
+    columns = {domain: np.stack([np.array(part) for part in parts], axis=1) for domain, parts in system.items()}
+    return {domain: CorpusFigure(rows, lambda total: total[0] / total[1]) for domain, rows in columns.items()}
+
+
+@REPEATABLE
+@given(systems())
+def test_figures_that_are_ratios_differ_as_ratios_do(pair):
+    ours, theirs = pair
+    got = stratified_figure_difference(figures(ours), figures(theirs), **HOW)
+    assert got.value == pytest.approx(stratified_difference(ours, theirs, **HOW).value, abs=1e-9)
+    swapped = stratified_figure_difference(figures(theirs), figures(ours), **HOW)
+    assert (swapped.low, swapped.high) == pytest.approx((-got.high, -got.low), abs=1e-9)
+
+
+def test_a_share_of_itself_is_one_and_of_nothing_is_refused():
+    ours = figures({"a": ([3.0, 5.0], [4, 6]), "b": ([1.0, 2.0], [2, 3])})
+    got = stratified_figure_ratio(ours, ours, **HOW)
+    assert (got.value, got.low, got.high) == pytest.approx((1.0, 1.0, 1.0))
+    double = figures({"a": ([6.0, 10.0], [4, 6]), "b": ([2.0, 4.0], [2, 3])})
+    assert stratified_figure_ratio(double, ours, **HOW).low == pytest.approx(2.0)
+    nothing = figures({"a": ([0.0, 0.0], [4, 6]), "b": ([0.0, 0.0], [2, 3])})
+    with pytest.raises(ValueError, match="one above 0"):
+        stratified_figure_ratio(ours, nothing, **HOW)
+
+
+def test_figures_of_other_groups_or_documents_are_refused():
+    ours = figures({"a": ([3.0, 5.0], [4, 6])})
+    with pytest.raises(ValueError, match="give the same"):
+        stratified_figure_difference(ours, figures({"b": ([3.0, 5.0], [4, 6])}), **HOW)
+    with pytest.raises(ValueError, match="2 documents, but 1"):
+        stratified_figure_difference(ours, figures({"a": ([3.0], [4])}), **HOW)
