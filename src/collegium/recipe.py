@@ -102,6 +102,9 @@ class TrainingSection(Section):
     """Second moment's decay."""
     max_grad_norm: float = Field(default=1.0, ge=0)
     """Gradient clipping; 0 is none."""
+    learn_prompts: bool = False
+    """Learn the tokens of prompts too, of which a small student may need more than the answers have; measurements
+    leave them out all the same."""
     precision: Dtype = "float32"
     """Of the student's matrix products (autocast); the loss is always in float32."""
     chunk_size: int | None = Field(default=None, ge=1)

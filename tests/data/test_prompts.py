@@ -93,6 +93,9 @@ def test_blocks_predict_what_follows_prompts(sizes, block_size, with_bos):
     for row in blocks_to_table(blocks).to_pylist() if blocks else []:
         labels = BlockCollator(pad_token_id=0)([{**row, "sample_id": 0}])["labels"][0].tolist()
         assert any(label != -100 for label in labels)
+        learnt = BlockCollator(pad_token_id=0, learn_prompts=True)([{**row, "sample_id": 0}])["labels"][0].tolist()
+        firsts = set(np.cumsum([0, *row["segment_lengths"][:-1]]).tolist())
+        assert learnt == [-100 if i in firsts else token for i, token in enumerate(row["input_ids"])]
         start = 0
         for length, number, size in zip(
             row["segment_lengths"], row["segment_documents"], row["segment_bytes"], strict=True

@@ -58,6 +58,22 @@ def test_trained_and_measured(recipe, monkeypatch, capsys):
     assert json.loads(Path("runs/pico/evaluation.json").read_text())["tasks"] == tasks
 
 
+def test_prompts_that_are_learnt_are_not_measured(recipe, monkeypatch, capsys):
+    found = {}
+    for name in ("false", "true"):
+        changes = [f"training.learn_prompts={name}", f"output_dir=runs/{name}", "training.max_steps=2"]
+        code, out, err = run(
+            ["train", str(recipe), "evaluation.tasks=[]", *changes, "--json"], monkeypatch, capsys
+        )
+        assert code == 0, err
+        found[name] = json.loads(out)
+    given, learnt = ({d: row["tokens"] for d, row in of["domains"].items()} for of in found.values())
+    assert given == learnt
+    losses = [Path(f"runs/{name}/metrics.jsonl").read_text().splitlines()[0] for name in found]
+    first, other = (json.loads(line)["train/cross_entropy"] for line in losses)
+    assert first != other, "the first step has seen the same student and the same blocks"
+
+
 def test_teachers_left_out_or_read_from_a_cache(recipe, monkeypatch, capsys):
     small = ["training.max_steps=1", "--json"]
     code, out, err = run(["train", str(recipe), "evaluation.task_teachers=false", *small], monkeypatch, capsys)

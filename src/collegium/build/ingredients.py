@@ -37,8 +37,12 @@ class Ingredients:
 
     @property
     def collator(self) -> BlockCollator:
+        """Makes batches of packed blocks, prompts given."""
+        return self.collator_for(learn_prompts=False)
+
+    def collator_for(self, *, learn_prompts: bool) -> BlockCollator:
         """Makes batches of packed blocks."""
-        return BlockCollator(pad_token_id=self.pad_token_id, domains=self.domains)
+        return BlockCollator(pad_token_id=self.pad_token_id, domains=self.domains, learn_prompts=learn_prompts)
 
     @property
     def pad_token_id(self) -> int:

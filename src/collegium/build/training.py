@@ -171,7 +171,7 @@ def build_trainer(
         teachers=teachers,
         objective=build_objective(recipe, student, teachers, ingredients.tokenizer),
         args=args,
-        data_collator=ingredients.collator,
+        data_collator=ingredients.collator_for(learn_prompts=recipe.training.learn_prompts),
         train_dataset=ingredients.text.train,
         eval_dataset=held_out,
         processing_class=ingredients.tokenizer,

@@ -1,6 +1,6 @@
 """From rows of the packed data set to a batch of tensors.
 
-The only place that writes -100: on padding, on the first token of every segment, and on prompts.
+The only place that writes -100: on padding, on the first token of every segment, and on prompts that are given.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,6 +30,7 @@ class BlockCollator:
         padding_side: Side on which shorter blocks are padded.
         pad_to: Length of every batch; by default that of its longest block.
         domains: Names of the domains that blocks may be of, for weights by domain.
+        learn_prompts: Predict the tokens of prompts too.
     """
 
     def __init__(
@@ -39,7 +40,9 @@ class BlockCollator:
         padding_side: Literal["left", "right"] = "right",
         pad_to: int | None = None,
         domains: Sequence[str] | None = None,
+        learn_prompts: bool = False,
     ) -> None:
+        self._learn_prompts = learn_prompts
         self._pad_token_id = pad_token_id
         self._padding_side = padding_side
         self._pad_to = pad_to
@@ -70,7 +73,10 @@ class BlockCollator:
         input_ids = np.asarray(row["input_ids"], np.int64)  # [S]
         segment_lengths = np.asarray(row["segment_lengths"], np.int64)
         positions = _positions(segment_lengths)
-        prompts = np.asarray(row.get("segment_prompts", np.zeros(len(segment_lengths))), np.int64)
+        no_prompts = np.zeros(len(segment_lengths), np.int64)
+        prompts = (
+            no_prompts if self._learn_prompts else np.asarray(row.get("segment_prompts", no_prompts), np.int64)
+        )
         is_given = positions < np.repeat(np.maximum(prompts, 1), segment_lengths)
         unknown = np.full(len(segment_lengths), -1)
         num_padding = length - len(input_ids)
