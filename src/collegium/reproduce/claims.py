@@ -252,7 +252,7 @@ def _kept(results: Measured, student: Content | None) -> Claim:
 
 
 def _taught(results: Measured) -> Claim:
-    text = "Taught, a student scores higher than on the answers alone: mean over tasks, in points"
+    text = "Taught, a student scores higher than without teachers: mean over tasks, in points"
     alone = results.row("ce")
     difference = None if alone is None else alone.get("tasks_against_baseline")
     if difference is None:

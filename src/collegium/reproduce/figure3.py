@@ -1,8 +1,8 @@
 """Figure 3: five teachers, each good at one task, and one student that is to be good at all.
 
 Each teacher is asked in its own task only, so of five teachers one runs at a time, and its certainty about
-tasks that it never saw is not asked for. Beside the student that they teach stands one that learns the
-answers alone. Students and teachers are measured by the same items. No torch here.
+tasks that it never saw is not asked for. Beside the student that they teach stands one that reads the same
+text without teachers. Students and teachers are measured by the same items. No torch here.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ def figure3(specification: Specification) -> Experiment:
         group = "Students"
         return [
             Row("ours", "Taught by the five", group, taught(specification, 0.9), headline=True),
-            Row("ce", "Answers alone", group, {"method": "ce"}, headline=True),
+            Row("ce", "Without teachers", group, {"method": "ce"}, headline=True),
         ]
 
     title = "Figure 3: one student for five tasks"
@@ -44,7 +44,7 @@ def task_sections(specification: Specification) -> list[dict[str, Any]]:
 
 
 def taught(specification: Specification, kd_weight: float) -> dict[str, Any]:
-    """Changes of a row that learns from each teacher on its task, and a little from the answers."""
+    """Changes of a row that learns from each teacher on its task, and a little from the text."""
     return {
         "teachers": teacher_sections(specification, specification.experts),
         "objective": {"kd_weight": kd_weight, "weighting": "uniform"},
