@@ -1,14 +1,28 @@
 """A small student with two teachers, for tests of the loss."""
 
+from functools import partial
+
 import torch
 from torch import nn
 
 from collegium.contracts import Positions
+from collegium.functional.chunked import KdTarget
+from collegium.functional.divergences import forward_kl, generalized_jsd, reverse_kl, total_variation
+from collegium.functional.fusion import mixture_logprobs
+from collegium.functional.weighting import Weighting
 from collegium.head import ProjectionHead
 from collegium.signals import ProjectedSignal
 
 
 N, D, E = 48, 12, 10
+
+
+FORMS = {
+    "forward_kl": forward_kl,
+    "reverse_kl": reverse_kl,
+    "jsd": partial(generalized_jsd, beta=0.4),
+    "total_variation": total_variation,
+}
 
 
 def positions_of(labels, window=16):
@@ -25,3 +39,23 @@ def problem(vocab_size, dtype, *, seed=0, bias=True, padding=0):
         ProjectedSignal(torch.randn(N, E, dtype=dtype) * 2, ProjectionHead(t, vocab_size)) for t in teachers
     ]
     return hidden, head, signals, positions_of(torch.randint(vocab_size, (N,)))
+
+
+def run(driver, hidden, head, signals, positions, *, target=None, chunk_size=32, **options):
+    """Sums of the loss, and gradients of hidden states and head."""
+    hidden = hidden.clone().requires_grad_()
+    module = getattr(head, "projection", head)
+    module.zero_grad()
+    sums = driver(
+        hidden,
+        head,
+        positions,
+        signals,
+        options.pop("weighting", Weighting("entropy", "window:16", 0.25)),
+        target=target or KdTarget(forward_kl, mixture_logprobs),
+        kd_weight=options.pop("kd_weight", 0.6),
+        chunk_size=chunk_size,
+        **options,
+    )
+    sums.loss.backward()
+    return sums, [hidden.grad, *(p.grad.clone() for p in module.parameters())]

@@ -6,13 +6,13 @@ from functools import partial
 import pytest
 import torch
 from heads import WeightHead
-from loss_problem import D, E, N, problem
+from loss_problem import FORMS, D, E, N, problem, run
 from torch import nn
 from torch.nn.functional import linear
 
 from collegium.functional import chunked, compiled, fused
 from collegium.functional.chunked import KdTarget
-from collegium.functional.divergences import forward_kl, generalized_jsd, reverse_kl, total_variation
+from collegium.functional.divergences import forward_kl
 from collegium.functional.fusion import geometric_logprobs, mixture_logprobs
 from collegium.functional.itinerary import whole_groups
 from collegium.functional.listed import dense_logprobs
@@ -20,33 +20,6 @@ from collegium.functional.products import project
 from collegium.functional.weighting import Weighting
 from collegium.head import ProjectionHead
 from collegium.signals import DenseSignal, ProjectedSignal, TopKSignal
-
-
-FORMS = {
-    "forward_kl": forward_kl,
-    "reverse_kl": reverse_kl,
-    "jsd": partial(generalized_jsd, beta=0.4),
-    "total_variation": total_variation,
-}
-
-
-def run(driver, hidden, head, signals, positions, *, target=None, chunk_size=32, **options):
-    hidden = hidden.clone().requires_grad_()
-    module = getattr(head, "projection", head)
-    module.zero_grad()
-    sums = driver(
-        hidden,
-        head,
-        positions,
-        signals,
-        options.pop("weighting", Weighting("entropy", "window:16", 0.25)),
-        target=target or KdTarget(forward_kl, mixture_logprobs),
-        kd_weight=options.pop("kd_weight", 0.6),
-        chunk_size=chunk_size,
-        **options,
-    )
-    sums.loss.backward()
-    return sums, [hidden.grad, *(p.grad.clone() for p in module.parameters())]
 
 
 def relative(found, expected):

@@ -112,3 +112,10 @@ def test_each_teacher_has_a_carry_of_its_own():
     for m, column in enumerate(values.unbind(-1)):
         expected = whole.means(column, counts, slice(0, 30), m)
         torch.testing.assert_close(torch.cat([part[m] for part in parts]), expected, rtol=1e-13, atol=1e-14)
+
+
+@pytest.mark.parametrize("granularity", ["document", "window", "window:0", "window:-3", "causal:", "tokens", ""])
+def test_other_granularities_are_refused(granularity):
+    positions = Positions(*(torch.arange(3) for _ in range(4)))
+    with pytest.raises(ValueError, match="give token, sequence, window:W or causal:W"):
+        Stretches(positions, granularity)

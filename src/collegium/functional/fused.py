@@ -44,7 +44,7 @@ from collegium.functional.itinerary import Listed, order
 from collegium.functional.listed import BLOCK, ListedMixture
 from collegium.functional.products import add_grad_of_weight_, grad_of_hidden, project
 from collegium.functional.streamed import StreamedTarget
-from collegium.functional.teacher_stats import TeacherWeighting
+from collegium.functional.teacher_stats import TeacherWeighting, absences
 from collegium.functional.weighting import GivenWeights, Scorer
 from collegium.signals import Head, LinearHead, TeacherSignal, TransparentHead
 
@@ -125,6 +125,14 @@ class _Job:
     listed: Listed | None
     wants_gradient: bool
 
+    @property
+    def valid(self) -> list[Tensor | None]:
+        """Where the logits of each teacher may be read; None: everywhere."""
+        of_signals = [signal.valid for signal in self.signals]
+        if not isinstance(self.weighting, GivenWeights) or all(valid is None for valid in of_signals):
+            return of_signals
+        return list(self.weighting.valid.unbind(-1))
+
 
 class _FusedLoss(torch.autograd.Function):
     """Loss and gradients together; see the module."""
@@ -185,8 +193,10 @@ class _Walk:
 
     def run(self) -> tuple[Tensor, ...]:
         """The loss, the other sums of `DistillationSums`, the four statistics and the weights."""
+        spans = self.job.spans
+        absent_in = absences(self.job.valid, spans)
         with torch.autocast(self.hidden.device.type, enabled=False):
-            chunks = [_Chunk(self, rows).run() for rows in self.job.spans]
+            chunks = [_Chunk(self, rows, absent).run() for rows, absent in zip(spans, absent_in, strict=True)]
         sums, rows = zip(*chunks, strict=True)
         totals = [torch.stack(part).sum(0) for part in zip(*sums, strict=True)]
         columns = [torch.cat(part) for part in zip(*rows, strict=True)]
@@ -210,8 +220,8 @@ _Distilled = tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]
 class _Chunk:
     """The rows of one chunk, from the student's logits to their gradient."""
 
-    def __init__(self, walk: _Walk, rows: slice) -> None:
-        self.walk, self.job, self.rows = walk, walk.job, rows
+    def __init__(self, walk: _Walk, rows: slice, absent: Sequence[bool]) -> None:
+        self.walk, self.job, self.rows, self.absent = walk, walk.job, rows, absent
         self.labels = self.job.labels[rows].unsqueeze(-1)  # [n 1]
         out = walk.logits[: len(self.labels)]  # [n V]
         self.logits = project(walk.hidden[rows], walk.weight, walk.bias, out=out)
@@ -253,8 +263,8 @@ class _Chunk:
         job, target = self.job, self.job.target
         buffer = self.walk.fused[: len(self.labels)]
         mixed = StreamedTarget(buffer, target, job.weighting, self.rows, self.labels)
-        for signal in job.signals:
-            mixed.add(signal, self.logits, self.softened, self.walk.teacher_logits)
+        for signal, absent in zip(job.signals, self.absent, strict=True):
+            mixed.add(signal, self.logits, self.softened, self.walk.teacher_logits, absent=absent)
         weights = mixed.weights()
         covered, norm = mixed.covered_and_norm(weights)
         if target.conflict_limit is not None:

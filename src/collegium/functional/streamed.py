@@ -33,7 +33,7 @@ from collegium.functional.elementwise import (
 from collegium.functional.fusion import geometric_logprobs
 from collegium.functional.listed import dense_logprobs
 from collegium.functional.products import project
-from collegium.functional.teacher_stats import checked_stats, listed_stats, require_captured
+from collegium.functional.teacher_stats import checked_stats, listed_stats, require_captured, stats_of_absent
 from collegium.functional.weighting import Figures, GivenWeights, Scorer, shares_of, weights_from_scores
 from collegium.signals import (
     CarriedSignal,
@@ -135,6 +135,8 @@ class StreamedTarget:
         student_logits: Float[Tensor, "n V"],
         student_log_total: Float[Tensor, " n"],
         buffers: dict[torch.dtype, Tensor],
+        *,
+        absent: bool = False,
     ) -> None:
         """Make the next teacher's logits, take its figures, and mix it in.
 
@@ -143,7 +145,11 @@ class StreamedTarget:
             student_logits: For the teacher's KL.
             student_log_total: Their log-sum-exp at the target's temperature.
             buffers: Where teachers' logits are made, by type; kept from one chunk to the next.
+            absent: Whether it says nothing in any of the rows, so that no logits are made.
         """
+        if absent:
+            self._skip()
+            return
         temperature = self.target.temperature
         if isinstance(signal, TopKSignal):
             require_captured(signal, temperature)
@@ -173,6 +179,14 @@ class StreamedTarget:
         self.stats.append((*stats, valid))
         self.entropies.append(mixed_entropy)
         self.teacher_kls.append(torch.where(valid, kl, 0.0).sum())
+
+    def _skip(self) -> None:
+        """Take note that the next teacher is absent: its share is 0 in all rows."""
+        *stats, valid = stats_of_absent(self.norm, self.fused.shape[-1])
+        self._share(Figures(stats[0], stats[1], valid))
+        self.stats.append((*stats, valid))
+        self.entropies.append(stats[0])
+        self.teacher_kls.append(torch.zeros_like(self.norm[:1]).sum())
 
     def _share(self, figures: Figures) -> tuple[Tensor, Tensor]:
         """Factors of what is mixed already and of the next teacher."""

@@ -9,6 +9,7 @@ A fading sum is a product with a triangle of powers, a block of positions at a t
 n * 256 numbers in memory, whatever n is. The carry keeps it independent of where blocks and chunks end.
 """
 
+import re
 from dataclasses import dataclass
 
 import torch
@@ -109,9 +110,14 @@ class Stretches:
 
     Attributes:
         groups: Number of each position's stretch, which no chunk may cut; None if chunks may lie anywhere.
+
+    Raises:
+        ValueError: there is no such granularity.
     """
 
     def __init__(self, positions: Positions, granularity: str, *, past_only: bool = False) -> None:
+        if not re.fullmatch(r"token|sequence|(window|causal):[1-9]\d*", granularity):
+            raise ValueError(f"granularity {granularity!r}: give token, sequence, window:W or causal:W")
         kind, _, size = granularity.partition(":")
         self.segments = positions.segments
         self.groups: Int[Tensor, " N"] | None = None
