@@ -52,6 +52,14 @@ class Made:
         return SimpleNamespace(content=got, rows={row["name"]: row for row in got["rows"]})
 
 
+def test_local_copies_are_named_beside_what_they_are_copies_of(tmp_path):
+    made = Made(tmp_path, {"ours": [3.0]})
+    domain, source = next(iter(made.specification.sources.items()))
+    got = made.collect(origins={domain: {"dataset": "someone/cats", "config": "en", "task": "qa"}})
+    said = got.content["text"][domain]["source"]
+    assert said == {"dataset": "someone/cats", "config": "en", "path": source["path"]}
+
+
 def test_rows_say_what_was_measured(tmp_path):
     made = Made(tmp_path, {"ours": [3.0, 3.1, 3.2], "ce": [3.3, 3.4, 3.5]})
     row = made.collect().rows["ce"]

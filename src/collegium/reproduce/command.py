@@ -160,6 +160,7 @@ def _results(experiment: Experiment, specification: Specification, place: Place,
             for teacher in made_teachers(specification, experiment.teachers)
         },
         specialists=_read(_measured_path(experiment, place, "specialists")),
+        origins=load_specification(place.specification).sources,
         seconds=sum(place.read(run.key).content["seconds"] for run in plan_.all_runs),
     )
 

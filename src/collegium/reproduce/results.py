@@ -40,6 +40,7 @@ def collect(
     targets: Mapping[str, Any],
     made: Mapping[str, Any],
     specialists: Mapping[str, Any] | None = None,
+    origins: Mapping[str, Mapping[str, Any]] | None = None,
     seconds: float,
 ) -> dict[str, Any]:
     """All of it.
@@ -52,6 +53,7 @@ def collect(
         targets: Sums of each document of teachers and fused targets.
         made: What the teachers that were made came to.
         specialists: What teachers came to on tasks, if there are any: see `collegium.reproduce.task_work`.
+        origins: Sources as the specification names them, if local copies of these were read.
         seconds: That this call and earlier ones worked, added up over processes.
     """
     measured = {name: [read(run.key) for run in plan.measured(name)] for name in plan.rows}
@@ -69,7 +71,7 @@ def collect(
         "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers")},
         "seconds": round(seconds),
         "student_tokens": (specification.student_tokens or 0) * len(specification.sources) or None,
-        "text": _text(specification, baseline[0]),
+        "text": _text(specification, origins or {}, baseline[0]),
         "teachers": {"made": made, "alone": _targets(targets, "teacher/"), "fused": _targets(targets, "rule/")},
         "rows": rows,
     }
@@ -95,14 +97,18 @@ def _fingerprint(specification: Specification) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def _text(specification: Specification, result: Result) -> dict[str, Any]:
+def _text(
+    specification: Specification, origins: Mapping[str, Mapping[str, Any]], result: Result
+) -> dict[str, Any]:
+    named = ("dataset", "config", "path")
+
+    def source(domain: str) -> dict[str, Any]:
+        both = {**origins.get(domain, {}), **specification.sources.get(domain, {})}
+        return {key: both[key] for key in named if key in both}
+
     return {
         domain: {
-            "source": {
-                k: v for k, v in specification.sources[domain].items() if k in ("path", "dataset", "config")
-            }
-            if domain in specification.sources
-            else {},
+            "source": source(domain),
             "licence": specification.licences.get(domain),
             "test_documents": len(result.sums("nll", domain, TEST)[1]),
             "test_tokens": int(result.sums("nll", domain, TEST)[1].sum()),
