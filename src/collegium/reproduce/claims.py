@@ -2,7 +2,8 @@
 
 The paper is arXiv:2507.15198; its models, budgets and seeds are not known, so only ratios can be compared, and
 some of its figures not at all. A claim of a size holds where the whole interval over seeds is at least as large,
-and does not where the mean falls short of it; between the two, and with one seed, nothing is said. No torch here.
+and does not where the mean falls short of it; between the two, and with one seed, nothing is said. But one seed's
+interval over items can refute that enough of the specialists is kept. No torch here.
 """
 
 from collections.abc import Callable, Mapping
@@ -223,7 +224,7 @@ def figure3_claims(results: Measured) -> list[Claim]:
         _claim(
             f"{tasks[name]['primary']} on {name}",
             f"{ACCURACIES[tasks[name]['task']]} %",
-            None if (spread := Spread.of(scores.get(name))) is None else spread.times(100.0),
+            Spread.of(scores.get(name), 100.0),
             None,
             "Other data, models and measures: cannot be compared.",
             "score",

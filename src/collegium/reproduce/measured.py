@@ -33,11 +33,14 @@ class Spread:
     high: float | None
 
     @classmethod
-    def of(cls, figure: Content | None) -> "Spread | None":
-        """A figure of a row; None if it was not measured. Its interval covers that over `items`, if any."""
+    def of(cls, figure: Content | None, factor: float = 1.0) -> "Spread | None":
+        """A figure of a row, multiplied by a factor; None if it was not measured.
+
+        Its interval covers that over `items`, if there is one.
+        """
         if figure is None or (mean := finite(figure["mean"])) is None:
             return None
-        return cls.covering(mean, figure, *([figure["items"]] if "items" in figure else []))
+        return cls.covering(mean, figure, *([figure["items"]] if "items" in figure else [])).times(factor)
 
     @classmethod
     def covering(cls, mean: float, *intervals: Content) -> "Spread":

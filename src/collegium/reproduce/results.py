@@ -77,8 +77,9 @@ def collect(
     }
     if specialists:
         results |= described(specialists, baseline[0])
-        for name, scores in task_scores(measured, experiment.baseline, specialists).items():
-            next(row for row in rows if row["name"] == name).update(scores)
+        scores = task_scores(measured, experiment.baseline, specialists)
+        for row in rows:
+            row |= scores[row["name"]]
     finite: dict[str, Any] = _finite(results)
     return finite
 

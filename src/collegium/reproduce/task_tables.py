@@ -44,7 +44,7 @@ def _score(score: Content | float | None) -> str:
 
 def _student_scores(row: Content, tasks: Content) -> list[str]:
     figures = [*(row["tasks"].get(task) for task in tasks), row["tasks_mean"], row["kept"]]
-    spreads = [None if (spread := Spread.of(figure)) is None else spread.times(100.0) for figure in figures]
+    spreads = [Spread.of(figure, 100.0) for figure in figures]
     return [row["label"], *(with_interval(spread, 1) for spread in spreads), str(len(row["seeds"]))]
 
 
