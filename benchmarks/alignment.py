@@ -15,19 +15,20 @@ from pathlib import Path
 import torch
 
 from benchmarks.measure import median_seconds, rounded, take_turns
-from collegium.contracts import Batch, Capability, ItemCounts, TeacherOutput, predicted_positions
-from collegium.data import BlockCollator, pack_documents
-from collegium.functional.alignment import LogitCarrier
-from collegium.functional.teacher_stats import chunks
-from collegium.model import DistillationModel
-from collegium.objective import Objective, default_chunk_size
-from collegium.pretrained import load_model, load_tokenizer
-from collegium.references import resolve_reference
-from collegium.signals import CarriedSignal
-from collegium.student import keep_layers
+from collegium.alignment.carry import LogitCarrier
+from collegium.alignment.tokenizer_match import vocab_size_of
+from collegium.base.references import resolve_reference
+from collegium.data.blocks import pack_documents
+from collegium.data.collate import BlockCollator
+from collegium.losses.chunks import chunks
+from collegium.models.pretrained import load_model, load_tokenizer
+from collegium.models.student import keep_layers
+from collegium.signals.contracts import Batch, Capability, ItemCounts, TeacherOutput, predicted_positions
+from collegium.signals.signals import CarriedSignal
 from collegium.teachers.aligned import align
 from collegium.teachers.local import LocalTeacher
-from collegium.tokenizer_match import vocab_size_of
+from collegium.training.model import DistillationModel
+from collegium.training.objective import Objective, default_chunk_size
 
 
 Calls = dict[str, Callable[[], object]]

@@ -29,13 +29,13 @@ from collegium.cache.folder import Folder
 from collegium.cache.manifest import CacheSettings, Manifest, TeacherIdentity
 from collegium.cache.reader import CacheReader
 from collegium.cache.verify import verify
-from collegium.contracts import Batch, Capability, ItemCounts, predicted_positions
 from collegium.data.collate import BlockCollator
-from collegium.model import DistillationModel
-from collegium.objective import Objective
-from collegium.signals import ProjectedSignal
+from collegium.signals.contracts import Batch, Capability, ItemCounts, predicted_positions
+from collegium.signals.signals import ProjectedSignal
 from collegium.teachers.cached import CachedTeacher, ReadAhead
 from collegium.teachers.local import LocalTeacher
+from collegium.training.model import DistillationModel
+from collegium.training.objective import Objective
 
 
 TOKENS = 1024

@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.nn.functional import kl_div, nll_loss
 
 from benchmarks.problem import Problem
-from collegium.functional.chunked import KdTarget
-from collegium.functional.divergences import forward_kl
-from collegium.functional.fused import distillation_loss
-from collegium.functional.fusion import mixture_logprobs
-from collegium.functional.weighting import Weighting, entropy_weights, group_mean
-from collegium.head import ProjectionHead
-from collegium.objective import default_chunk_size
+from collegium.fused.chunked import KdTarget
+from collegium.fused.fused import distillation_loss
+from collegium.losses.divergences import forward_kl
+from collegium.losses.fusion import mixture_logprobs
+from collegium.losses.weighting import Weighting, entropy_weights, group_mean
+from collegium.models.head import ProjectionHead
+from collegium.training.objective import default_chunk_size
 
 
 Contestant = Callable[[Problem], None]

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from collegium.allocator import keep_freed_memory
+from collegium.base.allocator import keep_freed_memory
 
 
 MEBIBYTE = 2**20

@@ -1,6 +1,6 @@
 """What a step of each method costs, as a multiple of plain distillation (`kd`) in the same run.
 
-Every entry of `collegium.methods.METHODS` is a recipe here: same student, teachers, optimizer and tokens,
+Every entry of `collegium.recipe.methods.METHODS` is a recipe here: same student, teachers, optimizer and tokens,
 in turns. A step is the teachers' scores, the whole loss, backward and AdamW, as in `benchmarks.train_step`.
 What a method does outside of that (generating text, choosing data, pruning the student) is no part of a
 step; one that sets anything beside its objective, or cannot be built for these models, is left out, and the
@@ -31,12 +31,12 @@ from benchmarks.measure import (
 )
 from benchmarks.models import STUDENT, TEACHER, VOCAB_SIZE, build_model, num_parameters
 from benchmarks.train_step import Setting, Step
-from collegium.build import build_objective
-from collegium.contracts import Batch, ItemCounts, Teacher, predicted_positions
-from collegium.methods import METHODS
-from collegium.model import DistillationModel
-from collegium.recipe import Recipe
+from collegium.assembly.objective import build_objective
+from collegium.recipe.methods import METHODS
+from collegium.recipe.recipe import Recipe
+from collegium.signals.contracts import Batch, ItemCounts, Teacher, predicted_positions
 from collegium.teachers.local import LocalTeacher
+from collegium.training.model import DistillationModel
 
 
 BASE = "kd"

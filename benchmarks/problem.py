@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from collegium.contracts import Positions
-from collegium.head import ProjectionHead
-from collegium.signals import ProjectedSignal
+from collegium.models.head import ProjectionHead
+from collegium.signals.contracts import Positions
+from collegium.signals.signals import ProjectedSignal
 
 
 STUDENT_WIDTH = 384

@@ -34,11 +34,11 @@ from benchmarks.measure import (
 from benchmarks.models import STUDENT, TEACHER, VOCAB_SIZE, build_model, num_parameters
 from benchmarks.peers import FORWARD_KL, JENSEN_SHANNON
 from benchmarks.trl_step import trl_gkd_step
-from collegium.contracts import Batch, ItemCounts, Teacher, predicted_positions
-from collegium.functional.weighting import Weighting, group_mean
-from collegium.model import DistillationModel
-from collegium.objective import Objective
+from collegium.losses.weighting import Weighting, group_mean
+from collegium.signals.contracts import Batch, ItemCounts, Teacher, predicted_positions
 from collegium.teachers.local import LocalTeacher
+from collegium.training.model import DistillationModel
+from collegium.training.objective import Objective
 
 
 QUICK_SECONDS = 40.0

@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel
 
 from benchmarks.models import build_tokenizer
-from collegium.contracts import IGNORE_INDEX, Batch
+from collegium.signals.contracts import IGNORE_INDEX, Batch
 
 
 def trl_gkd_step(

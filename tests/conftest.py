@@ -1,4 +1,7 @@
-"""Fixtures made of pico models; nothing is downloaded."""
+"""Fixtures made of pico models; nothing is downloaded.
+
+Hypothesis draws 50 fixed examples a test; `COLLEGIUM_HYPOTHESIS=nightly` draws 2000.
+"""
 
 import os
 
@@ -10,10 +13,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from pico import TEXTS, byte_tokenizer, pico_llama
+from hypothesis import settings
 from transformers import PreTrainedTokenizerFast
 
 from collegium.data.blocks import PackedBlocks, pack_documents
+from tests.support.pico import TEXTS, byte_tokenizer, pico_llama
+
+
+settings.register_profile("ci", max_examples=50, deadline=None, derandomize=True)
+settings.register_profile("nightly", max_examples=2000, deadline=None, print_blob=True)
+settings.load_profile(os.environ.get("COLLEGIUM_HYPOTHESIS", "ci"))
 
 
 @pytest.fixture(scope="session")

@@ -78,7 +78,7 @@ def exists(path: str) -> bool:
 
 @functools.cache
 def is_command(name: str) -> bool:
-    code = "import sys; from collegium.cli import main; sys.exit(main())"
+    code = "import sys; from collegium.cli.app import main; sys.exit(main())"
     done = subprocess.run(
         [sys.executable, "-c", code, name, "--help"],
         capture_output=True,
@@ -95,7 +95,7 @@ def of_document(path: Path) -> str:
 class TestTheCheckers:
     TEXT = """
 # A title, with `code`
-Make sure of [this](docs/a.md#part) and [that](https://example.org/x), see `functional/fusion.py`,
+Make sure of [this](docs/a.md#part) and [that](https://example.org/x), see `losses/fusion.py`,
 `recipes/NAME.yaml` and `runs/demo/report.html`; `make test` or `collegium train recipe.yaml`.
 
 ```bash
@@ -112,15 +112,15 @@ make = "make trouble"
 
     def test_what_is_named_is_found(self):
         assert links_of(self.TEXT) == ["docs/a.md#part"]
-        assert paths_of(self.TEXT) == ["recipes/demo.yaml", "functional/fusion.py"]
+        assert paths_of(self.TEXT) == ["recipes/demo.yaml", "losses/fusion.py"]
         assert make_targets_of(self.TEXT) == ["demo", "test"]
         assert commands_of(self.TEXT) == ["evaluate", "report", "export", "train"]
         assert anchors_of(self.TEXT) == {"a-title-with-code"}
 
     def test_what_is_missing_is_told(self):
-        assert exists("tests/test_documents.py") and exists("functional/fusion.py")
+        assert exists("tests/test_documents.py") and exists("losses/fusion.py")
         assert exists("tests/*.py") and exists("tests/")
-        assert not exists("recipes/no-such.yaml") and not exists("functional/no_such.py")
+        assert not exists("recipes/no-such.yaml") and not exists("losses/no_such.py")
 
     def test_what_must_not_be_named_is_found(self):
         assert MACHINE_PATH.search("in /work/" + "x") and PRIVATE_WORD.search("see Issue " + "#3")

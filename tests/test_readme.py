@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
-from pico import TEXTS
+
+from tests.support.pico import TEXTS
 
 
 def test_python_example(tmp_path, model_folder, monkeypatch, capsys):

@@ -11,8 +11,8 @@ import click
 import pytest
 from typer.main import get_command
 
-from collegium.cli import app
-from collegium.errors import EXIT_CODES
+from collegium.base.errors import EXIT_CODES
+from collegium.cli.app import app
 
 
 ROOT = Path(__file__).parents[1]

@@ -21,17 +21,20 @@ import torch
 from settings import Fill, Unigram, kept, plain_bucket, with_tail
 from torch import Tensor
 
-from collegium.build import Ingredients, build_ingredients, build_student, cache_plan, load_teachers
+from collegium.assembly.cache import cache_plan
+from collegium.assembly.ingredients import Ingredients, build_ingredients
+from collegium.assembly.models import load_teachers
+from collegium.assembly.student import build_student
 from collegium.cache.builder import CacheBuilder
 from collegium.cache.folder import Folder
 from collegium.cache.manifest import CacheSettings, Manifest
-from collegium.commands.run import train
-from collegium.contracts import Batch, Capability, Positions, predicted_positions
-from collegium.head import ProjectionHead
-from collegium.pretrained import causal_lm_of, last_hidden_states, load_model
-from collegium.recipe import Recipe
-from collegium.recipe_file import load_recipe
-from collegium.signals import ProjectedSignal, TopKSignal
+from collegium.models.head import ProjectionHead
+from collegium.models.pretrained import causal_lm_of, last_hidden_states, load_model
+from collegium.pipeline.run import train
+from collegium.recipe.file import load_recipe
+from collegium.recipe.recipe import Recipe
+from collegium.signals.contracts import Batch, Capability, Positions, predicted_positions
+from collegium.signals.signals import ProjectedSignal, TopKSignal
 from collegium.teachers.cached import CachedTeacher
 
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from collegium.cache.manifest import CacheSettings
-from collegium.functional.listed import Entries, dense_logprobs
-from collegium.signals import TopKSignal
+from collegium.fused.listed import Entries, dense_logprobs
+from collegium.signals.signals import TopKSignal
 
 
 FIXED = (8, 16, 32, 64, 128, 256)

@@ -14,8 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from collegium.commands.run import preflight
-from collegium.recipe_file import load_recipe
+from collegium.pipeline.run import preflight
+from collegium.recipe.file import load_recipe
 
 
 HERE = Path(__file__).parent

@@ -16,8 +16,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from collegium.errors import DataError
-from collegium.references import resolve_reference
+from collegium.base.errors import DataError
+from collegium.base.references import resolve_reference
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ from typing import Any
 
 from assemble import MODELS, assemble
 
-from collegium.commands.cache import cache
-from collegium.commands.run import train
-from collegium.recipe import Recipe
-from collegium.recipe_file import load_recipe
+from collegium.pipeline.cache import cache
+from collegium.pipeline.run import train
+from collegium.recipe.file import load_recipe
+from collegium.recipe.recipe import Recipe
 
 
 HERE = Path(__file__).parent

@@ -17,11 +17,11 @@ from typing import Any
 
 from transformers import LlamaConfig
 
-from collegium.commands.cache import cache
-from collegium.commands.run import train
-from collegium.recipe_file import load_recipe
-from collegium.references import resolve_reference
-from collegium.reproduce.made import byte_level_bpe
+from collegium.base.references import resolve_reference
+from collegium.paper.made import byte_level_bpe
+from collegium.pipeline.cache import cache
+from collegium.pipeline.run import train
+from collegium.recipe.file import load_recipe
 
 
 HERE = Path(__file__).parent

@@ -16,17 +16,18 @@ from typing import Any
 
 import torch
 
-from collegium.build import build_held_out, fit_recipe
-from collegium.commands.run import device, fit_student, prepare
-from collegium.commands.run_folder import claim_run_dir
+from collegium.assembly.calibration import fit_recipe
+from collegium.assembly.training import build_held_out
 from collegium.evaluation.model_figures import measure_model
-from collegium.pretrained import load_model, place
-from collegium.recipe import Recipe
-from collegium.reproduce.command import specification_path
-from collegium.reproduce.experiment import student_recipe
-from collegium.reproduce.specification import in_folder, load_specification, with_local_files
-from collegium.reproduce.tables import VALIDATION, Result
-from collegium.reproduce.work import as_numbers
+from collegium.models.pretrained import load_model, place
+from collegium.paper.command import specification_path
+from collegium.paper.experiment import student_recipe
+from collegium.paper.specification import in_folder, load_specification, with_local_files
+from collegium.paper.tables import VALIDATION, Result
+from collegium.paper.work import as_numbers
+from collegium.pipeline.run import device, fit_student, prepare
+from collegium.pipeline.run_folder import claim_run_dir
+from collegium.recipe.recipe import Recipe
 
 
 RESULTS = Path(__file__).parent / "half.json"

@@ -21,16 +21,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from collegium.build import Ingredients, build_ingredients
-from collegium.contracts import Batch
-from collegium.functional.importance import top_indices
-from collegium.pretrained import load_model
-from collegium.pruning.calibration import Importance, measure_importance
-from collegium.pruning.choice import select_kept
-from collegium.pruning.layout import Sizes, target_sizes
-from collegium.pruning.surgery import prune
-from collegium.recipe_file import load_recipe
-from collegium.student import keep_layers, mean_nll
+from collegium.assembly.ingredients import Ingredients, build_ingredients
+from collegium.losses.importance import top_indices
+from collegium.models.pretrained import load_model
+from collegium.models.pruning.calibration import Importance, measure_importance
+from collegium.models.pruning.choice import select_kept
+from collegium.models.pruning.layout import Sizes, target_sizes
+from collegium.models.pruning.surgery import prune
+from collegium.models.student import keep_layers, mean_nll
+from collegium.recipe.file import load_recipe
+from collegium.signals.contracts import Batch
 
 
 RESULTS = Path(__file__).parent / "results.json"

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
-    from collegium.functional.chunked import KdTarget
-    from collegium.functional.weighting import Weighting
-    from collegium.objective import Objective
+    from collegium.fused.chunked import KdTarget
+    from collegium.losses.weighting import Weighting
     from collegium.teachers.local import LocalTeacher
-    from collegium.terms.features import FeatureTerm, HiddenStatesTerm
-    from collegium.trainer import DistillationTrainer
+    from collegium.training.objective import Objective
+    from collegium.training.terms.features import FeatureTerm, HiddenStatesTerm
+    from collegium.training.trainer import DistillationTrainer
 
 __version__ = "0.1.0"
 
@@ -28,13 +28,13 @@ __all__ = [
 ]
 
 _PLACES = {
-    "DistillationTrainer": "collegium.trainer",
-    "FeatureTerm": "collegium.terms.features",
-    "HiddenStatesTerm": "collegium.terms.features",
-    "KdTarget": "collegium.functional.chunked",
+    "DistillationTrainer": "collegium.training.trainer",
+    "FeatureTerm": "collegium.training.terms.features",
+    "HiddenStatesTerm": "collegium.training.terms.features",
+    "KdTarget": "collegium.fused.chunked",
     "LocalTeacher": "collegium.teachers.local",
-    "Objective": "collegium.objective",
-    "Weighting": "collegium.functional.weighting",
+    "Objective": "collegium.training.objective",
+    "Weighting": "collegium.losses.weighting",
 }
 
 

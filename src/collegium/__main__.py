@@ -1,6 +1,6 @@
 """`python -m collegium`, and what `torchrun -m collegium` runs."""
 
-from collegium.cli import main
+from collegium.cli.app import main
 
 
 if __name__ == "__main__":

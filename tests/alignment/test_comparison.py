@@ -4,9 +4,6 @@ import json
 
 import numpy as np
 import pytest
-from markov import letters_tokenizer
-from pico import byte_tokenizer
-from small_tokenizers import byte_level, sentencepiece_bpe, unigram, word_piece
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
@@ -16,6 +13,9 @@ from collegium.alignment.token_bytes import TokenBytes
 from collegium.alignment.verdict import Comparison
 from collegium.alignment.vocabulary import VocabularyMap
 from collegium.data.tokenization import DocumentTokenizer
+from tests.support.markov import letters_tokenizer
+from tests.support.pico import byte_tokenizer
+from tests.support.small_tokenizers import byte_level, sentencepiece_bpe, unigram, word_piece
 
 
 TEXTS = ("the cat walked home", "Größe 漢字 🙂", "walking, talking")

@@ -5,16 +5,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from markov import MarkovTeacher, counted_out, letters_tokenizer
 
+from collegium.alignment.carry import CarryRows, carried_logprobs
 from collegium.alignment.plan import Aligner, Carry
 from collegium.alignment.token_bytes import TokenBytes
 from collegium.alignment.vocabulary import make_map
-from collegium.contracts import Batch, Capability, Positions, TeacherOutput, predicted_positions
-from collegium.functional.alignment import CarryRows, carried_logprobs
-from collegium.functional.teacher_stats import teacher_stats
-from collegium.signals import CarriedSignal, DenseSignal
+from collegium.fused.teacher_stats import teacher_stats
+from collegium.signals.contracts import Batch, Capability, Positions, TeacherOutput, predicted_positions
+from collegium.signals.signals import CarriedSignal, DenseSignal
 from collegium.teachers.aligned import AlignedTeacher, AlignmentPolicy
+from tests.support.markov import MarkovTeacher, counted_out, letters_tokenizer
 
 
 NEED = frozenset({Capability.TOP_K})

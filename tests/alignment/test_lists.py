@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from markov import MarkovTeacher
-from test_exactness import NEED, PAIRS, aligned, batch_of
 
 from collegium.alignment.plan import Carry
-from collegium.contracts import Batch, Positions, TeacherOutput, predicted_positions
-from collegium.functional.divergences import entropy
-from collegium.signals import TopKSignal
+from collegium.losses.divergences import entropy
+from collegium.signals.contracts import Batch, Positions, TeacherOutput, predicted_positions
+from collegium.signals.signals import TopKSignal
 from collegium.teachers.aligned import AlignedTeacher
+from tests.alignment.test_exactness import NEED, PAIRS, aligned, batch_of
+from tests.support.markov import MarkovTeacher
 
 
 TEXTS = ("abcdefabcde", "bcbcdef", "cdab", "a")

@@ -2,15 +2,15 @@
 
 import pytest
 import torch
-from small_tokenizers import byte_level, sentencepiece_bpe
-from test_exactness import PAIRS, aligned, batch_of, carried
-from test_lists import TEXTS, ListingTeacher
 
 from collegium.alignment.edit_distance import nearest_tokens
 from collegium.alignment.token_bytes import TokenBytes
 from collegium.alignment.vocabulary import make_map
-from collegium.contracts import predicted_positions
-from collegium.signals import TopKSignal
+from collegium.signals.contracts import predicted_positions
+from collegium.signals.signals import TopKSignal
+from tests.alignment.test_exactness import PAIRS, aligned, batch_of, carried
+from tests.alignment.test_lists import TEXTS, ListingTeacher
+from tests.support.small_tokenizers import byte_level, sentencepiece_bpe
 
 
 @pytest.fixture(autouse=True)

@@ -4,12 +4,12 @@ import random
 from pathlib import Path
 
 import pytest
-from test_token_bytes import random_text
 
 from collegium.alignment.token_bytes import TokenBytes
-from collegium.errors import DataError
-from collegium.pretrained import load_tokenizer
-from collegium.references import resolve_reference
+from collegium.base.errors import DataError
+from collegium.base.references import resolve_reference
+from collegium.models.pretrained import load_tokenizer
+from tests.alignment.test_token_bytes import random_text
 
 
 TOKENIZERS = {

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_tokenizers import LOSSLESS, byte_level, sentencepiece_bpe, unigram, word_piece
 
 from collegium.alignment.token_bytes import TokenBytes
-from collegium.errors import DataError
+from collegium.base.errors import DataError
+from tests.support.small_tokenizers import LOSSLESS, byte_level, sentencepiece_bpe, unigram, word_piece
 
 
 @pytest.fixture(params=LOSSLESS)

@@ -12,7 +12,17 @@ import fsspec
 import numpy as np
 import pytest
 import torch
-from caches import (
+
+from collegium.base.errors import DataError, DiskError
+from collegium.cache.builder import CacheProgress, Ranks
+from collegium.cache.folder import Folder
+from collegium.cache.manifest import read_manifest
+from collegium.cache.reader import CacheReader
+from collegium.cache.records import num_shards
+from collegium.cache.verify import repair, verify
+from collegium.data.collate import BlockCollator
+from collegium.teachers.cached import CachedTeacher
+from tests.support.caches import (
     MODES,
     ROWS_PER_SHARD,
     CountingTeacher,
@@ -26,16 +36,6 @@ from caches import (
     plan_with,
     stamps_of,
 )
-
-from collegium.cache.builder import CacheProgress, Ranks
-from collegium.cache.folder import Folder
-from collegium.cache.manifest import read_manifest
-from collegium.cache.reader import CacheReader
-from collegium.cache.records import num_shards
-from collegium.cache.verify import repair, verify
-from collegium.data import BlockCollator
-from collegium.errors import DataError, DiskError
-from collegium.teachers.cached import CachedTeacher
 
 
 NUM_BLOCKS = len(all_rows())

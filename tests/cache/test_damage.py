@@ -7,7 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from caches import (
+
+from collegium.base.errors import DataError
+from collegium.cache import reader as reader_module
+from collegium.cache.folder import Folder
+from collegium.cache.keys import key_of
+from collegium.cache.manifest import MANIFEST_NAME, Manifest
+from collegium.cache.reader import CacheReader
+from collegium.cache.shard import StoredRow
+from collegium.cache.verify import repair, verify
+from collegium.teachers.cached import CachedTeacher
+from tests.support.caches import (
     MODES,
     ROWS_PER_SHARD,
     SOURCE,
@@ -20,16 +30,6 @@ from caches import (
     plan_of,
     stamps_of,
 )
-
-from collegium.cache import reader as reader_module
-from collegium.cache.folder import Folder
-from collegium.cache.keys import key_of
-from collegium.cache.manifest import MANIFEST_NAME, Manifest
-from collegium.cache.reader import CacheReader
-from collegium.cache.shard import StoredRow
-from collegium.cache.verify import repair, verify
-from collegium.errors import DataError
-from collegium.teachers.cached import CachedTeacher
 
 
 NUM_FLIPS = NUM_TRUNCATIONS = 150

@@ -15,15 +15,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from caches import MODES, all_rows, builder_of, collate, plan_of
 
+from collegium.base.errors import DataError
 from collegium.cache.codec import TokenLists
 from collegium.cache.distillkit import DistillKitCompression, ImportedRow, ResidualBin, import_distillkit
 from collegium.cache.exchange import ROWS_PER_GROUP, export_parquet
 from collegium.cache.manifest import Mode
 from collegium.cache.reader import CacheReader
-from collegium.errors import DataError
 from collegium.teachers.cached import CachedTeacher
+from tests.support.caches import MODES, all_rows, builder_of, collate, plan_of
 
 
 # The export.

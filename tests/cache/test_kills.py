@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from caches import MODES, ROWS_PER_SHARD, Zygote, all_rows, content_of
 
 from collegium.cache.folder import Folder
 from collegium.cache.verify import verify
+from tests.support.caches import MODES, ROWS_PER_SHARD, Zygote, all_rows, content_of
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from runs import write_recipe
+from tests.support.runs import write_recipe
 
 
 def build(recipe: Path, directory: Path, num_processes: int) -> dict[str, bytes]:

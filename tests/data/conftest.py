@@ -9,7 +9,10 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from collegium.data import Document, PreparedText, Source, prepare_text
+from collegium.data.documents import Document
+from collegium.data.prepare import prepare_text
+from collegium.data.prepared import PreparedText
+from collegium.data.sources import Source
 
 
 WORDS = [

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from collegium.contracts import IGNORE_INDEX, Batch, predicted_positions
-from collegium.data import BlockCollator
+from collegium.data.collate import BlockCollator
+from collegium.signals.contracts import IGNORE_INDEX, Batch, predicted_positions
 
 
 PAD = 63

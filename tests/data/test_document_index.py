@@ -6,13 +6,14 @@ from collections import defaultdict
 import datasets
 import numpy as np
 import pytest
-from byte_level import bytes_of
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from collegium.data import PreparedText, SourceLimits
+from collegium.base.errors import DataError
 from collegium.data.document_index import DocumentIndex
-from collegium.errors import DataError
+from collegium.data.prepared import PreparedText
+from collegium.data.settings import SourceLimits
+from tests.support.byte_level import bytes_of
 
 
 WORDS = ["the", "of ", "é", "€5", "漢字", "🙂", "🙃!", " ", "\n", "a1", "water", "e\u0301", "Ω"]

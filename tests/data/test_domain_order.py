@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from collegium.data import DomainOrder
-from collegium.data.order import apportion
+from collegium.data.order import DomainOrder, apportion
 
 
 @st.composite

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from collegium.data import FileSource
+from collegium.base.errors import DataError
 from collegium.data.documents import cut_text
 from collegium.data.readers import read_separated
-from collegium.errors import DataError
+from collegium.data.sources import FileSource
 
 
 def texts_of(source):

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from collegium.data import HubSource
-from collegium.errors import DataError
+from collegium.base.errors import DataError
+from collegium.data.hub import HubSource
 
 
 @pytest.fixture(params=["json.gz", "parquet"])

@@ -5,7 +5,6 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from small_tokenizers import byte_level, sentencepiece_bpe, unigram
 from tokenizers import Tokenizer, normalizers
 from transformers import PreTrainedTokenizerFast
 
@@ -14,6 +13,7 @@ from collegium.alignment.token_bytes import TokenBytes
 from collegium.alignment.vocabulary import make_map
 from collegium.data.collate import BlockCollator
 from collegium.data.joined import JoinedText
+from tests.support.small_tokenizers import byte_level, sentencepiece_bpe, unigram
 
 
 TEXTS = [

@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from collegium.data import StatelessOrder
+from collegium.data.order import StatelessOrder
 
 
 @settings(deadline=None)

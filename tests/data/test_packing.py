@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from collegium.data import pack_documents
+from collegium.base.errors import DataError
+from collegium.data.blocks import pack_documents
 from collegium.data.packing import Packer, blocks_to_table
 from collegium.data.tokenization import DocumentTokenizer, TokenizedDocument
-from collegium.errors import DataError
 
 
 def document_of(length: int, first: int) -> TokenizedDocument:

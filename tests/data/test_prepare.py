@@ -7,9 +7,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from collegium.data import Document, FileSource, HubSource, PreparedText, SourceLimits
+from collegium.base.errors import DataError
 from collegium.data.deduplicate import HeldOutIndex, words_key, words_of
-from collegium.errors import DataError
+from collegium.data.documents import Document
+from collegium.data.hub import HubSource
+from collegium.data.prepared import PreparedText
+from collegium.data.settings import SourceLimits
+from collegium.data.sources import FileSource
 
 
 def key(text):

@@ -16,8 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from collegium.data import FileSource, HubSource, SourceLimits
-from collegium.errors import DataError
+from collegium.base.errors import DataError
+from collegium.data.hub import HubSource
+from collegium.data.settings import SourceLimits
+from collegium.data.sources import FileSource
 
 
 NUM_KILLS = 15

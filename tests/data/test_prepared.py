@@ -6,8 +6,8 @@ import random
 import datasets
 import pytest
 
-from collegium.data import PreparedText
-from collegium.errors import DataError
+from collegium.base.errors import DataError
+from collegium.data.prepared import PreparedText
 
 
 @pytest.fixture
@@ -84,7 +84,8 @@ def test_datasets_reads_the_folder_without_us(folder, tmp_path):
 def test_blocks_go_through_workers_of_a_data_loader(folder):
     from torch.utils.data import DataLoader
 
-    from collegium.data import BlockCollator, StatelessOrder
+    from collegium.data.collate import BlockCollator
+    from collegium.data.order import StatelessOrder
 
     train = PreparedText.load(folder).train
     order = StatelessOrder(len(train), seed=0, total=12)

@@ -9,22 +9,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_tokenizers import LOSSLESS
 
-from collegium.contracts import Batch, predicted_positions
-from collegium.data import (
-    BlockCollator,
-    Document,
-    FileRows,
-    FileSource,
-    HubRows,
-    HubSource,
-    TaskSource,
-    pack_documents,
-)
+from collegium.base.errors import DataError
+from collegium.data.blocks import pack_documents
+from collegium.data.collate import BlockCollator
+from collegium.data.documents import Document
+from collegium.data.hub import HubRows, HubSource
 from collegium.data.packing import Packer, blocks_to_table
+from collegium.data.sources import FileSource
+from collegium.data.task_source import FileRows, TaskSource
 from collegium.data.tokenization import DocumentTokenizer, TokenizedDocument
-from collegium.errors import DataError
+from collegium.signals.contracts import Batch, predicted_positions
+from tests.support.small_tokenizers import LOSSLESS
 
 
 PAIRS = [

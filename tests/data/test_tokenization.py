@@ -4,14 +4,14 @@ import copy
 
 import numpy as np
 import pytest
-from byte_level import bytes_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from collegium.base.errors import DataError
 from collegium.data.tokenization import DocumentTokenizer
-from collegium.errors import DataError
+from tests.support.byte_level import bytes_of
 
 
 def encoder(tokenizer, add_bos=False, add_eos=False):

@@ -4,9 +4,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from pico import TEXTS, VOCAB_SIZE, byte_tokenizer, pico_llama
 
-from collegium.contracts import Batch, Capability, predicted_positions
 from collegium.data.blocks import pack_documents
 from collegium.evaluation.generation import (
     References,
@@ -18,11 +16,13 @@ from collegium.evaluation.generation import (
 )
 from collegium.evaluation.greedy import Writing, continuations, fused_continuations, writes_ahead
 from collegium.evaluation.language_modeling import Rule
-from collegium.functional.fusion import geometric_logprobs, mixture_logprobs
-from collegium.functional.joint_weighting import JointWeighting
-from collegium.functional.teacher_stats import target_logprobs, teacher_stats
-from collegium.functional.weighting import Weighting
+from collegium.fused.teacher_stats import target_logprobs, teacher_stats
+from collegium.losses.fusion import geometric_logprobs, mixture_logprobs
+from collegium.losses.joint_weighting import JointWeighting
+from collegium.losses.weighting import Weighting
+from collegium.signals.contracts import Batch, Capability, predicted_positions
 from collegium.teachers.local import LocalTeacher
+from tests.support.pico import TEXTS, VOCAB_SIZE, byte_tokenizer, pico_llama
 
 
 HOW = Writing(new_tokens=8, stop_token_id=257, pad_token_id=258, vocab_size=VOCAB_SIZE, batch_size=2)

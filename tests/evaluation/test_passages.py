@@ -4,15 +4,15 @@ import math
 
 import pytest
 import torch
-from pico import TEXTS, VOCAB_SIZE, byte_tokenizer, pico_llama
-from test_student_figures import held_out_of, teachers
 
 from collegium.evaluation.language_modeling import Rule
 from collegium.evaluation.passages import read_passages
-from collegium.functional.fusion import mixture_logprobs
-from collegium.functional.weighting import Weighting
-from collegium.head import ProjectionHead
-from collegium.pretrained import last_hidden_states
+from collegium.losses.fusion import mixture_logprobs
+from collegium.losses.weighting import Weighting
+from collegium.models.head import ProjectionHead
+from collegium.models.pretrained import last_hidden_states
+from tests.evaluation.test_student_figures import held_out_of, teachers
+from tests.support.pico import TEXTS, VOCAB_SIZE, byte_tokenizer, pico_llama
 
 
 STUDENT = pico_llama(0)

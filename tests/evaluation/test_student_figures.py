@@ -7,19 +7,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pico import TEXTS, VOCAB_SIZE, byte_tokenizer, pico_llama
 
-from collegium.contracts import Batch
 from collegium.data.blocks import pack_documents
 from collegium.data.collate import BlockCollator
 from collegium.evaluation.language_modeling import HeldOut, Rule
 from collegium.evaluation.summary import calibration_error, summarize
-from collegium.functional.calibration import confidence_gaps
-from collegium.functional.fusion import geometric_logprobs
-from collegium.functional.weighting import Weighting
-from collegium.head import ProjectionHead
-from collegium.pretrained import last_hidden_states
+from collegium.losses.calibration import confidence_gaps
+from collegium.losses.fusion import geometric_logprobs
+from collegium.losses.weighting import Weighting
+from collegium.models.head import ProjectionHead
+from collegium.models.pretrained import last_hidden_states
+from collegium.signals.contracts import Batch
 from collegium.teachers.local import LocalTeacher
+from tests.support.pico import TEXTS, VOCAB_SIZE, byte_tokenizer, pico_llama
 
 
 OPTIONS = {"confidence": 0.9, "num_samples": 100, "seed": 0}

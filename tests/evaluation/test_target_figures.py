@@ -6,9 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pico import TEXTS, byte_tokenizer, pico_llama
 
-from collegium.contracts import Positions, TeacherStats
 from collegium.data.blocks import pack_documents
 from collegium.data.collate import BlockCollator
 from collegium.evaluation.language_modeling import HeldOut, Rule
@@ -21,9 +19,11 @@ from collegium.evaluation.target_figures import (
     measure_target_figures,
     oracles,
 )
-from collegium.functional.joint_weighting import JointWeighting
-from collegium.functional.weighting import Weighting
+from collegium.losses.joint_weighting import JointWeighting
+from collegium.losses.weighting import Weighting
+from collegium.signals.contracts import Positions, TeacherStats
 from collegium.teachers.local import LocalTeacher
+from tests.support.pico import TEXTS, byte_tokenizer, pico_llama
 
 
 def positions_of(segments):

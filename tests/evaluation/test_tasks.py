@@ -9,18 +9,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from pico import byte_tokenizer, pico_llama
 
+from collegium.data.tasks.items import TaskItem, some_items, with_distractors
 from collegium.evaluation.answers import AnswerSheet
-from collegium.evaluation.task_figures import (
-    answer_f1,
-    entity_f1,
-    entity_token_f1,
-    exact_match,
-    f1,
-    mean,
-    rouge_l,
-)
+from collegium.evaluation.task_figures import answer_f1, entity_f1, entity_token_f1, exact_match, f1, mean, rouge_l
 from collegium.evaluation.tasks import (
     TaskItems,
     baselines,
@@ -29,8 +21,8 @@ from collegium.evaluation.tasks import (
     measure_task,
     summarize_tasks,
 )
-from collegium.tasks.items import TaskItem, some_items, with_distractors
 from collegium.teachers.local import LocalTeacher
+from tests.support.pico import byte_tokenizer, pico_llama
 
 
 OPTIONS = {"confidence": 0.9, "num_samples": 100, "seed": 0}
@@ -125,7 +117,7 @@ class Scripted:
         return self.step(None)
 
     def step(self, tokens):
-        from collegium.contracts import NextToken
+        from collegium.signals.contracts import NextToken
 
         logprobs = torch.nn.functional.one_hot(torch.tensor([next(self.left)] * self.rows), 260).double()
         return NextToken(logprobs, torch.zeros(self.rows))

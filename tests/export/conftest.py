@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_students import NUM_TOKENS, learn, small_config, text_tokens
-from small_tokenizers import byte_level
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from collegium.export.student_folder import Student, load_student
+from tests.support.small_students import NUM_TOKENS, learn, small_config, text_tokens
+from tests.support.small_tokenizers import byte_level
 
 
 @pytest.fixture(scope="session")

@@ -5,12 +5,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from collegium.errors import DataError
+from collegium.base.errors import DataError
 from collegium.export.artefact import export_student, require_parity
 from collegium.export.formats import Format
 from collegium.export.gguf_reader import logits_of
 from collegium.export.parity import Parity
-from collegium.pretrained import load_model
+from collegium.models.pretrained import load_model
 
 
 def plain(change=lambda weights: None) -> Format:

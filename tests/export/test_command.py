@@ -5,10 +5,10 @@ import shutil
 import sys
 
 import pytest
-from runs import write_recipe
 
-from collegium.cli import main
-from collegium.recipe_file import dump_recipe, load_recipe
+from collegium.cli.app import main
+from collegium.recipe.file import dump_recipe, load_recipe
+from tests.support.runs import write_recipe
 
 
 pytest.importorskip("gguf", reason="needs gguf: pip install 'collegium[export]'")

@@ -3,9 +3,6 @@ import importlib.util
 import numpy as np
 import pytest
 import torch
-from pico import byte_tokenizer
-from small_students import LINES_TEXT, learn, small_config
-from small_tokenizers import byte_level, sentencepiece_bpe, unigram, word_piece
 from tokenizers import Regex, pre_tokenizers
 from transformers import (
     GPT2Config,
@@ -20,12 +17,15 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from collegium.errors import DataError
+from collegium.base.errors import DataError
 from collegium.export.formats import FORMATS
 from collegium.export.gguf_reader import _transformers, logits_of, open_gguf
 from collegium.export.gguf_vocabulary import gguf_vocabulary
 from collegium.export.parity import measure_parity
 from collegium.export.student_folder import load_student
+from tests.support.pico import byte_tokenizer
+from tests.support.small_students import LINES_TEXT, learn, small_config
+from tests.support.small_tokenizers import byte_level, sentencepiece_bpe, unigram, word_piece
 
 
 gguf = pytest.importorskip("gguf", reason="needs gguf: pip install 'collegium[export]'")

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from collegium.errors import DataError
+from collegium.base.errors import DataError
 from collegium.export.formats import FORMATS
 from collegium.export.gguf_reader import logits_of
 from collegium.export.parity import measure_parity

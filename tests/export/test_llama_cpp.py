@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_students import LINES_TEXT
 
 from collegium.export.formats import FORMATS
+from tests.support.small_students import LINES_TEXT
 
 
 FOLDER = os.environ.get("NODE_LLAMA_CPP", "")

@@ -1,10 +1,10 @@
 import copy
 
 import pytest
-from small_tokenizers import byte_level
 from transformers import GenerationConfig
 
 from collegium.export.modelfile import is_chatml, modelfile, stop_tokens
+from tests.support.small_tokenizers import byte_level
 
 
 CHATML = (

@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from collegium.errors import DataError
+from collegium.base.errors import DataError
 from collegium.export.formats import FORMATS
 from collegium.export.gguf_reader import logits_of
 from collegium.export.onnx_graph import write_onnx

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from collegium.errors import RecipeError
+from collegium.base.errors import RecipeError
 from collegium.export.formats import FORMATS, find_format
 from collegium.export.packages import quietly
 

@@ -7,11 +7,11 @@ Where Chromium is absent these tests are skipped.
 import shutil
 
 import pytest
-from hostile import HOSTILE
-from made_up_run import write_run
-from test_page import cycling
 
-from collegium.commands.report import report
+from collegium.pipeline.report import report
+from tests.report.test_page import cycling
+from tests.support.hostile import HOSTILE
+from tests.support.made_up_run import write_run
 
 
 playwright = pytest.importorskip(

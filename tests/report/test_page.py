@@ -7,18 +7,18 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
-from hostile import HOSTILE
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_up_run import evaluation, write_run
 
-from collegium.commands.report import report
-from collegium.errors import DataError, RecipeError
+from collegium.base.errors import DataError, RecipeError
+from collegium.base.visible import visible, visible_token
+from collegium.pipeline.report import report
 from collegium.report.curves import curves_of
 from collegium.report.page import render
 from collegium.report.records import read_run
 from collegium.report.words import verdict
-from collegium.visible import visible, visible_token
+from tests.support.hostile import HOSTILE
+from tests.support.made_up_run import evaluation, write_run
 
 
 class Parsed(HTMLParser):

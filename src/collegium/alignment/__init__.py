@@ -1,1 +1,4 @@
-"""Teachers with other tokenizers: what bytes tokens stand for, and where two tokenizations meet."""
+"""Teachers with other tokenizers: the same bytes cut in two ways, and what is predicted carried across.
+
+May import `fused` and what is below. Begin with `plan`, which compares two cuts of one text, then `carry`.
+"""

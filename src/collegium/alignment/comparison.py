@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from collegium.alignment.plan import Aligner, AlignmentPlan, Carry, Ints
 from collegium.alignment.token_bytes import TokenBytes
+from collegium.alignment.tokenizer_match import PROBES
 from collegium.alignment.verdict import (
     Approximation,
     Comparison,
@@ -28,8 +29,7 @@ from collegium.alignment.verdict import (
     warnings,
 )
 from collegium.alignment.vocabulary import VocabularyMap
-from collegium.errors import DataError
-from collegium.tokenizer_match import PROBES
+from collegium.base.errors import DataError
 
 
 NUM_SHOWN = 8

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from collegium.alignment.token_bytes import TokenBytes
 from collegium.alignment.vocabulary import VocabularyMap, kept_arrays
-from collegium.errors import DataError
+from collegium.base.errors import DataError
 
 
 logger = logging.getLogger(__name__)

@@ -20,8 +20,8 @@ import tokenizers
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from collegium.errors import DataError
-from collegium.tokenizer_match import vocab_size_of
+from collegium.alignment.tokenizer_match import vocab_size_of
+from collegium.base.errors import DataError
 
 
 KEPT_NORMALIZERS = ("Replace",)

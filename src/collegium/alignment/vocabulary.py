@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from collegium.alignment.token_bytes import TokenBytes
-from collegium.durable import write_bytes
-from collegium.references import cache_dir
+from collegium.base.durable import write_bytes
+from collegium.base.references import cache_dir
 
 
 logger = logging.getLogger(__name__)

@@ -1,1 +1,5 @@
-"""Teachers on disk: scored once, checked at every read, keyed by the text itself."""
+"""Teachers on disk: what they said of prepared text, with every read checked.
+
+May import `fused` and what is below. Begin with `manifest`, which says what a cache holds, then `builder` and
+`reader`.
+"""

@@ -14,15 +14,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from collegium.base.durable import LOCK_NAME, folder_lock
+from collegium.base.errors import DataError, DiskError
 from collegium.cache.folder import Folder
-from collegium.cache.manifest import (
-    BAD_MANIFEST,
-    HEAD_NAME,
-    INDEX_NAME,
-    MANIFEST_NAME,
-    SOURCE_NAME,
-    Manifest,
-)
+from collegium.cache.manifest import BAD_MANIFEST, HEAD_NAME, INDEX_NAME, MANIFEST_NAME, SOURCE_NAME, Manifest
 from collegium.cache.records import (
     BEGUN_NAME,
     clean,
@@ -42,9 +37,7 @@ from collegium.cache.records import (
 )
 from collegium.cache.scoring import Row, Scorer
 from collegium.cache.shard import StoredRow, encode_rows
-from collegium.contracts import Teacher
-from collegium.durable import LOCK_NAME, folder_lock
-from collegium.errors import DataError, DiskError
+from collegium.signals.contracts import Teacher
 
 
 @dataclass(frozen=True)

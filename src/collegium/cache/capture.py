@@ -16,14 +16,15 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from collegium.base.errors import TeacherError
 from collegium.cache.codec import TokenLists, codes_of, gaps_of
 from collegium.cache.manifest import CacheSettings
 from collegium.cache.shard import Arrays
-from collegium.contracts import Batch, Positions
-from collegium.errors import TeacherError
-from collegium.functional.compiled import run
-from collegium.functional.elementwise import full_precision, teacher_figures
-from collegium.signals import ProjectedSignal
+from collegium.fused.compiled import run
+from collegium.fused.elementwise import teacher_figures
+from collegium.losses.precision import full_precision
+from collegium.signals.contracts import Batch, Positions
+from collegium.signals.signals import ProjectedSignal
 
 
 CHUNK_ELEMENTS = 6 * 2**20

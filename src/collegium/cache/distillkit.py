@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
+from collegium.base.errors import DataError, one_line
 from collegium.cache.codec import Floats, TokenLists
-from collegium.errors import DataError, one_line
-from collegium.functional.weighting import WeightingName
+from collegium.losses.weighting import WeightingName
 
 
 ROWS_PER_GROUP = 8

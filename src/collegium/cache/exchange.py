@@ -15,11 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from collegium.base.durable import sync_folder
+from collegium.base.errors import DataError
 from collegium.cache.codec import stored_lists
 from collegium.cache.keys import key_of
 from collegium.cache.reader import CacheReader
-from collegium.durable import sync_folder
-from collegium.errors import DataError
 
 
 ROWS_PER_GROUP = 8

@@ -1,6 +1,6 @@
 """Where a cache lies: a folder on disk, or any URL that fsspec knows.
 
-On disk a file is written as `collegium.durable` does; elsewhere an object is put whole, which object
+On disk a file is written as `collegium.base.durable` does; elsewhere an object is put whole, which object
 stores make visible at once or not at all. Nothing is ever renamed or changed in place.
 """
 
@@ -13,8 +13,8 @@ import fsspec
 import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
-from collegium.durable import write_bytes
-from collegium.errors import DataError
+from collegium.base.durable import write_bytes
+from collegium.base.errors import DataError
 
 
 @dataclass(frozen=True)

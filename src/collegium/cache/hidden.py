@@ -11,11 +11,11 @@ from jaxtyping import Float
 from safetensors.torch import load, save
 from torch import Tensor
 
-from collegium.contracts import Batch, Capability, Positions, Teacher
-from collegium.errors import TeacherError
-from collegium.functional.elementwise import cap
-from collegium.functional.products import project
-from collegium.signals import Head, LinearHead, ProjectedSignal, TransparentHead
+from collegium.base.errors import TeacherError
+from collegium.fused.elementwise import cap
+from collegium.fused.products import project
+from collegium.signals.contracts import Batch, Capability, Positions, Teacher
+from collegium.signals.signals import Head, LinearHead, ProjectedSignal, TransparentHead
 
 
 class StoredHead:
@@ -41,7 +41,7 @@ class StoredHead:
             self._linear = replace(linear, weight=linear.weight.to(device), bias=bias)
 
     def as_linear(self) -> LinearHead:
-        """See `collegium.contracts.TransparentHead`."""
+        """See `collegium.signals.contracts.TransparentHead`."""
         return self._linear
 
     def __call__(self, hidden: Float[Tensor, "n E"]) -> Float[Tensor, "n V"]:

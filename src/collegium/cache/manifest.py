@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
+from collegium.base.errors import DataError
 from collegium.cache.folder import Folder
-from collegium.errors import DataError
 
 
 SCHEMA_VERSION = 1

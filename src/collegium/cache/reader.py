@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from collegium.base.errors import DataError
 from collegium.cache.folder import Folder
 from collegium.cache.hidden import read_head
 from collegium.cache.manifest import HEAD_NAME, Manifest, read_manifest
 from collegium.cache.records import damaged, read_index, read_recorded
 from collegium.cache.shard import ShardFile, StoredRow
-from collegium.errors import DataError
-from collegium.signals import LinearHead
+from collegium.signals.signals import LinearHead
 
 
 OPEN_FILES = 8

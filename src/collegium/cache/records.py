@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from collegium.base.durable import LOCK_NAME
+from collegium.base.errors import DataError
 from collegium.cache.folder import Folder
 from collegium.cache.manifest import BAD_MANIFEST, INDEX_NAME, MANIFEST_NAME, Manifest, Shard
 from collegium.cache.shard import TOKENS_PER_GROUP, StoredRow, encode_rows, identity_of
-from collegium.durable import LOCK_NAME
-from collegium.errors import DataError
 
 
 BEGUN_NAME = "begun.json"

@@ -14,8 +14,8 @@ from collegium.cache.hidden import head_bytes, last_states
 from collegium.cache.keys import keys_of
 from collegium.cache.manifest import CacheSettings, TeacherIdentity
 from collegium.cache.shard import Arrays, StoredRow
-from collegium.contracts import Batch, Capability, Positions, Teacher, predicted_positions
-from collegium.signals import ProjectedSignal
+from collegium.signals.contracts import Batch, Capability, Positions, Teacher, predicted_positions
+from collegium.signals.signals import ProjectedSignal
 
 
 Row = Mapping[str, Any]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from collegium.base.durable import LOCK_NAME
 from collegium.cache.builder import CacheBuilder
 from collegium.cache.folder import Folder
 from collegium.cache.manifest import INDEX_NAME, MANIFEST_NAME, Manifest, Shard, read_manifest
@@ -23,7 +24,6 @@ from collegium.cache.records import (
     shard_rows,
 )
 from collegium.cache.shard import ShardFile
-from collegium.durable import LOCK_NAME
 
 
 @dataclass(frozen=True)

@@ -1,32 +1,5 @@
-"""Text, from sources to batches: sources, prepare, collate."""
+"""Text, from sources to batches, and rows of tasks.
 
-from collegium.data.blocks import PackedBlocks, pack_documents
-from collegium.data.collate import BlockCollator
-from collegium.data.documents import Document
-from collegium.data.hub import HubRows, HubSource
-from collegium.data.order import DomainOrder, StatelessOrder
-from collegium.data.prepare import prepare_text
-from collegium.data.prepared import PreparedText
-from collegium.data.settings import PrepareProgress, SourceLimits
-from collegium.data.sources import FileSource, Source
-from collegium.data.task_source import FileRows, TaskSource
-
-
-__all__ = [
-    "BlockCollator",
-    "Document",
-    "DomainOrder",
-    "FileRows",
-    "FileSource",
-    "HubRows",
-    "HubSource",
-    "PackedBlocks",
-    "PrepareProgress",
-    "PreparedText",
-    "Source",
-    "SourceLimits",
-    "StatelessOrder",
-    "TaskSource",
-    "pack_documents",
-    "prepare_text",
-]
+May import `alignment` and what is below. Begin with `sources`, then `preparation` (sources to packed blocks on
+disk) and `collate` (blocks to a batch).
+"""

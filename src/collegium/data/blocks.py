@@ -8,10 +8,10 @@ import numpy as np
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from collegium.base.errors import DataError
 from collegium.data.documents import Document
 from collegium.data.packing import Packer, blocks_to_table
 from collegium.data.tokenization import DocumentTokenizer, TokenizedDocument
-from collegium.errors import DataError
 
 
 class PackedBlocks(Dataset[dict[str, Any]]):

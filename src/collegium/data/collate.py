@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
-from collegium.contracts import IGNORE_INDEX
+from collegium.signals.contracts import IGNORE_INDEX
 
 
 _OF_SEGMENTS = {
@@ -23,7 +23,7 @@ _OF_SEGMENTS = {
 
 
 class BlockCollator:
-    """Pads rows to one length; see `collegium.contracts.Batch` for what the tensors mean.
+    """Pads rows to one length; see `collegium.signals.contracts.Batch` for what the tensors mean.
 
     Args:
         pad_token_id: Token id on padding; any will do, as it is neither attended nor predicted.

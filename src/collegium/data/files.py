@@ -6,8 +6,7 @@ import io
 import json
 from pathlib import Path
 
-from collegium.errors import DataError
-from collegium.references import find_files as find_files
+from collegium.base.errors import DataError
 
 
 ByteFile = io.BufferedReader | gzip.GzipFile

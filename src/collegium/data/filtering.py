@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from collegium.base.errors import DataError
 from collegium.data.documents import Document
 from collegium.data.settings import SourceLimits
-from collegium.errors import DataError
 
 
 KEPT = "kept"

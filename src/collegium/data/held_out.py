@@ -6,12 +6,12 @@ of a source can bias the choice, and copies are one document.
 
 import heapq
 
+from collegium.base.errors import DataError
 from collegium.data.deduplicate import words_key, words_of
 from collegium.data.documents import Document
 from collegium.data.filtering import KEPT, Tally, drop_reason
 from collegium.data.settings import SourceLimits
 from collegium.data.sources import Source
-from collegium.errors import DataError
 
 
 _SHARE = 0.1

@@ -8,10 +8,10 @@ from typing import Any
 
 import datasets
 
+from collegium.base.errors import DataError, one_line
 from collegium.data.documents import Document
 from collegium.data.files import combined_digest
 from collegium.data.readers import Columns
-from collegium.errors import DataError, one_line
 
 
 class HubRows:

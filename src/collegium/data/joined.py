@@ -16,10 +16,10 @@ import numpy as np
 from torch import Tensor
 
 from collegium.alignment.plan import Aligner, Ints, Piece, Reading, Text, padded_blocks, text_of
-from collegium.contracts import PLACES_IN_DOCUMENTS
+from collegium.base.errors import DataError
 from collegium.data.document_index import DocumentIndex, SegmentPlace
 from collegium.data.prepared import PreparedText
-from collegium.errors import DataError
+from collegium.signals.contracts import PLACES_IN_DOCUMENTS
 
 
 _Row = tuple[int, str, int]

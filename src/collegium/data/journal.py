@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from collegium.base.errors import DataError
 from collegium.data.storage import FileRecord, read_json, write_json
-from collegium.errors import DataError
 
 
 JOURNAL_NAME = "progress.json"

@@ -13,24 +13,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from collegium.base.errors import DataError
 from collegium.data.deduplicate import HeldOutIndex, words_key, words_of
 from collegium.data.documents import Document
 from collegium.data.filtering import EMPTY, KEPT, SKIPPED, TOO_SHORT, Tally, drop_reason
 from collegium.data.held_out import choose_held_out
 from collegium.data.journal import Journal
 from collegium.data.packing import Block, Packer
-from collegium.data.prepared import (
-    MANIFEST_NAME,
-    SCHEMA_VERSION,
-    held_out_file,
-    held_out_text_file,
-    train_file,
-)
+from collegium.data.prepared import MANIFEST_NAME, SCHEMA_VERSION, held_out_file, held_out_text_file, train_file
 from collegium.data.settings import PrepareProgress, PrepareSettings
 from collegium.data.sources import Source
 from collegium.data.storage import write_blocks, write_json, write_json_lines
 from collegium.data.tokenization import DocumentTokenizer, TokenizedDocument
-from collegium.errors import DataError
 
 
 _BATCH_CHARACTERS = 2**20

@@ -15,14 +15,14 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from collegium.base.durable import folder_lock
+from collegium.base.errors import DataError
 from collegium.data.journal import JOURNAL_NAME
 from collegium.data.preparation import Preparation
 from collegium.data.prepared import MANIFEST_NAME, SCHEMA_VERSION, PreparedText, read_manifest
 from collegium.data.settings import PrepareProgress, PrepareSettings, SourceLimits
 from collegium.data.sources import Source
 from collegium.data.tokenization import DocumentTokenizer
-from collegium.durable import folder_lock
-from collegium.errors import DataError
 
 
 def prepare_text(

@@ -16,9 +16,9 @@ from typing import Any
 import datasets
 import pyarrow as pa
 
+from collegium.base.errors import DataError
 from collegium.data.blocks import PackedBlocks
 from collegium.data.storage import read_json
-from collegium.errors import DataError
 
 
 SCHEMA_VERSION = 3

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from collegium.base.errors import DataError
 from collegium.data.documents import MAX_DOCUMENT_SIZE, Document, cut_index
 from collegium.data.files import ByteFile
-from collegium.errors import DataError
 
 
 MAX_JSON_LINE = 4 * MAX_DOCUMENT_SIZE

@@ -14,17 +14,11 @@ from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 
+from collegium.base.errors import DataError
+from collegium.base.references import find_files
 from collegium.data.documents import Document
-from collegium.data.files import ByteFile, combined_digest, find_files, format_of, open_bytes
-from collegium.data.readers import (
-    Columns,
-    Documents,
-    read_json_lines,
-    read_lines,
-    read_parquet,
-    read_separated,
-)
-from collegium.errors import DataError
+from collegium.data.files import ByteFile, combined_digest, format_of, open_bytes
+from collegium.data.readers import Columns, Documents, read_json_lines, read_lines, read_parquet, read_separated
 
 
 class Source(Protocol):

@@ -1,6 +1,6 @@
 """The files of a prepared text.
 
-Each is written whole or not at all (`collegium.durable`); that costs some milliseconds for a shard of
+Each is written whole or not at all (`collegium.base.durable`); that costs some milliseconds for a shard of
 16 MB.
 """
 
@@ -14,9 +14,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from collegium.base.durable import write_bytes
+from collegium.base.errors import DataError
 from collegium.data.packing import Block, blocks_to_table
-from collegium.durable import write_bytes
-from collegium.errors import DataError
 
 
 _RECORD_BATCH_ROWS = 256

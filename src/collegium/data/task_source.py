@@ -4,16 +4,17 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any, Protocol
 
+from collegium.base.errors import DataError
+from collegium.base.references import find_files
 from collegium.data.documents import Document
-from collegium.data.files import combined_digest, find_files
-from collegium.errors import DataError
-from collegium.tasks.items import Part, Task, TaskItem, part_of, some_items
-from collegium.tasks.prompts import item_of
-from collegium.tasks.rows import read_rows
+from collegium.data.files import combined_digest
+from collegium.data.tasks.items import Part, Task, TaskItem, part_of, some_items
+from collegium.data.tasks.prompts import item_of
+from collegium.data.tasks.rows import read_rows
 
 
 PROMPTS_VERSION = "1"
-"""Of the prompts of `collegium.tasks.prompts`: text that was prepared with others is prepared anew."""
+"""Of the prompts of `collegium.data.tasks.prompts`: text that was prepared with others is prepared anew."""
 
 
 class Rows(Protocol):
@@ -48,7 +49,7 @@ class FileRows:
     """Rows of local files; going on after a stop reads a file again from its beginning.
 
     Args:
-        path: A file, a glob pattern, or `package:NAME/FILE`; see `collegium.tasks.rows` for formats.
+        path: A file, a glob pattern, or `package:NAME/FILE`; see `collegium.data.tasks.rows` for formats.
 
     Raises:
         DataError: if there is no such file.
@@ -91,7 +92,7 @@ class TaskSource:
         name: The domain.
         task: The task.
         rows: Where its rows come from.
-        part: Which of its items; see `collegium.tasks.items.part_of`.
+        part: Which of its items; see `collegium.data.tasks.items.part_of`.
         evaluation_share: Share of the keys that is for evaluation.
         max_characters: Longer texts, passages and dialogues are cut to this.
     """
@@ -144,7 +145,7 @@ class TaskSource:
                 yield item
 
     def some_items(self, count: int) -> list[TaskItem]:
-        """At most so many of all items; see `collegium.tasks.items.some_items`."""
+        """At most so many of all items; see `collegium.data.tasks.items.some_items`."""
         self.load_state_dict({})
         return some_items(list(self.items()), count)
 

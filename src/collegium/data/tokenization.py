@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from collegium.alignment.token_bytes import TokenBytes
+from collegium.base.errors import DataError
 from collegium.data.documents import Document, cut_text
-from collegium.errors import DataError
 
 
 _BATCH_CHARACTERS = 2**19  # an encoding takes some 200 bytes a token until it is an array

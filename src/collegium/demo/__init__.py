@@ -1,1 +1,4 @@
-"""The embedded default: real teachers and text that install as packages."""
+"""The quickstart: three adapted teachers and one student, from ordinary packages.
+
+Rests on `pipeline`; only `cli` may import it. Begin with `run`.
+"""

@@ -16,31 +16,23 @@ from typing import Any, cast
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from collegium.build import (
-    Ingredients,
-    build_held_out,
-    build_rule,
-    build_student,
-    build_teachers,
-)
-from collegium.commands.report import report
-from collegium.commands.run import (
-    device,
-    measure_all,
-    prepare,
-    train_student,
-    write_evaluation,
-)
-from collegium.commands.run_folder import claim_run_dir
-from collegium.contracts import Teacher
-from collegium.durable import write_text
+from collegium.assembly.cache import build_teachers
+from collegium.assembly.ingredients import Ingredients
+from collegium.assembly.objective import build_rule
+from collegium.assembly.student import build_student
+from collegium.assembly.training import build_held_out
+from collegium.base.durable import write_text
+from collegium.base.terminal import duration, say, show_json, show_table
 from collegium.evaluation.language_modeling import DocumentSums, HeldOut
 from collegium.evaluation.model_figures import measure_model
 from collegium.evaluation.summary import compare
-from collegium.pretrained import load_model, place
-from collegium.recipe import Recipe
-from collegium.recipe_file import load_recipe
-from collegium.terminal import duration, say, show_json, show_table
+from collegium.models.pretrained import load_model, place
+from collegium.pipeline.report import report
+from collegium.pipeline.run import device, measure_all, prepare, train_student, write_evaluation
+from collegium.pipeline.run_folder import claim_run_dir
+from collegium.recipe.file import load_recipe
+from collegium.recipe.recipe import Recipe
+from collegium.signals.contracts import Teacher
 
 
 PROMPT = "Once upon a time, a small robot"

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from collegium.contracts import NextToken
 from collegium.data.documents import Document
+from collegium.data.tasks.items import TaskItem
 from collegium.data.tokenization import DocumentTokenizer
-from collegium.tasks.items import TaskItem
+from collegium.signals.contracts import NextToken
 
 
 class GrowingTexts(Protocol):

@@ -12,17 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from collegium.contracts import Batch, Capability, Teacher, predicted_positions
+from collegium.base.errors import TeacherError
 from collegium.data.blocks import PackedBlocks
 from collegium.data.collate import BlockCollator
-from collegium.errors import TeacherError
-from collegium.functional.calibration import (
-    CalibrationSums,
-    FittedTemperature,
-    calibration_sums,
-    fit_temperatures,
-)
-from collegium.signals import CarriedSignal, DenseSignal, ProjectedSignal, TopKSignal
+from collegium.losses.calibration import CalibrationSums, FittedTemperature, calibration_sums, fit_temperatures
+from collegium.signals.contracts import Batch, Capability, Teacher, predicted_positions
+from collegium.signals.signals import CarriedSignal, DenseSignal, ProjectedSignal, TopKSignal
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import torch
 from collegium.data.blocks import PackedBlocks
 from collegium.data.order import DomainOrder
 from collegium.evaluation.language_modeling import DocumentSums, HeldOut, Rule
-from collegium.functional.domain_mix import MAX_RATIO, initial_proportions, next_proportions
+from collegium.losses.domain_mix import MAX_RATIO, initial_proportions, next_proportions
 
 
 def set_aside(train: PackedBlocks, num_blocks: int) -> tuple[dict[str, list[int]], dict[str, PackedBlocks]]:

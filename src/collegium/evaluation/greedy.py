@@ -17,7 +17,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
-from collegium.contracts import (
+from collegium.evaluation.language_modeling import Rule, covered_weights
+from collegium.fused.teacher_stats import teacher_stats
+from collegium.losses.joint_weighting import JointWeighting
+from collegium.losses.weighting import READ_LABELS, Weighting
+from collegium.signals.contracts import (
     Batch,
     Capability,
     GeneratingTeacher,
@@ -25,10 +29,6 @@ from collegium.contracts import (
     TeacherStats,
     predicted_positions,
 )
-from collegium.evaluation.language_modeling import Rule, covered_weights
-from collegium.functional.joint_weighting import JointWeighting
-from collegium.functional.teacher_stats import teacher_stats
-from collegium.functional.weighting import READ_LABELS, Weighting
 
 
 @dataclass(frozen=True)

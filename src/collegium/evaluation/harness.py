@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from collegium.errors import DataError, RecipeError, one_line, pass_on_full_disk
+from collegium.base.errors import DataError, RecipeError, one_line, pass_on_full_disk
 
 
 KEPT = ("results", "groups", "versions", "n-shot", "n-samples", "higher_is_better")

@@ -17,16 +17,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from collegium.contracts import Batch, Capability, Positions, Teacher, TeacherStats, predicted_positions
 from collegium.data.blocks import PackedBlocks
 from collegium.data.collate import BlockCollator
-from collegium.functional.calibration import confidence_bins, confidence_gaps
-from collegium.functional.divergences import entropy, forward_kl
-from collegium.functional.elementwise import full_precision
-from collegium.functional.fusion import Fusion, mixture_logprobs
-from collegium.functional.teacher_stats import chunks, target_logprobs, teacher_stats
-from collegium.functional.weighting import uniform_weights
-from collegium.signals import Head, TeacherSignal, TopKSignal
+from collegium.fused.teacher_stats import target_logprobs, teacher_stats
+from collegium.losses.calibration import confidence_bins, confidence_gaps
+from collegium.losses.chunks import chunks
+from collegium.losses.divergences import entropy, forward_kl
+from collegium.losses.fusion import Fusion, mixture_logprobs
+from collegium.losses.precision import full_precision
+from collegium.losses.weighting import uniform_weights
+from collegium.signals.contracts import Batch, Capability, Positions, Teacher, TeacherStats, predicted_positions
+from collegium.signals.signals import Head, TeacherSignal, TopKSignal
 
 
 CONFIDENCE_BINS = 15

@@ -4,8 +4,8 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from collegium.evaluation.language_modeling import DocumentSums, HeldOut, Rule, Trunk
-from collegium.head import ProjectionHead
-from collegium.pretrained import causal_lm_of, last_hidden_states
+from collegium.models.head import ProjectionHead
+from collegium.models.pretrained import causal_lm_of, last_hidden_states
 
 
 def trunk_and_head(model: PreTrainedModel | PeftModel, vocab_size: int) -> tuple[Trunk, ProjectionHead]:

@@ -22,11 +22,11 @@ from collegium.evaluation.language_modeling import (
     covered_weights,
     teacher_logprobs,
 )
-from collegium.functional.divergences import entropy
-from collegium.functional.elementwise import full_precision
-from collegium.functional.fusion import mixture_logprobs
-from collegium.functional.weighting import uniform_weights
-from collegium.signals import Head
+from collegium.losses.divergences import entropy
+from collegium.losses.fusion import mixture_logprobs
+from collegium.losses.precision import full_precision
+from collegium.losses.weighting import uniform_weights
+from collegium.signals.signals import Head
 
 
 Decode = Callable[[Sequence[int]], str]

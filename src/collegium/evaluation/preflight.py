@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from collegium.alignment.verdict import Comparison
-from collegium.contracts import Positions, TeacherStats
 from collegium.evaluation.language_modeling import HeldOut, Rule
 from collegium.evaluation.resampling import Difference
 from collegium.evaluation.statistics import holm
 from collegium.evaluation.stratified import stratified_difference
 from collegium.evaluation.target_figures import TargetFigures, measure_target_figures
-from collegium.functional.calibration import FittedTemperature
-from collegium.functional.fusion import geometric_logprobs
-from collegium.functional.joint_weighting import JointWeighting
-from collegium.functional.weighting import READ_ENTROPIES, Weighting
+from collegium.losses.calibration import FittedTemperature
+from collegium.losses.fusion import geometric_logprobs
+from collegium.losses.joint_weighting import JointWeighting
+from collegium.losses.weighting import READ_ENTROPIES, Weighting
+from collegium.signals.contracts import Positions, TeacherStats
 
 
 Row = dict[str, float]

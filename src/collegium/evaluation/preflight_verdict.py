@@ -3,10 +3,10 @@
 import math
 from collections.abc import Iterator
 
+from collegium.base.terminal import duration, size
 from collegium.evaluation.cost import RunCost
 from collegium.evaluation.preflight import Preflight
 from collegium.evaluation.resampling import Difference
-from collegium.terminal import duration, size
 
 
 OVERCONFIDENT = 0.5

@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from collegium.contracts import Positions, TeacherStats
 from collegium.evaluation.language_modeling import (
     CONFIDENCE_BINS,
     DocumentSums,
@@ -25,12 +24,13 @@ from collegium.evaluation.language_modeling import (
     teacher_logprobs,
     teachers_alone,
 )
-from collegium.functional.calibration import confidence_gaps
-from collegium.functional.divergences import entropy
-from collegium.functional.fusion import mixture_logprobs
-from collegium.functional.stretches import Stretches
-from collegium.functional.teacher_stats import chunks
-from collegium.signals import TopKSignal
+from collegium.losses.calibration import confidence_gaps
+from collegium.losses.chunks import chunks
+from collegium.losses.divergences import entropy
+from collegium.losses.fusion import mixture_logprobs
+from collegium.losses.stretches import Stretches
+from collegium.signals.contracts import Positions, TeacherStats
+from collegium.signals.signals import TopKSignal
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 
 import numpy as np
 
-from collegium.errors import RecipeError
+from collegium.base.errors import RecipeError
+from collegium.data.tasks.entities import parse_entities
 from collegium.evaluation.resampling import CorpusFigure, Floats
-from collegium.tasks.entities import parse_entities
 
 
 def mean(values: Iterable[float]) -> CorpusFigure:

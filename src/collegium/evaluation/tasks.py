@@ -20,19 +20,11 @@ from typing import Any
 
 import numpy as np
 
+from collegium.data.tasks.items import Task, TaskItem, with_distractors
 from collegium.evaluation.answers import AnswerSheet
 from collegium.evaluation.resampling import CorpusFigure, Difference
 from collegium.evaluation.statistics import bootstrap_figure, paired_figure_difference
-from collegium.evaluation.task_figures import (
-    answer_f1,
-    entity_f1,
-    entity_token_f1,
-    exact_match,
-    f1,
-    mean,
-    rouge_l,
-)
-from collegium.tasks.items import Task, TaskItem, with_distractors
+from collegium.evaluation.task_figures import answer_f1, entity_f1, entity_token_f1, exact_match, f1, mean, rouge_l
 
 
 Figures = dict[str, CorpusFigure]

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from collegium.errors import RecipeError
+from collegium.base.errors import RecipeError
 from collegium.evaluation.resampling import CorpusFigure, Floats
 
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from collegium.durable import sync_folder, write_text
-from collegium.errors import DataError
+from collegium.base.durable import sync_folder, write_text
+from collegium.base.errors import DataError
 from collegium.export.formats import Format
 from collegium.export.gguf_reader import logits_of
 from collegium.export.parity import Parity, measure_parity

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from collegium.durable import disk_errors, write_text
-from collegium.errors import RecipeError
+from collegium.base.durable import disk_errors, write_text
+from collegium.base.errors import RecipeError
 from collegium.export import gguf_file, int8, onnx_graph
 from collegium.export.gguf_reader import open_gguf
 from collegium.export.modelfile import modelfile

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from collegium.errors import DataError
+from collegium.base.errors import DataError
 from collegium.export.gguf_vocabulary import GgufVocabulary, gguf_vocabulary
 from collegium.export.packages import require
 

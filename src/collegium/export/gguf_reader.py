@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GgufConfig
 
-from collegium.errors import DataError, one_line
+from collegium.base.errors import DataError, one_line
 from collegium.export.parity import Logits
 
 

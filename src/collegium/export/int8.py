@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, TorchAoConfig
 
-from collegium.durable import disk_errors
-from collegium.errors import DataError, one_line, pass_on_full_disk
+from collegium.base.durable import disk_errors
+from collegium.base.errors import DataError, one_line, pass_on_full_disk
 from collegium.export.gguf_reader import logits_of
 from collegium.export.packages import quietly, require
 from collegium.export.parity import Logits

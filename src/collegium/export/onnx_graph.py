@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 
-from collegium.durable import disk_errors
-from collegium.errors import DataError, one_line, pass_on_full_disk
+from collegium.base.durable import disk_errors
+from collegium.base.errors import DataError, one_line, pass_on_full_disk
 from collegium.export.packages import quietly, require
 from collegium.export.parity import Logits
 

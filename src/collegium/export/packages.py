@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 
-from collegium.errors import RecipeError, one_line
+from collegium.base.errors import RecipeError, one_line
 
 
 _TALKATIVE = ("gguf", "onnx_ir", "onnxscript", "torch.export", "torch.onnx", "torch.utils._pytree", "torchao")

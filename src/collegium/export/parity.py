@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from collegium.functional.divergences import forward_kl
-from collegium.functional.elementwise import full_precision
+from collegium.losses.divergences import forward_kl
+from collegium.losses.precision import full_precision
 
 
 Logits = Callable[[Sequence[int]], Tensor]

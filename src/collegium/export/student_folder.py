@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from collegium.errors import DataError
-from collegium.pretrained import load_model, load_tokenizer
+from collegium.base.errors import DataError
+from collegium.models.pretrained import load_model, load_tokenizer
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from collegium.report.look import colour, label, legend_above, marker, plain_ticks
 from collegium.report.records import Figure, RunRecord
+from collegium.report.series_style import colour, label, legend_above, marker, plain_ticks
 from collegium.report.svg import INK, LINE, MUTED, PAPER, STUDENT
 
 

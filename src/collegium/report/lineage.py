@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from collegium.base.visible import visible
 from collegium.report.cells import UNKNOWN, Cell, Table
-from collegium.visible import visible
 
 
 Content = Mapping[str, Any]

@@ -12,16 +12,16 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from collegium.card.public_recipe import public
-from collegium.recipe_file import dump_mapping
+from collegium.base.visible import visible
+from collegium.recipe.file import dump_mapping
+from collegium.report.card.public_recipe import public
 from collegium.report.cells import Table
-from collegium.report.look import colour_class
 from collegium.report.plots import Plot, draw_all
 from collegium.report.records import RunRecord
+from collegium.report.series_style import colour_class
 from collegium.report.tables import detail_tables, figure_tables
 from collegium.report.tokens import PassageView, passages
 from collegium.report.words import summary, verdict
-from collegium.visible import visible
 
 
 @dataclass(frozen=True)

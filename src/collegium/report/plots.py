@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from collegium.errors import RecipeError
-from collegium.report.course_plots import conflict, learning, terms, weights
+from collegium.base.errors import RecipeError
 from collegium.report.held_out_plots import certainty, losses, reliability, shares
 from collegium.report.records import RunRecord
 from collegium.report.svg import style, to_svg
+from collegium.report.training_plots import conflict, learning, terms, weights
 
 
 if TYPE_CHECKING:

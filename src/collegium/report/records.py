@@ -11,9 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from collegium.errors import DataError, RecipeError
-from collegium.recipe import Recipe
-from collegium.recipe_file import load_recipe
+from collegium.base.errors import DataError, RecipeError
+from collegium.recipe.file import load_recipe
+from collegium.recipe.recipe import Recipe
 
 
 Content = Mapping[str, Any]

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
+from collegium.base.terminal import duration, size
+from collegium.base.visible import visible
 from collegium.report.cells import UNKNOWN, Cell, Table, with_interval
 from collegium.report.lineage import lineage_tables
 from collegium.report.records import Figure, RunRecord
 from collegium.report.task_tables import task_tables
-from collegium.terminal import duration, size
-from collegium.visible import visible
 
 
 def figure_tables(run: RunRecord) -> Iterator[Table]:

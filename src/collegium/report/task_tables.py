@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from collegium.base.visible import visible
 from collegium.report.cells import UNKNOWN, Cell, Table, with_interval
 from collegium.report.records import Figure
-from collegium.visible import visible
 
 
 GUESSES = ("random", "majority")

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from collegium.report.look import colour_class
+from collegium.base.visible import visible, visible_token
 from collegium.report.records import RunRecord
-from collegium.visible import visible, visible_token
+from collegium.report.series_style import colour_class
 
 
 CERTAIN = (3.0, 1.5, 0.5)

@@ -4,9 +4,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from collegium.card.public_recipe import public_path
-from collegium.recipe import Recipe
-from collegium.terminal import duration
+from collegium.base.terminal import duration
+from collegium.recipe.recipe import Recipe
+from collegium.report.card.public_recipe import public_path
 
 
 Content = Mapping[str, Any]

@@ -17,9 +17,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from collegium.alignment.carried_lists import carried_lists, certain_elsewhere, unknown_share_at_most
+from collegium.alignment.carry import CarryRows, LabelsElsewhere, LogitCarrier, unknown_share
 from collegium.alignment.edit_distance import nearest_tokens
 from collegium.alignment.plan import Aligner, Carry, Reading, Text
-from collegium.contracts import (
+from collegium.fused.teacher_stats import teacher_stats
+from collegium.signals.contracts import (
     Batch,
     Capability,
     OwnView,
@@ -28,10 +31,14 @@ from collegium.contracts import (
     TeacherOutput,
     predicted_positions,
 )
-from collegium.functional.alignment import CarryRows, LabelsElsewhere, LogitCarrier, unknown_share
-from collegium.functional.carried_lists import carried_lists, certain_elsewhere, unknown_share_at_most
-from collegium.functional.teacher_stats import teacher_stats
-from collegium.signals import CarriedSignal, Carrier, DenseSignal, ProjectedSignal, TeacherSignal, TopKSignal
+from collegium.signals.signals import (
+    CarriedSignal,
+    Carrier,
+    DenseSignal,
+    ProjectedSignal,
+    TeacherSignal,
+    TopKSignal,
+)
 from collegium.teachers.batch_plan import (
     CACHED,
     BatchPlan,
@@ -164,7 +171,7 @@ class AlignedTeacher:
         return {**plan, **{CACHED + name: values for name, values in self.teacher.read(plan).items()}}
 
     def score(self, batch: Batch, positions: Positions, *, need: frozenset[Capability]) -> TeacherOutput:
-        """Distributions at the student's positions. See `collegium.contracts.Teacher`."""
+        """Distributions at the student's positions. See `collegium.signals.contracts.Teacher`."""
         if self.is_direct:
             return self._direct(batch, positions, need)
         stored = batch.stored.get(self.name)

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from collegium.alignment.carry import CarryRows
 from collegium.alignment.plan import AlignmentPlan
-from collegium.contracts import AlignedSpans, Batch, Positions
-from collegium.functional.alignment import CarryRows
+from collegium.signals.contracts import AlignedSpans, Batch, Positions
 
 
 CACHED = "cached/"

@@ -15,14 +15,14 @@ from jaxtyping import Bool, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from collegium.base.errors import DataError
 from collegium.cache.codec import padded, stored_lists
 from collegium.cache.hidden import StoredHead
 from collegium.cache.keys import keys_of
 from collegium.cache.reader import CacheReader
 from collegium.cache.shard import Arrays
-from collegium.contracts import Batch, Capability, InnerStates, Positions, TeacherOutput
-from collegium.errors import DataError
-from collegium.signals import ProjectedSignal, TailPolicy, TopKSignal
+from collegium.signals.contracts import Batch, Capability, InnerStates, Positions, TeacherOutput
+from collegium.signals.signals import ProjectedSignal, TailPolicy, TopKSignal
 
 
 FIGURES = ("entropy", "weight_entropy", "label_logprob", "weight_label_logprob")
@@ -34,7 +34,7 @@ class CachedTeacher:
     Args:
         name: Name in metrics and errors.
         location: Folder or URL of the cache.
-        tail: What becomes of the mass that is not listed; see `collegium.contracts.TopKSignal`.
+        tail: What becomes of the mass that is not listed; see `collegium.signals.contracts.TopKSignal`.
         kd_temperature: What the loss softens by; lists are refused at another than they were made for.
         target_temperature: The teacher's own, of the distribution that is mixed. Lists likewise.
         weight_temperature: The teacher's own, of the entropy that sets its weight. Lists likewise.
@@ -145,7 +145,7 @@ class CachedTeacher:
         return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in stored.items()}
 
     def score(self, batch: Batch, positions: Positions, *, need: frozenset[Capability]) -> TeacherOutput:
-        """What is stored at these positions. See `collegium.contracts.Teacher`."""
+        """What is stored at these positions. See `collegium.signals.contracts.Teacher`."""
         stored = batch.stored.get(self.name)
         if stored is None:
             stored = self.read(vars(batch))

@@ -18,16 +18,16 @@ from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from collegium.contracts import Batch, Capability, InnerLayers, NextToken, Positions, TeacherOutput
-from collegium.decoding import Decoder
-from collegium.errors import DataError
-from collegium.functional.divergences import entropy
-from collegium.functional.elementwise import full_precision
-from collegium.functional.products import FastLinear
-from collegium.head import ProjectionHead
-from collegium.inner_states import AttentionShape, attention_shape, recording
-from collegium.pretrained import causal_lm_of, trunk_of
-from collegium.signals import Head, ProjectedSignal
+from collegium.base.errors import DataError
+from collegium.fused.products import FastLinear
+from collegium.losses.divergences import entropy
+from collegium.losses.precision import full_precision
+from collegium.models.decoding import Decoder
+from collegium.models.head import ProjectionHead
+from collegium.models.inner_states import AttentionShape, attention_shape, recording
+from collegium.models.pretrained import causal_lm_of, trunk_of
+from collegium.signals.contracts import Batch, Capability, InnerLayers, NextToken, Positions, TeacherOutput
+from collegium.signals.signals import Head, ProjectedSignal
 
 
 @dataclass
@@ -151,7 +151,7 @@ class LocalTeacher:
 
     @torch.no_grad()
     def score(self, batch: Batch, positions: Positions, *, need: frozenset[Capability]) -> TeacherOutput:
-        """Run the trunk. See `collegium.contracts.Teacher`."""
+        """Run the trunk. See `collegium.signals.contracts.Teacher`."""
         self._base.select(self._adapter)
         device = next(self._base.causal_lm.get_input_embeddings().parameters()).device
         layers = self._layers(need)
@@ -181,7 +181,7 @@ class LocalTeacher:
         return embedded.to(token_ids.device)
 
     def next_tokens(self, max_new_tokens: int) -> "LocalNextTokens":
-        """Begin a continuation. See `collegium.contracts.GeneratingTeacher`."""
+        """Begin a continuation. See `collegium.signals.contracts.GeneratingTeacher`."""
         decoder = Decoder(trunk_of(self._base.model), self._head, max_new_tokens)
         return LocalNextTokens(decoder, self._base, self._adapter, self._temperatures)
 

@@ -14,9 +14,16 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from collegium.contracts import PLACES_IN_DOCUMENTS, Batch, Capability, Positions, Teacher, TeacherOutput
-from collegium.errors import DataError
-from collegium.signals import CarriedSignal, Carrier, DenseSignal, ProjectedSignal, TeacherSignal, TopKSignal
+from collegium.base.errors import DataError
+from collegium.signals.contracts import PLACES_IN_DOCUMENTS, Batch, Capability, Positions, Teacher, TeacherOutput
+from collegium.signals.signals import (
+    CarriedSignal,
+    Carrier,
+    DenseSignal,
+    ProjectedSignal,
+    TeacherSignal,
+    TopKSignal,
+)
 from collegium.teachers.aligned import AlignedTeacher
 from collegium.teachers.cached import CachedTeacher
 
@@ -73,7 +80,7 @@ class RestrictedTeacher:
         return self.teacher.read({name: values[own.to(values.device)] for name, values in given.items()})
 
     def score(self, batch: Batch, positions: Positions, *, need: frozenset[Capability]) -> TeacherOutput:
-        """Distributions in its domains. See `collegium.contracts.Teacher`."""
+        """Distributions in its domains. See `collegium.signals.contracts.Teacher`."""
         own = self._own(batch.domain_ids)
         blocks = own.nonzero().squeeze(-1)
         stored = {name: stored for name, stored in batch.stored.items() if name == self.name}

@@ -1,0 +1,75 @@
+"""Whether two tokenizers are the same, told token by token.
+
+Equal sizes say nothing (Qwen2.5's 151,936 and 152,064 are one tokenizer with other padding, and two
+tokenizers of 32,000 rarely agree), so the maps themselves are compared, and a few lines of text.
+"""
+
+import hashlib
+import json
+
+from transformers import PreTrainedTokenizerBase
+
+from collegium.base.errors import DataError
+
+
+PROBES = (
+    "The quick brown fox jumps over the lazy dog.",
+    "  def f(x):\n\treturn x**2  # naïve",
+    "Größe 12,345.67 € 漢字 🙂 \r\n",
+)
+
+
+def vocab_size_of(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Number of logits that mean something: the largest token id plus one."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Identity of the token-to-id map and of how probes are cut."""
+    content = [sorted(tokenizer.get_vocab().items()), _encode_probes(tokenizer)]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
+
+
+def require_same_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, *, name: str
+) -> None:
+    """Compare token by token.
+
+    Raises:
+        DataError: they differ; shows the first differences.
+    """
+    if difference := tokenizer_difference(tokenizer, other):
+        raise DataError(f"{name}: another tokenizer than the student's: {difference}")
+
+
+def tokenizer_difference(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> str | None:
+    """In words, what the second does otherwise than the first, the student's; None if nothing."""
+    ours, theirs = _without_filling(tokenizer), _without_filling(other)
+    differing = [token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token)]
+    if differing:
+        first = sorted(differing, key=lambda token: min(ours.get(token, 1 << 60), theirs.get(token, 1 << 60)))[:3]
+        shown = "; ".join(
+            f"{t!r} is {_id(ours, t)} for the student, {_id(theirs, t)} for the teacher" for t in first
+        )
+        both = len(ours.keys() | theirs.keys())
+        return f"{len(differing):,} of the {both:,} tokens of both differ: {shown}"
+    for probe, ours_ids, theirs_ids in zip(PROBES, _encode_probes(tokenizer), _encode_probes(other), strict=True):
+        if ours_ids != theirs_ids:
+            return (
+                f"same tokens, but {probe!r} is cut into {len(ours_ids)} tokens by the student's and "
+                f"{len(theirs_ids)} by the teacher's: the merges differ"
+            )
+    return None
+
+
+def _without_filling(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """The map but for the entries `[PADn]` that fill up the vocabulary of a GGUF file: they are in no text."""
+    return {token: i for token, i in tokenizer.get_vocab().items() if token != f"[PAD{i}]"}
+
+
+def _encode_probes(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    return [tokenizer.encode(probe, add_special_tokens=False) for probe in PROBES]
+
+
+def _id(vocab: dict[str, int], token: str) -> str:
+    return str(vocab[token]) if token in vocab else "absent"

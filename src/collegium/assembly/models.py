@@ -1,0 +1,153 @@
+"""Teachers and the student."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from collegium.alignment.tokenizer_match import tokenizer_difference, tokenizer_fingerprint, vocab_size_of
+from collegium.assembly.ingredients import teacher_tokenizer
+from collegium.base.durable import file_digest
+from collegium.base.errors import DataError, TeacherError, one_line, pass_on_full_disk
+from collegium.base.references import resolve_reference
+from collegium.models.pretrained import check_model, load_model, place, reference_fingerprint, resolve_dtype
+from collegium.recipe.sections.models import LocalTeacherSection, TeachingSection
+from collegium.signals.contracts import Teacher
+from collegium.teachers.aligned import AlignmentPolicy, align
+from collegium.teachers.local import LocalTeacher, SharedBase
+
+
+logger = logging.getLogger(__name__)
+
+
+def load_teachers(
+    sections: Sequence[LocalTeacherSection], tokenizer: PreTrainedTokenizerBase, *, device: torch.device
+) -> list[Teacher]:
+    """Load models to teach; adapters over one base share it.
+
+    One with another tokenizer than the student's is aligned to it.
+
+    Raises:
+        TeacherError: one cannot be loaded.
+    """
+    bases: dict[str, _Base] = {}
+    # PEFT allows no dots in the name of an adapter, teachers may have some.
+    adapters = [None if section.adapter is None else f"adapter_{i}" for i, section in enumerate(sections)]
+    for section, adapter in zip(sections, adapters, strict=True):
+        try:
+            base = bases.get(_base_key(section)) or _load_base(section, device)
+            if adapter is not None:
+                _add_adapter(base.shared, section, adapter)
+        except (DataError, OSError, ValueError) as error:
+            pass_on_full_disk(error)
+            raise TeacherError(f"teacher {section.name!r}: {error}") from error
+        bases[_base_key(section)] = base
+    # Only now: putting an adapter on a base replaces modules that a teacher would have kept.
+    return [
+        _teacher(section, bases[_base_key(section)], tokenizer, adapter)
+        for section, adapter in zip(sections, adapters, strict=True)
+    ]
+
+
+def _add_adapter(base: SharedBase, section: LocalTeacherSection, name: str) -> None:
+    assert section.adapter is not None, "called for these only"
+    path = resolve_reference(section.adapter)
+    try:
+        base.add_adapter(path, name, revision=section.adapter_revision)
+    except Exception as error:  # of PEFT, safetensors or torch: absent, damaged, or made for another model
+        pass_on_full_disk(error)
+        reason = one_line(error)
+        raise DataError(
+            f"adapter {section.adapter} cannot be put on {section.model} ({type(error).__name__}: {reason}); "
+            "check the path, and that it was made for this model"
+        ) from error
+
+
+def _base_key(section: LocalTeacherSection) -> str:
+    fields = {"model", "revision", "dtype", "device_map", "trust_remote_code"}
+    return section.model_dump_json(include=fields)
+
+
+@dataclass(frozen=True)
+class _Base:
+    """A model and its tokenizer."""
+
+    shared: SharedBase
+    tokenizer: PreTrainedTokenizerBase
+
+
+def _load_base(section: LocalTeacherSection, device: torch.device) -> _Base:
+    revision, trust = section.revision, section.trust_remote_code
+    own = teacher_tokenizer(section)
+    assert own is not None, "a model has one"
+    model = load_model(
+        section.model,
+        dtype=resolve_dtype(section.dtype, device),
+        revision=revision,
+        trust_remote_code=trust,
+        device_map=section.device_map,
+    )
+    return _Base(SharedBase(model if section.device_map is not None else place(model, device)), own)
+
+
+def _teacher(
+    section: LocalTeacherSection, base: _Base, tokenizer: PreTrainedTokenizerBase, adapter: str | None
+) -> Teacher:
+    """A local teacher, aligned if it has another tokenizer than the student."""
+    difference = tokenizer_difference(tokenizer, base.tokenizer)
+    read = tokenizer if difference is None else base.tokenizer
+    check_model(base.shared.causal_lm, vocab_size_of(read), name=section.name)
+    if difference is None:
+        return _local_teacher(section, base, tokenizer, adapter)
+    logger.info("teacher %r has another tokenizer than the student and is aligned: %s", section.name, difference)
+    try:
+        return align(
+            _local_teacher(section.at_one, base, base.tokenizer, adapter),
+            tokenizer,
+            base.tokenizer,
+            policy=alignment_policy(section),
+            temperatures=section.temperatures,
+        )
+    except DataError as error:
+        raise TeacherError(f"teacher {section.name!r}: {error}") from error
+
+
+def alignment_policy(section: TeachingSection) -> AlignmentPolicy:
+    """What is carried of a teacher with another tokenizer."""
+    keys = section.alignment
+    return AlignmentPolicy(keys.carry, keys.approximate, keys.max_unknown, keys.entropy)
+
+
+def _local_teacher(
+    section: LocalTeacherSection, base: _Base, tokenizer: PreTrainedTokenizerBase, adapter: str | None
+) -> LocalTeacher:
+    """A teacher over the vocabulary of `tokenizer`."""
+    weight_temperature, target_temperature = section.temperatures
+    return LocalTeacher(
+        section.name,
+        base.shared,
+        vocab_size=vocab_size_of(tokenizer),
+        fingerprint=teacher_fingerprint(section, base.shared.causal_lm.config, tokenizer),
+        adapter=adapter,
+        weight_temperature=weight_temperature,
+        target_temperature=target_temperature,
+    )
+
+
+def teacher_fingerprint(
+    section: LocalTeacherSection, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
+) -> str:
+    """Identity of a teacher's weights, their type, and the tokenizer."""
+    fingerprint = reference_fingerprint(section.model, config)
+    if section.adapter is not None:
+        fingerprint += f"+{adapter_fingerprint(resolve_reference(section.adapter))}"
+    return f"{fingerprint}/{section.dtype}/{tokenizer_fingerprint(tokenizer)}"
+
+
+def adapter_fingerprint(folder: str) -> str:
+    """Hash of a local adapter's weights; its id if it is on the hub."""
+    path = Path(folder) / "adapter_model.safetensors"
+    return file_digest(path)[:16] if path.exists() else folder

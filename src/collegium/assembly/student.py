@@ -1,0 +1,159 @@
+"""The student before training, and what was chosen of the model that it is made from."""
+
+import contextlib
+import json
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from collegium.assembly.ingredients import Ingredients
+from collegium.base.durable import write_text
+from collegium.base.errors import DataError
+from collegium.models.pretrained import check_model, load_model, model_from_config, place, resolve_dtype
+from collegium.models.pruning.choice import Kept, choose_kept
+from collegium.models.pruning.layout import target_sizes
+from collegium.models.pruning.surgery import prune
+from collegium.models.student import check_num_layers, choose_layers, keep_layers, with_lora
+from collegium.recipe.recipe import Recipe
+from collegium.recipe.sections.models import ConfigStudentSection, LayerDropStudentSection, PrunedStudentSection
+from collegium.signals.contracts import Batch
+
+
+logger = logging.getLogger(__name__)
+
+Choice = TypeVar("Choice")
+
+CALIBRATION_BATCH = 8
+"""Blocks of one forward pass; scores do not depend on it."""
+
+
+def build_student(
+    recipe: Recipe, ingredients: Ingredients, *, run_dir: Path | None = None
+) -> PreTrainedModel | PeftModel:
+    """The student before training, its adapters on it if it has some.
+
+    Args:
+        recipe: The recipe.
+        ingredients: Tokenizer and text.
+        run_dir: Where a choice of layers or parts is read from, or kept: a run that goes on must not choose again.
+
+    Raises:
+        DataError: the model cannot be loaded.
+        RecipeError: it has no such layers or modules.
+    """
+    section = recipe.student
+    dtype = resolve_dtype(section.dtype)
+    if isinstance(section, ConfigStudentSection):
+        model = model_from_config(
+            section.model,
+            overrides=section.overrides,
+            dtype=dtype,
+            seed=recipe.seed,
+            revision=section.revision,
+        )
+    else:
+        model = load_model(
+            section.model,
+            dtype=dtype,
+            revision=section.revision,
+            trust_remote_code=section.trust_remote_code,
+        )
+    if isinstance(section, LayerDropStudentSection):
+        kept = section.keep_layers
+        model = keep_layers(model, chosen_layers(section, model, ingredients, run_dir) if kept is None else kept)
+    if isinstance(section, PrunedStudentSection):
+        model = prune(model, chosen_parts(section, model, ingredients, run_dir))
+    check_model(model, ingredients.vocab_size, name="student")
+    if section.lora is None:
+        return model
+    torch.manual_seed(recipe.seed)
+    lora = section.lora
+    return with_lora(
+        model,
+        rank=lora.rank,
+        alpha=lora.alpha,
+        dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        reference=section.model,
+    )
+
+
+def chosen_layers(
+    section: LayerDropStudentSection, model: PreTrainedModel, ingredients: Ingredients, run_dir: Path | None
+) -> list[int]:
+    """The layers whose absence costs most, chosen once by the first rank and kept in `run_dir`."""
+    num_layers = section.num_layers
+    assert num_layers is not None, "validated: one of the two is given"
+    check_num_layers(model, num_layers)  # on all ranks, so that none waits for one that stopped
+
+    def choose() -> list[int]:
+        with _calibration(model, ingredients, section.calibration_blocks) as batches:
+            kept = choose_layers(model, num_layers, batches)
+        logger.info("keep_layers: %s", kept)
+        return kept
+
+    path = None if run_dir is None else run_dir / "kept_layers.json"
+    return _once(path, choose, dumped=json.dumps, parsed=_parsed_layers)
+
+
+def chosen_parts(
+    section: PrunedStudentSection, model: PreTrainedModel, ingredients: Ingredients, run_dir: Path | None
+) -> Kept:
+    """The most important parts of the model, chosen once by the first rank and kept in `run_dir`."""
+    target = target_sizes(model, **section.sizes)  # on all ranks, as above
+
+    def choose() -> Kept:
+        with _calibration(model, ingredients, section.calibration_blocks) as batches:
+            return choose_kept(model, target, batches, depth_criterion=section.depth_criterion)
+
+    path = None if run_dir is None else run_dir / "kept.json"
+    return _once(path, choose, dumped=Kept.dumped, parsed=Kept.parsed)
+
+
+def _once(
+    path: Path | None,
+    choose: Callable[[], Choice],
+    *,
+    dumped: Callable[[Choice], str],
+    parsed: Callable[[str], Choice],
+) -> Choice:
+    """What the first rank reads from `path`, or chooses and writes there; the same on all ranks."""
+    texts: list[str] = [""]
+    if PartialState().is_main_process:
+        if path is not None and path.exists():
+            texts = [path.read_text(encoding="utf-8")]
+        else:
+            texts = [dumped(choose())]
+            if path is not None:
+                write_text(path, texts[0])
+    broadcast_object_list(texts)
+    try:
+        return parsed(texts[0])
+    except (ValueError, TypeError) as error:
+        raise DataError(
+            f"{path}: holds no list of what is kept ({error}); delete the run folder and begin anew"
+        ) from error
+
+
+def _parsed_layers(text: str) -> list[int]:
+    return [int(index) for index in json.loads(text)]
+
+
+@contextlib.contextmanager
+def _calibration(model: PreTrainedModel, ingredients: Ingredients, num_blocks: int) -> Iterator[list[Batch]]:
+    """Training text on the device where the model is meanwhile."""
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else model.device
+    blocks = ingredients.text.train.take(num_blocks)
+    rows = range(len(blocks))
+    groups = [rows[start : start + CALIBRATION_BATCH] for start in rows[::CALIBRATION_BATCH]]
+    inputs = [ingredients.collator([blocks[i] for i in group]) for group in groups]
+    place(model, device)
+    yield [Batch.from_inputs({name: value.to(device) for name, value in given.items()}) for given in inputs]
+    place(model, torch.device("cpu"))

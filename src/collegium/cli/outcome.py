@@ -1,0 +1,107 @@
+"""How a command line ends: an exit code, and one line that says what to mend.
+
+With `--json` stdout holds one document in every case: the result, or `{"error": {"type", "message",
+"exit_code"}}` beside what was found until then. The line for people goes to stderr all the same.
+"""
+
+import json
+import logging
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any, TextIO
+
+from collegium.base.allocator import keep_freed_memory
+from collegium.base.errors import DISK_FULL, UserError
+from collegium.base.terminal import is_main_rank, only_json, restore_cursor, show_json
+
+
+def conclude(command: Callable[[], Any]) -> int:
+    """Run a command; every mishap that a user can mend ends in one line and its exit code."""
+    _quiet_libraries()
+    keep_freed_memory()
+    previous = {number: signal.signal(number, _stop_at_once) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with only_json(wants_json()):
+            result = command()
+        return result if isinstance(result, int) else 0
+    except UserError as error:
+        return _fail(error, str(error), error.exit_code)
+    except OSError as error:
+        return _fail(error, _describe(error), 74)
+    except Exception as error:
+        return _other(error)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def wants_json() -> bool:
+    """Whether the command line asks for a document; known even where it could not be parsed."""
+    return "--json" in sys.argv[1:]
+
+
+def _other(error: Exception) -> int:
+    """Usage errors of the command line and ends by a signal; anything else is a fault of ours."""
+    code = getattr(error, "exit_code", None)
+    if not isinstance(code, int):
+        _show_error(type(error).__name__, str(error), 1)
+        raise error
+    show = getattr(error, "show", None)
+    if not callable(show):
+        return _fail(error, str(error), code)
+    _show_error(type(error).__name__, str(getattr(error, "message", error)), code)
+    show()
+    return code
+
+
+def _fail(error: Exception, message: str, code: int) -> int:
+    _show_error(type(error).__name__, message, code, getattr(error, "report", None))
+    if message:
+        print(f"collegium: {message}", file=sys.stderr, flush=True)
+    return code
+
+
+def _show_error(kind: str, message: str, code: int, report: Any = None) -> None:
+    if wants_json():
+        show_json({**(report or {}), "error": {"type": kind, "message": message, "exit_code": code}})
+
+
+def _stop_at_once(number: int, _: Any) -> None:
+    """End here and now: an exception could be swallowed by a library, and files are safe against kill -9."""
+    if is_main_rank():
+        message = f"stopped by {signal.Signals(number).name}; the same command resumes"
+        restore_cursor()
+        os.write(2, f"collegium: {message}\n".encode())
+        if wants_json():
+            content = {"error": {"type": "Stopped", "message": message, "exit_code": 128 + number}}
+            os.write(1, f"{json.dumps(content)}\n".encode())
+    os._exit(128 + number)
+
+
+def _describe(error: OSError) -> str:
+    place = f"{error.filename}: " if error.filename else ""
+    if error.errno in DISK_FULL:
+        return f"{place}the disk is full; free some space and run the same command again, it resumes"
+    return f"{place}{error.strerror or error}"
+
+
+class _Warnings(logging.StreamHandler[TextIO]):
+    """Writes to what stderr is at the moment: while a bar is drawn, lines go above it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
+def _quiet_libraries() -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_Warnings()])
+    logging.getLogger("collegium").setLevel(logging.INFO)
+    for name in ("torchao", "torch.utils._pytree"):  # says of its kernels for GPUs that they are not there
+        logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # bars of downloads and conversions
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")

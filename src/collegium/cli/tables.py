@@ -1,0 +1,239 @@
+"""Results as tables for people, or as JSON for programs."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from collegium.alignment.verdict import Comparison, Overlap, TokenizerFacts
+from collegium.base.errors import DataError
+from collegium.base.terminal import (
+    is_main_rank,
+    say,
+    show_json,
+    show_table,
+)
+from collegium.cache.verify import Verdict
+from collegium.losses.calibration import FittedTemperature
+from collegium.pipeline.doctor import Diagnosis
+
+
+def show_temperatures(temperatures: Mapping[str, Mapping[str, FittedTemperature]]) -> None:
+    """What was fitted, and what it mends."""
+    rows = [
+        [
+            f"{name} {key}",
+            f"{fit.temperature:.3f}{' (bound)' if fit.at_bound else ''}",
+            *(f"{figure:.3f}" for figure in (fit.raw_nll, fit.nll, fit.raw_gap, fit.gap)),
+        ]
+        for name, fits in temperatures.items()
+        for key, fit in fits.items()
+    ]
+    columns = ["", "fitted", "loss before", "after", "gap before", "after"]
+    show_table("Temperatures, fitted on training text (gap: loss minus entropy)", columns, rows)
+
+
+def show_diagnosis(diagnosis: Diagnosis, *, as_json: bool) -> None:
+    """A line for each thing that was looked at, and a table for each pair of tokenizers.
+
+    Raises:
+        UserError: what stops every run of the recipe.
+    """
+    failure = diagnosis.failure
+    if as_json and failure is None:
+        show_json(dataclasses.asdict(diagnosis))
+    elif failure is not None and as_json:
+        failure.report = dataclasses.asdict(diagnosis)
+    else:
+        _show_checks(diagnosis)
+    if failure is not None:
+        raise failure
+
+
+def _show_checks(diagnosis: Diagnosis) -> None:
+    for check in diagnosis.checks:
+        mark, mend = ("ok", "") if check.mend is None else ("mend", f"; {check.mend}")
+        _show_line(f"{mark:<4}  {check.name}: {check.found}{mend}")
+    show_tokenizers(diagnosis.tokenizers)
+
+
+def show_tokenizers(pairs: Sequence[Comparison]) -> None:
+    """What each teacher's tokenizer has in common with the student's, and what follows from it."""
+    for pair in pairs:
+        title = f"\nTeacher {pair.teacher}: {pair.verdict}"
+        if pair.student is None or pair.own is None or pair.overlap is None:
+            _show_line(title)
+        else:
+            columns = ["", "student", pair.teacher]
+            show_table(title, columns, [*_facts(pair.student, pair.own), *_overlap(pair.overlap)])
+        for warning in pair.warnings:
+            _show_line(f"warning: {warning}")
+
+
+def _show_line(text: str) -> None:
+    if is_main_rank():
+        print(text, flush=True)
+
+
+def _facts(student: TokenizerFacts, own: TokenizerFacts) -> list[list[str]]:
+    sides = (student, own)
+    lost = ["not known" if s.lost_bytes is None else f"{s.lost_bytes:,} of {s.num_bytes:,}" for s in sides]
+    return [
+        ["tokens", *(f"{s.num_tokens:,}" for s in sides)],
+        ["rows of the model's vocabulary", *(f"{s.num_rows:,}" for s in sides)],
+        ["BOS", *(_special(s.bos) + " before a text" * s.begins_with_bos for s in sides)],
+        ["EOS", *(_special(s.eos) for s in sides)],
+        ["normalizers (left out for teachers)", *(", ".join(s.normalizers) or "none" for s in sides)],
+        ["bytes per token of this text", *(_number(s.bytes_per_token) for s in sides)],
+        ["bytes of this text lost", *lost],
+    ]
+
+
+def _overlap(overlap: Overlap) -> list[list[str]]:
+    named = ", ".join(f"{token} {_id(ours)}/{_id(theirs)}" for token, ours, theirs in overlap.special[:2])
+    shares = (overlap.shared_of_student, overlap.shared_of_teacher)
+    return [
+        ["share of tokens with the same bytes", *(f"{share:.1%}" for share in shares)],
+        ["tokens with the same bytes", "", f"{overlap.shared:,}"],
+        ["and the same id", "", f"{overlap.same_ids:,}"],
+        ["special tokens that differ (ids)", "", f"{overlap.num_special:,}{': ' * bool(named)}{named}"],
+        ["student tokens for each of the teacher's", "", _number(overlap.student_per_teacher)],
+        *([f"positions {name}", "", f"{share:.1%}"] for name, share in (overlap.shares or {}).items()),
+    ]
+
+
+def _special(token: tuple[str, int] | None) -> str:
+    return "none" if token is None else f"{token[0]} ({token[1]})"
+
+
+def _id(token_id: int | None) -> str:
+    return "-" if token_id is None else str(token_id)
+
+
+def _number(value: float | None) -> str:
+    return "not known" if value is None else f"{value:.2f}"
+
+
+def show_evaluation(result: Mapping[str, Any], folder: Path, *, as_json: bool) -> None:
+    """Figures by domain with their intervals, and what else was measured."""
+    if as_json:
+        show_json(result)
+        return
+    domains = result["domains"]
+    names = dict.fromkeys(name for domain in domains.values() for name in domain["figures"])
+    columns = [*domains, "mean"]
+    rows = []
+    for name in names:
+        cells = [_with_interval(domain["figures"].get(name)) for domain in domains.values()]
+        mean = result["mean"].get(name)
+        named = f"{name} (not for ranking)" if name.startswith("kl/") and name != "kl/common" else name
+        rows.append([named, *cells, "" if mean is None else f"{mean:.3f}"])
+    show_table(
+        f"{result['model']} on held-out text, {result['confidence']:.0%} intervals",
+        ["", *columns],
+        rows,
+    )
+    if "continual" in result:
+        show_continual(result["continual"])
+    if "generation" in result:
+        show_generation(result["generation"])
+    if "tasks" in result:
+        show_tasks(result["tasks"])
+    if "lm_eval" in result:
+        show_harness(result["lm_eval"])
+    say(f"written to {folder / 'evaluation.json'}")
+
+
+def show_generation(generation: Mapping[str, Any]) -> None:
+    """What was written, against the documents and the teachers."""
+    domains = generation["domains"]
+    names = dict.fromkeys(name for domain in domains.values() for name in domain["figures"])
+    rows = [[name, *(_with_interval(d["figures"].get(name)) for d in domains.values())] for name in names]
+    title = (
+        f"Greedy continuations: {generation['new_tokens']} tokens after {generation['prompt_tokens']} "
+        f"of {domains['all']['documents']} documents (teachers: {generation['teacher']})"
+    )
+    show_table(title, ["", *domains], rows)
+
+
+def show_tasks(tasks: Mapping[str, Any]) -> None:
+    """Every figure of every task, with what reads no prompt and what the teachers reach."""
+    teachers = list(dict.fromkeys(name for task in tasks.values() for name in task["teachers"]))
+    rows = []
+    for name, task in tasks.items():
+        for figure, interval in task["figures"].items():
+            is_primary = figure == task["primary"]
+            guesses = [task["baselines"].get(guess) if is_primary else None for guess in ("random", "majority")]
+            rows.append(
+                [f"{name} ({task['items']}) {figure}{' *' if is_primary else ''}", _with_interval(interval)]
+                + ["" if guess is None else f"{guess:.3f}" for guess in guesses]
+                + [_with_interval(task["teachers"][teacher].get(figure)) for teacher in teachers]
+            )
+    show_table("Tasks (items; * stands for the task)", ["", "student", "random", "majority", *teachers], rows)
+
+
+def show_harness(found: Mapping[str, Any]) -> None:
+    """Every figure of every task."""
+    rows = [
+        [f"{task} {name}", f"{value:.4f}" if isinstance(value, float) else str(value)]
+        for task, figures in found["results"].items()
+        for name, value in figures.items()
+        if name not in ("alias", "name", "sample_len")
+    ]
+    show_table(f"lm-eval {found['lm_eval_version']}", ["", ""], rows)
+
+
+def show_continual(continual: Mapping[str, Any]) -> None:
+    """What was forgotten and gained since the runs that this one continues."""
+    names = ("forgetting", "learning", "forward_transfer")
+    rows = [
+        [domain, f"{figures['before']:.3f}", f"{figures['final']:.3f}"]
+        + [_with_interval(figures.get(name)) for name in names]
+        for domain, figures in continual["domains"].items()
+    ]
+    means = [continual["mean"][name] for name in names]
+    rows.append(
+        ["mean", "", f"{continual['mean']['final']:.3f}", *("" if m is None else f"{m:.3f}" for m in means)]
+    )
+    title = (
+        f"Since {', '.join(continual['runs'])}: nats per token (forgetting below 0 and the others above are good)"
+    )
+    show_table(title, ["", "before", "now", "forgetting", "learning", "forward transfer"], rows)
+
+
+def show_verdict(verdict: Verdict, folder: str, *, as_json: bool) -> None:
+    """What is damaged in a cache.
+
+    Raises:
+        DataError: something is.
+    """
+    failure = DataError(f"{folder}: is damaged; run `collegium cache repair {folder}`")
+    failure.report = dataclasses.asdict(verdict)
+    if as_json and not verdict.damages:
+        show_json(failure.report)
+    elif not as_json:
+        _show_damages(verdict, folder)
+    if verdict.damages:
+        raise failure
+
+
+def _show_damages(verdict: Verdict, folder: str) -> None:
+    for damage in verdict.damages:
+        say(f"{damage.name}: {damage.reason}{_rows(damage.rows)}")
+    for name in verdict.strangers:
+        say(f"{name}: is no part of the cache, and does no harm")
+    if not verdict.damages:
+        say(f"{folder}: every byte is as it was written")
+
+
+def _rows(rows: Sequence[int]) -> str:
+    if not rows:
+        return ""
+    spans = f"{rows[0]}" if len(rows) == 1 else f"{rows[0]} to {rows[-1]}"
+    return f"; {len(rows)} rows of the cache cannot be read: {spans}"
+
+
+def _with_interval(figure: Mapping[str, float] | None) -> str:
+    if figure is None:
+        return ""
+    return f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"

@@ -1,1 +1,0 @@
-"""What sub-commands do, once the command line has been read."""

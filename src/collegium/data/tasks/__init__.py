@@ -1,0 +1,1 @@
+"""Five tasks as text to be completed: sentiment, paraphrase, NER, questions, summarization. No torch here."""

@@ -1,1 +1,0 @@
-"""Pure functions: no modules, no configuration, no input or output."""

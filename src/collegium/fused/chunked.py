@@ -1,0 +1,251 @@
+"""The distillation loss over chunks of positions, by autograd: the reference, and the general case.
+
+Of the [N V] tensors of a batch only one chunk's rows exist at a time, and of these one teacher's:
+the forward KL holds five [n V] buffers (student, fused target, a teacher and two temporaries),
+whatever the number of teachers. One pass makes `teacher_stats`, from which weights over any stretch
+of text are made; a second makes the loss, each chunk under activation checkpointing. So a teacher's
+logits are made three times a step; `fused` makes them once and is what the objective calls.
+
+Autograd needs to know nothing of the head or of the weights: adapters on the head, hooks, sharded
+weights and learned teacher weights go this way.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from operator import add
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from collegium.fused.teacher_stats import TeacherWeighting, at_both_temperatures, target_logprobs, weigh
+from collegium.losses.chunks import chunks
+from collegium.losses.divergences import Divergence, PositionalDivergence, entropy
+from collegium.losses.fusion import Fusion, add_to_mixture, add_to_product, geometric_logprobs, mixture_logprobs
+from collegium.signals.contracts import Positions, TeacherStats
+from collegium.signals.signals import Head, TeacherSignal
+
+
+@dataclass(frozen=True)
+class KdTarget:
+    """How teachers become one target and how the student is held to it.
+
+    Attributes:
+        divergence: From the student to the fused target.
+        fusion: From teachers to the fused target.
+        temperature: Softens student and teachers alike.
+        scale_by_squared_temperature: Multiply by temperature^2, which keeps the gradient's size
+            about constant (arXiv:1503.02531, section 2.1).
+        parameter: What a `PositionalDivergence` is given besides: a number, a scalar or [N].
+        conflict_limit: Nats of conflict among teachers above which a position is left to the text: its
+            weight goes from the divergence to the cross-entropy. None: never.
+    """
+
+    divergence: Divergence | PositionalDivergence
+    fusion: Fusion
+    temperature: float = 1.0
+    scale_by_squared_temperature: bool = True
+    parameter: float | Tensor = 0.0
+    conflict_limit: float | None = None
+
+    @property
+    def scale(self) -> float:
+        """Factor of the divergence."""
+        return self.temperature**2 if self.scale_by_squared_temperature else 1.0
+
+    def settled(self, conflict: Float[Tensor, " n"]) -> Bool[Tensor, " n"]:
+        """Where teachers agree well enough."""
+        assert self.conflict_limit is not None, "asked only with a limit"
+        return conflict <= self.conflict_limit
+
+
+@dataclass
+class DistillationSums:
+    """Sums over positions, and what was known of the teachers. Only `loss` carries a gradient.
+
+    Attributes:
+        loss: kd_weight * kd + ce_weight * cross-entropy, smoothed if asked.
+        kd: Divergence to the fused target, over covered positions.
+        cross_entropy: -log probability of the labels, over all positions.
+        covered: Number of positions where some teacher has weight.
+        target_entropy: Entropy of the fused target, over covered positions.
+        conflict: Weighted mean divergence between teachers and target, over covered positions, in the
+            direction whose minimum the fusion is: of the teachers from a mixture (which makes it the
+            Jensen-Shannon divergence among them), of a geometric mean from the teachers.
+        teacher_kl: KL(teacher || student) over the positions where the teacher is valid, [M].
+        stats: What each teacher's weight was made from.
+        weights: Teacher weights, [N M].
+    """
+
+    loss: Tensor
+    kd: Tensor
+    cross_entropy: Tensor
+    covered: Tensor
+    target_entropy: Tensor
+    conflict: Tensor
+    teacher_kl: Tensor
+    stats: TeacherStats
+    weights: Tensor
+
+
+def distillation_loss(
+    student_hidden: Float[Tensor, "N D"],
+    student_head: Head,
+    positions: Positions,
+    signals: Sequence[TeacherSignal],
+    weighting: TeacherWeighting,
+    *,
+    target: KdTarget,
+    kd_weight: float | Float[Tensor, " N"],
+    ce_weight: float | Float[Tensor, " N"] | None = None,
+    label_smoothing: float = 0.0,
+    chunk_size: int,
+) -> DistillationSums:
+    """The loss and what is logged, as sums over all positions.
+
+    Args:
+        student_hidden: Student's last hidden states at the predicted positions.
+        student_head: Projects them to logits; called as a module, so that it may hold an adapter.
+        positions: What is to be predicted, and the stretches of text that share weights.
+        signals: One per teacher; none for cross-entropy alone.
+        weighting: Teacher weights, or how they follow from the teachers' statistics.
+        target: Divergence, fusion and temperature.
+        kd_weight: Weight of the divergence, of all positions or of each; it carries no gradient.
+        ce_weight: Weight of the cross-entropy; 1 - kd_weight if not given.
+        label_smoothing: Share of the label's probability that is spread over the vocabulary in the
+            cross-entropy of the loss.
+        chunk_size: Positions whose [n V] tensors are alive at once. Does not change the result
+            beyond rounding.
+    """
+    stats, weights = weigh(
+        signals,
+        positions,
+        weighting,
+        student=lambda rows: student_head(student_hidden[rows]),
+        temperature=target.temperature,
+        chunk_size=chunk_size,
+    )
+    ce_weight = 1.0 - kd_weight if ce_weight is None else ce_weight
+
+    def chunk_sums(hidden: Tensor, chunk_weights: Tensor, rows: slice) -> tuple[Tensor, ...]:
+        factors = of_rows(kd_weight, rows, hidden), of_rows(ce_weight, rows, hidden)
+        valid, labels = stats.valid[rows], positions.labels[rows]
+        chunk = _Chunk(rows, labels, signals, chunk_weights, valid, target, label_smoothing, *factors)
+        return chunk.sums(*at_both_temperatures(student_head(hidden), target.temperature))
+
+    parts = [
+        _checkpointed(chunk_sums, student_hidden[rows], weights[rows], rows)
+        for rows in chunks(len(positions), chunk_size)
+    ]
+    loss, *logged = (reduce(add, part) for part in zip(*parts, strict=True))
+    kd, cross_entropy, covered, target_entropy, conflict, teacher_kl = (figure.detach() for figure in logged)
+    return DistillationSums(
+        loss, kd, cross_entropy, covered, target_entropy, conflict, teacher_kl, stats, weights.detach()
+    )
+
+
+def of_rows(value: float | Tensor, rows: slice, like: Tensor) -> Float[Tensor, " n"]:
+    """A weight or parameter at some positions, at least in float32, whether it is one for all or for each."""
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    count = rows.stop - rows.start
+    if not isinstance(value, Tensor):
+        return torch.full((count,), value, dtype=dtype, device=like.device)
+    value = value.detach().to(like.device, dtype)
+    return value.expand(count) if value.ndim == 0 else value[rows]
+
+
+def _checkpointed(
+    function: Callable[..., tuple[Tensor, ...]], hidden: Tensor, weights: Tensor, rows: slice
+) -> tuple[Tensor, ...]:
+    if not torch.is_grad_enabled():
+        return function(hidden, weights, rows)
+    result: tuple[Tensor, ...] = checkpoint(function, hidden, weights, rows, use_reentrant=False)
+    return result
+
+
+@dataclass
+class _Chunk:
+    """One chunk's teachers, streamed one at a time past the fusion and the statistics."""
+
+    rows: slice
+    labels: Tensor
+    signals: Sequence[TeacherSignal]
+    weights: Tensor
+    valid: Tensor
+    target: KdTarget
+    label_smoothing: float
+    kd_weight: Tensor
+    ce_weight: Tensor
+    _entropies: list[Tensor] = field(default_factory=list)
+    _teacher_kls: list[Tensor] = field(default_factory=list)
+    _mixture: Tensor | None = None
+    _product: Tensor | None = None
+
+    def sums(self, logprobs: Tensor, softened: Tensor) -> tuple[Tensor, ...]:
+        """As in `DistillationSums`, up to what is kept of the teachers."""
+        nll = -logprobs.gather(-1, self.labels[:, None]).squeeze(-1)  # [n]
+        smoothed = nll
+        if self.label_smoothing > 0.0:
+            smoothed = (1.0 - self.label_smoothing) * nll - self.label_smoothing * logprobs.mean(-1)
+        if not self.signals:
+            zero = nll.detach().sum() * 0.0
+            return (self.ce_weight * smoothed).sum(), zero, nll.sum(), zero, zero, zero, zero.expand(0)
+        covered = self.weights.detach().sum(-1) > 0  # [n]
+        # Positions that no teacher covers get some target too; its divergence is finite, not used.
+        weights = torch.where(covered[:, None], self.weights, torch.ones_like(self.weights))
+        fused = self.target.fusion(self._teachers(softened.detach()), weights)
+        # First, since a recomputation ends with the last tensor that backward needs.
+        target_entropy, conflict = self._statistics(fused)
+        divergence = torch.where(covered, self._divergence(softened, fused), 0.0) * self.target.scale
+        kd_weight, ce_weight = self.kd_weight, self.ce_weight
+        if self.target.conflict_limit is not None:
+            given_up = kd_weight * (covered & ~self.target.settled(conflict))
+            kd_weight, ce_weight = kd_weight - given_up, ce_weight + given_up
+        loss = (kd_weight * divergence).sum() + (ce_weight * smoothed).sum()
+        figures = (_sum_where(covered, target_entropy), _sum_where(covered, conflict))
+        teacher_kls = torch.stack(self._teacher_kls)
+        return loss, divergence.sum(), nll.sum(), covered.sum().to(loss.dtype), *figures, teacher_kls
+
+    def _divergence(self, student_logprobs: Tensor, fused: Tensor) -> Tensor:
+        divergence = self.target.divergence
+        if isinstance(divergence, PositionalDivergence):
+            parameter = of_rows(self.target.parameter, self.rows, student_logprobs)
+            return divergence.at(student_logprobs, fused, self.labels, parameter)
+        return divergence(student_logprobs, fused)
+
+    def _teachers(self, student_logprobs: Tensor) -> Iterator[Tensor]:
+        for m in range(len(self.signals)):
+            yield self._teacher(m, student_logprobs)  # bound to no name, which would keep it alive
+
+    @torch.no_grad()
+    def _teacher(self, m: int, student_logprobs: Tensor) -> Tensor:
+        logprobs = target_logprobs(
+            self.signals[m], self.rows, self.valid[:, m], self.target.temperature, student_logprobs
+        )
+        if self.target.fusion is geometric_logprobs:
+            self._product = add_to_product(self._product, logprobs, self.weights[:, m])
+        elif self.target.fusion is not mixture_logprobs:
+            self._mixture = add_to_mixture(self._mixture, logprobs, self.weights[:, m])
+        probs = logprobs.exp()
+        entropies = -(probs * logprobs).sum(-1)
+        # nansum: a token that both rule out is 0 * -inf.
+        teacher_kl = -(probs * student_logprobs).nansum(-1) - entropies
+        self._entropies.append(entropies)
+        self._teacher_kls.append(_sum_where(self.valid[:, m], teacher_kl))
+        return logprobs
+
+    @torch.no_grad()
+    def _statistics(self, fused: Tensor) -> tuple[Tensor, Tensor]:
+        """Entropy of the target, and conflict."""
+        fused_entropy = entropy(fused)
+        if self._product is not None:
+            return fused_entropy, -self._product.logsumexp(-1)
+        mixture_entropy = fused_entropy if self._mixture is None else entropy(self._mixture)
+        mean_entropy = (self.weights * torch.stack(self._entropies, -1)).sum(-1)  # [n]
+        return fused_entropy, mixture_entropy - mean_entropy
+
+
+def _sum_where(condition: Tensor, values: Tensor) -> Tensor:
+    return torch.where(condition, values, torch.zeros_like(values)).sum()

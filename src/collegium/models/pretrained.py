@@ -1,0 +1,326 @@
+"""Models and tokenizers by reference: a hub id, a folder, a GGUF file, or a file inside a package.
+
+A GGUF file is dequantised once and kept as safetensors in the cache, under the hash of its content:
+30 s the first time, one second afterwards. Only safetensors are read. Every model is probed once for
+what the loss relies on: that its trunk and head give its logits, and that documents of a packed block
+do not see each other.
+"""
+
+import contextlib
+import hashlib
+import logging
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from collegium.base.durable import disk_errors, file_digest
+from collegium.base.errors import DataError, one_line, pass_on_full_disk
+from collegium.base.references import cache_dir, is_local, is_offline, resolve_reference
+from collegium.models.head import ProjectionHead
+
+
+logger = logging.getLogger(__name__)
+
+Module = TypeVar("Module", bound=nn.Module)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def resolve_dtype(name: str, device: torch.device | None = None) -> torch.dtype:
+    """The torch dtype; `auto` is bfloat16 where `device` multiplies in it natively, else float32."""
+    if name != "auto":
+        return DTYPES[name]
+    if (device is None or device.type == "cuda") and torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    capabilities = torch.backends.cpu.get_cpu_capability()
+    native = "AVX512" in capabilities and torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
+def load_tokenizer(
+    reference: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """Load a tokenizer.
+
+    Raises:
+        DataError: it cannot be found or read.
+    """
+    folder, gguf_file = _locate(reference)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, revision=revision, trust_remote_code=trust_remote_code, gguf_file=gguf_file
+        )
+    except Exception as error:  # transformers raises anything from OSError to KeyError here
+        pass_on_full_disk(error)
+        raise _unloadable("tokenizer", reference, error) from error
+    return tokenizer
+
+
+def load_model(
+    reference: str,
+    *,
+    dtype: torch.dtype,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    device_map: str | dict[str, int | str] | None = None,
+) -> PreTrainedModel:
+    """Load a causal language model, in evaluation mode.
+
+    Raises:
+        DataError: it cannot be found or read, or has no safetensors.
+    """
+    folder, gguf_file = _locate(reference)
+    if gguf_file is not None:
+        folder = str(dequantized(Path(folder) / gguf_file))
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            device_map=device_map,
+            use_safetensors=True,
+        )
+    except Exception as error:
+        pass_on_full_disk(error)
+        raise _unloadable("model", reference, error) from error
+    model.eval()
+    return model
+
+
+def model_from_config(
+    reference: str,
+    *,
+    overrides: dict[str, int | float | bool | str | None],
+    dtype: torch.dtype,
+    seed: int,
+    revision: str | None = None,
+) -> PreTrainedModel:
+    """A model with random weights, made the same by the same seed.
+
+    Raises:
+        DataError: the configuration cannot be read, has no such field, or makes no model with these values.
+    """
+    folder, _ = _locate(reference)
+    config = _read_config(folder, reference, {"revision": revision})
+    unknown = [name for name in overrides if not hasattr(config, name)]
+    if unknown:
+        raise DataError(f"student.overrides: {type(config).__name__} has no field {unknown[0]!r}")
+    torch.manual_seed(seed)
+    try:
+        for name, value in overrides.items():
+            setattr(config, name, value)
+        config.validate()  # else first when the trained student is saved
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    except Exception as error:
+        raise DataError(
+            f"student.overrides: {type(config).__name__} makes no model with {overrides} ({_reason(error)})"
+        ) from error
+    return model
+
+
+def dequantized(path: Path) -> Path:
+    """Folder with the float32 safetensors of a GGUF file; made at the first call, then kept.
+
+    Raises:
+        DataError: it is no whole GGUF file.
+        OSError: it cannot be written, for instance because the disk is full.
+    """
+    target = cache_dir() / "dequantized" / file_digest(path)[:32]
+    if (target / "config.json").exists():
+        return target
+    logger.info("dequantising %s (once)", path.name)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    remove_stale(target.parent)
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            path.parent,
+            gguf_file=path.name,
+            dtype=torch.float32,
+            quantization_config=GgufConfig(dequantize=True),
+        )
+    except Exception as error:
+        pass_on_full_disk(error)
+        raise DataError(f"{path}: GGUF file cannot be read ({_reason(error)}); fetch it again") from error
+    # A dequantised model is an ordinary one, but still says otherwise and then refuses to be saved.
+    model.hf_quantizer = None
+    model.config.__dict__.pop("quantization_config", None)
+    temporary = Path(tempfile.mkdtemp(prefix=".making-", dir=target.parent))
+    try:
+        with disk_errors(temporary):
+            model.save_pretrained(temporary)
+        temporary.chmod(0o755)
+        temporary.rename(target)
+    except OSError:
+        if not (target / "config.json").exists():  # else another process was first
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def remove_stale(folder: Path) -> None:
+    """Remove what a process that was killed left half-made more than a day ago."""
+    for left in folder.glob(".making-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > 86_400:
+                shutil.rmtree(left)
+
+
+def load_config(
+    reference: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PretrainedConfig:
+    """The configuration of a model, without its weights.
+
+    Raises:
+        DataError: it cannot be found or read.
+    """
+    folder, gguf_file = _locate(reference)
+    if gguf_file is not None:
+        folder = str(dequantized(Path(folder) / gguf_file))
+    return _read_config(folder, reference, {"revision": revision, "trust_remote_code": trust_remote_code})
+
+
+def count_parameters(
+    reference: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> int | None:
+    """Parameters of the model that a configuration makes, tied ones once; None if it cannot be told.
+
+    Nothing is read but the configuration, and no memory is taken for weights.
+    """
+    try:
+        config = load_config(reference, revision=revision, trust_remote_code=trust_remote_code)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        return int(model.num_parameters())
+    except Exception as error:  # of any library; a count is worth no run
+        pass_on_full_disk(error)
+        return None
+
+
+def _read_config(folder: str, reference: str, options: dict[str, Any]) -> PretrainedConfig:
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(folder, **options)
+    except Exception as error:
+        pass_on_full_disk(error)
+        raise _unloadable("configuration", reference, error) from error
+    return config
+
+
+def reference_fingerprint(reference: str, config: PretrainedConfig) -> str:
+    """Identity of a model's weights: the hub commit, or a hash of the files it was read from."""
+    commit = getattr(config, "_commit_hash", None)
+    if commit:
+        return f"{reference}@{commit}"
+    path = Path(resolve_reference(reference))
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    digest = hashlib.sha256("".join(file_digest(file) for file in files).encode())
+    return f"{path.name}@{digest.hexdigest()[:32]}"
+
+
+def place(model: Module, device: torch.device) -> Module:
+    """Move the model to the device; returns it."""
+    return model.to(device)
+
+
+def causal_lm_of(model: nn.Module) -> PreTrainedModel:
+    """The causal language model itself, below any adapter."""
+    return cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
+
+
+def trunk_of(model: nn.Module) -> nn.Module:
+    """The part of a causal language model below its head, under an adapter too."""
+    return causal_lm_of(model).base_model
+
+
+def last_hidden_states(model: nn.Module, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+    """Output of the trunk, [B S D]; positions that restart at 0 keep documents apart."""
+    output = trunk_of(model)(input_ids=input_ids, position_ids=position_ids, use_cache=False)
+    hidden: Tensor = output.last_hidden_state
+    return hidden
+
+
+@torch.no_grad()
+def check_model(model: PreTrainedModel, vocab_size: int, *, name: str) -> None:
+    """Probe what the loss relies on, on eight tokens.
+
+    Raises:
+        DataError: the vocabulary is too small, trunk and head do not give the model's logits, or packed
+            documents see each other.
+    """
+    rows = len(cast(Tensor, model.get_input_embeddings().weight))
+    if rows < vocab_size:
+        raise DataError(f"{name}: has {rows} token embeddings, but the tokenizer has {vocab_size} tokens")
+    try:
+        _probe(model, vocab_size, name)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{name}: {type(model).__name__} cannot be run ({_reason(error)})") from error
+
+
+def _probe(model: PreTrainedModel, vocab_size: int, name: str) -> None:
+    device = cast(Tensor, model.get_input_embeddings().weight).device
+    tokens = torch.arange(8, device=device)[None] % vocab_size
+    other = tokens.clone()
+    other[0, :4] = (tokens[0, :4] + vocab_size // 2) % vocab_size
+    positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3]], device=device)
+    hidden = last_hidden_states(model, tokens, positions)
+    logits = ProjectionHead.from_model(model, vocab_size)(hidden[0]).float()
+    expected = model(input_ids=tokens, position_ids=positions, use_cache=False).logits[0, :, :vocab_size].float()
+    tolerance = 1e-3 if hidden.dtype == torch.float32 else 5e-2
+    if (logits - expected).abs().max() > tolerance * expected.abs().max().clamp_min(1.0):
+        raise DataError(
+            f"{name}: {type(model).__name__} makes its logits in a way that the head does not know yet"
+        )
+    leak = (last_hidden_states(model, other, positions) - hidden)[0, 4:].abs().max()
+    if leak > tolerance * hidden.abs().max().clamp_min(1.0):
+        raise DataError(
+            f"{name}: {type(model).__name__} lets the documents of a packed block see each other; "
+            "it ignores position_ids that restart, so it cannot be used with packed text"
+        )
+
+
+def _locate(reference: str) -> tuple[str, str | None]:
+    """Folder or hub id, and the GGUF file in it if it is one."""
+    path = resolve_reference(reference)
+    if not path.endswith(".gguf"):
+        return path, None
+    file = Path(path)
+    if not file.is_file():
+        raise DataError(f"{reference}: no such GGUF file")
+    return str(file.parent), file.name
+
+
+def _unloadable(what: str, reference: str, error: Exception) -> DataError:
+    reason = _reason(error)
+    if is_local(reference):
+        if not Path(resolve_reference(reference)).exists():
+            reason = "there is no such file or folder"
+        mend = "check the path, and that the folder holds config.json, tokenizer files and *.safetensors"
+    elif is_offline():
+        if isinstance(error, OSError):  # its text is long and speaks of the network
+            reason = "it is not among what was fetched from the hub before"
+        mend = "HF_HUB_OFFLINE is set; unset it, or give a local folder"
+    else:
+        mend = "check the id, the network and `huggingface-cli login`, or give a local folder"
+    return DataError(f"{reference}: {what} cannot be loaded ({reason}); {mend}")
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {one_line(error)}"

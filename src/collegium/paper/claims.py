@@ -1,0 +1,273 @@
+"""What the paper claims beside what was measured, in relative terms.
+
+The paper is arXiv:2507.15198; its models, budgets and seeds are not known, so only ratios can be compared, and
+some of its figures not at all. A claim of a size holds where the whole interval over seeds is at least as large,
+and does not where the mean falls short of it; between the two, and with one seed, nothing is said. But one seed's
+interval over items can refute that enough of the specialists is kept. No torch here.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from collegium.paper.measured import Content, Measured, Spread, finite, spread_of
+
+
+SIGNIFICANT = 0.05
+
+RED_FLAGS = (
+    "Its 5-teacher point of figure 2 is its own row of table 1, and its 1-teacher point (perplexity 25.4) is worse"
+    " than the worst baseline (24.7). So the table compares five teachers with one: number of teachers and method"
+    " cannot be told apart.",
+    "TinyBERT and MobileBERT are encoders. A perplexity on C4 needs a head that predicts the next token, and none"
+    " is described.",
+    'Its "distillation loss" is measured against each method\'s own target. A smoother target is easier to match,'
+    " so such values rank nothing.",
+    "A BLEU of 86.7 at a perplexity near 21 cannot be that of free continuations against the text of C4; what was"
+    " compared with what is not said.",
+    'Figure 3 gives an "accuracy" of summarization, which is not defined.',
+    "There are no seeds, no intervals, no amount of compute, and neither teachers nor student are named.",
+)
+"""Why the paper's numbers cannot be compared as they stand."""
+
+BEATEN = {
+    "ce": "cross-entropy only",
+    "best_single": "the best single teacher (chosen on validation text)",
+    "uniform": "uniform fusion",
+    "tinybert": "TinyBERT",
+    "mobilebert": "MobileBERT",
+    "minilm": "MiniLM",
+    "dkd": "DKD",
+}
+"""Rows of table 1 that our rule should be better than."""
+
+PUBLISHED = ("tinybert", "mobilebert", "minilm", "dkd")
+
+WORST_BASELINE = 20.8 / 24.7 - 1.0
+MORE_TEACHERS = {"perplexity": 20.8 / 25.4 - 1.0, "kl/common": 1.64 / 2.42 - 1.0}
+"""What the paper reports, as changes: ours over its worst baseline, five teachers over one."""
+
+ACCURACIES = {"summarization": 88.7, "paraphrase": 87.3, "ner": 86.1, "qa": 85.2, "sentiment": 83.5}
+"""Of the paper's figure 3, percent."""
+
+KEPT, SIZE = 0.95, 0.5
+"""Share of the specialists' mean that a student should keep, and of their size that it may have."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim.
+
+    Attributes:
+        text: What is claimed.
+        paper: What the paper reports, or that it reports nothing.
+        measured: The figure measured; None if there is none.
+        low: Lower end of its 95 % interval over seeds; None if not known.
+        high: Upper end; None likewise.
+        holds: Whether it holds; None if nothing can be said.
+        why: By what this was decided.
+        kind: A `change` as a share of a reference, a `share`, or a `score` from 0 to 100.
+    """
+
+    text: str
+    paper: str
+    measured: float | None
+    low: float | None
+    high: float | None
+    holds: bool | None
+    why: str
+    kind: Literal["change", "share", "score"] = "change"
+
+
+def claims_of(results: Measured) -> list[Claim]:
+    """Claims that an experiment speaks to, computed from its JSON alone."""
+    kinds: Mapping[str, Callable[[Measured], list[Claim]]] = {
+        "table1": table1_claims,
+        "figure2": figure2_claims,
+        "figure3": figure3_claims,
+    }
+    of = kinds.get(results.content["experiment"])
+    return [] if of is None else of(results)
+
+
+def table1_claims(results: Measured) -> list[Claim]:
+    """Our rule against each baseline, then what the paper puts in figures."""
+    return [
+        *(_beats(results, name, label) for name, label in BEATEN.items()),
+        _worst_baseline(results),
+        _papers_weights(results),
+        *(_own_target(results, name, paper) for name, paper in (("minilm", 2.18), ("dkd", 1.97))),
+        _bleu(results),
+    ]
+
+
+def _claim(
+    text: str,
+    paper: str,
+    spread: Spread | None,
+    holds: bool | None,
+    why: str,
+    kind: Literal["change", "share", "score"] = "change",
+) -> Claim:
+    if spread is None:
+        return Claim(text, paper, None, None, None, None, "Not measured.", kind)
+    return Claim(text, paper, spread.mean, spread.low, spread.high, holds, why, kind)
+
+
+def _beats(results: Measured, name: str, label: str) -> Claim:
+    row = results.row(name)
+    difference = None if row is None else row["against_baseline"]
+    holds, why = None, "Not tested: one seed, or other text."
+    if difference is not None and (p := finite(difference["p_holm"])) is not None:
+        above = difference["over_seeds"]["value"]
+        holds = p < SIGNIFICANT and above > 0.0
+        side = "above" if above > 0.0 else "below"
+        why = f"Its loss is {abs(above):.3f} nats {side} ours, p = {p:.2g} after Holm."
+        why += "" if holds or above <= 0.0 else " That may be chance."
+    change = results.change("perplexity", "ours", name)
+    return _claim(f"Our rule has a lower perplexity than {label}", "no test", change, holds, why)
+
+
+def _at_least(spread: Spread | None, wanted: float) -> tuple[bool | None, str]:
+    """Whether a decrease is as large as claimed."""
+    if spread is None or spread.low is None or spread.high is None:
+        return None, "One seed: no interval."
+    if spread.mean > wanted:
+        return False, f"The mean falls short of {_percent(wanted)}."
+    if spread.high > wanted:
+        return None, f"The mean reaches {_percent(wanted)}, the interval does not."
+    return True, "The whole interval is at least as large."
+
+
+def _worst_baseline(results: Measured) -> Claim:
+    known = {row["name"]: s.mean for row in results.named(PUBLISHED) if (s := spread_of(row, "perplexity"))}
+    worst = max(known, key=known.__getitem__) if known else ""
+    spread = results.change("perplexity", "ours", worst)
+    holds, why = _at_least(spread, WORST_BASELINE)
+    text = f"Perplexity relative to the worst of {len(PUBLISHED)} published baselines"
+    text += f" (here {BEATEN[worst]})" if worst else ""
+    if len(known) < len(PUBLISHED):
+        holds, why = None, f"Only {len(known)} of {len(PUBLISHED)} baselines were measured."
+    return _claim(text, f"24.7 to 20.8: {_percent(WORST_BASELINE)}", spread, holds, why)
+
+
+def _papers_weights(results: Measured) -> Claim:
+    text = "The paper's weights as written (each token, tau 1, not calibrated) beat uniform ones in perplexity"
+    spread = results.change("perplexity", "paper", "uniform")
+    holds, why = None, "One seed: no interval."
+    if spread is not None and spread.low is not None and spread.high is not None:
+        holds = spread.high < 0.0
+        why = "Decided by the interval over seeds, a test by itself; uniform fusion is not in the paper."
+    return _claim(text, "claimed in words", spread, holds, why)
+
+
+def _own_target(results: Measured, name: str, loss: float) -> Claim:
+    why = (
+        "The paper's loss is against each method's own target and cannot be compared. Shown is the KL to one"
+        " common target, the experts' uniform mixture."
+    )
+    text = f"Distillation loss lower than {BEATEN[name]}'s"
+    paper = f"{loss:g} to 1.64: {_percent(1.64 / loss - 1.0)}"
+    return _claim(text, paper, results.change("kl/common", "ours", name), None, why)
+
+
+def _bleu(results: Measured) -> Claim:
+    row = results.row("ours")
+    spread = None if row is None else spread_of(row, "bleu_reference")
+    why = "Cannot be compared: what the paper scored against what is not said. Shown is that of continuations."
+    return _claim("BLEU of our rule", "86.7 (79.1 with one teacher)", spread, None, why, "score")
+
+
+def figure2_claims(results: Measured) -> list[Claim]:
+    """What more teachers, and a bad one, change."""
+    count = len(results.numbered("copies"))
+    designs = {"each of a domain of its own": ("ours", "one")}
+    if count > 1:
+        designs["copies that differ by their seed"] = (f"copies_{count}", "copies_1")
+    claims = [
+        _more(results, figure, noun, design, *names)
+        for design, names in designs.items()
+        for figure, noun in (("perplexity", "Perplexity"), ("kl/common", "KL to the common target"))
+    ]
+    bad = {"bad_uniform": "uniform", "bad_paper": "paper", "bad_raw": "ours", "bad_ours": "ours"}
+    return [*claims, *(_bad(results, *names) for names in bad.items() if results.row(names[0]) is not None)]
+
+
+def _more(results: Measured, figure: str, noun: str, design: str, name: str, reference: str) -> Claim:
+    spread, wanted = results.change(figure, name, reference), MORE_TEACHERS[figure]
+    holds, why = _at_least(spread, wanted)
+    reported = {"perplexity": "25.4 to 20.8", "kl/common": "2.42 to 1.64, not said against what"}[figure]
+    text = f"{noun} of all teachers against one, {design}"
+    return _claim(text, f"{reported}: {_percent(wanted)}", spread, holds, why)
+
+
+def _bad(results: Measured, name: str, reference: str) -> Claim:
+    row, without = results.row(name), results.row(reference)
+    assert row is not None
+    label = row["label"] if without is None else f"{row['label']} (against {without['label']})"
+    spread = results.change("perplexity", name, reference)
+    return _claim(
+        f"What a bad teacher costs in perplexity: {label}", "not examined", spread, None, "Nothing was claimed."
+    )
+
+
+def figure3_claims(results: Measured) -> list[Claim]:
+    """Each task, what is kept of the specialists, and whether their teaching helped.
+
+    See `collegium.paper.task_scores` for what the JSON says of tasks.
+    """
+    student = results.row(results.content["baseline"])
+    scores = {} if student is None else student.get("tasks", {})
+    tasks: Mapping[str, Content] = results.content.get("tasks", {})
+    order = list(ACCURACIES)
+    claims = [
+        _claim(
+            f"{tasks[name]['primary']} on {name}",
+            f"{ACCURACIES[tasks[name]['task']]} %",
+            Spread.of(scores.get(name), 100.0),
+            None,
+            "Other data, models and measures: cannot be compared.",
+            "score",
+        )
+        for name in sorted(tasks, key=lambda name: order.index(tasks[name]["task"]))
+    ]
+    return [*claims, _kept(results, student), _taught(results)]
+
+
+def _kept(results: Measured, student: Content | None) -> Claim:
+    text = "One student keeps 95 % of the specialists' mean score, at under half the size of one"
+    kept = None if student is None else student.get("kept")
+    spread = Spread.of(kept)
+    if kept is None or spread is None:
+        return _claim(text, "no figure", None, None, "", "share")
+    sizes = results.content["parameters"]
+    size = sizes["student"] / sizes["specialist"]
+    why = f"The student has {100.0 * size:.1f} % of a specialist's parameters."
+    one_seed = finite(kept["low"]) is None
+    if one_seed:
+        why += " One seed: the interval is over items, so it can refute the claim, not show it."
+    best = spread.high if one_seed else spread.mean
+    falls_short = size >= SIZE or (best is not None and best < KEPT)
+    reached = not one_seed and spread.low is not None and spread.low >= KEPT
+    return _claim(text, "no figure", spread, False if falls_short else reached or None, why, "share")
+
+
+def _taught(results: Measured) -> Claim:
+    text = "Taught, a student scores higher than without teachers: mean over tasks, in points"
+    alone = results.row("ce")
+    difference = None if alone is None else alone.get("tasks_against_baseline")
+    if difference is None:
+        return _claim(text, "no test", None, None, "", "score")
+    seeds, items = difference["over_seeds"], difference["over_items"]
+    spread = Spread.covering(items["value"], seeds, items).times(-1.0).times(100.0)
+    over_seeds, over_items = finite(seeds["p_value"]), items["p_value"]
+    if over_seeds is None:
+        why = f"One seed: the interval and p = {over_items:.2g} are over items."
+        return _claim(text, "no test", spread, None, why, "score")
+    p = max(over_seeds, over_items)
+    why = f"p = {p:.2g}, the larger of that over seeds and that over items."
+    return _claim(text, "no test", spread, p < SIGNIFICANT and spread.mean > 0.0, why, "score")
+
+
+def _percent(change: float) -> str:
+    return f"{100.0 * change:+.1f} %"

@@ -1,0 +1,256 @@
+"""`collegium reproduce NAME`: from nothing to the results of an experiment, and on from where it was stopped.
+
+Everything made is in one folder for each scale, runs by the hash of what decides them, so that experiments share
+what they have in common and a second call makes only what is missing.
+"""
+
+import hashlib
+import importlib.resources
+import json
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from collegium.base.durable import write_text
+from collegium.base.errors import RecipeError
+from collegium.base.terminal import ProgressLine, duration, say
+from collegium.paper.conditions import SWITCHING, conditions
+from collegium.paper.experiment import Experiment, Plan, Run, plan
+from collegium.paper.figure2 import figure2
+from collegium.paper.figure3 import figure3
+from collegium.paper.made import (
+    claim_folder,
+    made_teachers,
+    make_models,
+    make_teacher,
+    read_teacher,
+    teacher_recipe,
+)
+from collegium.paper.page import publish
+from collegium.paper.results import collect
+from collegium.paper.specification import Specification, in_folder, load_specification, with_local_files
+from collegium.paper.switching import write_switching
+from collegium.paper.table1 import table1
+from collegium.paper.tables import VALIDATION, Result
+from collegium.paper.task_work import measure_specialists
+from collegium.paper.work import Training, measure_targets, result_path, train_and_measure
+from collegium.paper.workers import Workers, finished, worker_pool
+from collegium.recipe.file import validated
+
+
+EXPERIMENTS = {"table1": table1, "figure2": figure2, "figure3": figure3, "conditions": conditions}
+
+PAGE = "page"
+"""Said in place of an experiment."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an experiment reads and writes.
+
+    Attributes:
+        specification: Its file.
+        output: Folder of all that is made.
+    """
+
+    specification: Path
+    output: Path
+
+    def read(self, key: str) -> Result:
+        """A finished run."""
+        return Result(json.loads(result_path(self.output, key).read_text(encoding="utf-8")))
+
+    def loss(self, run: Run) -> float | None:
+        """Validation loss of a run, None if it is not finished; a NaN counts as the worst."""
+        if not result_path(self.output, run.key).exists():
+            return None
+        loss = self.read(run.key).mean("nll", VALIDATION)
+        return math.inf if math.isnan(loss) else loss
+
+    def lacks(self, run: Run, own: Set[str]) -> bool:
+        """Whether a run is not finished, or not measured against its own target though its key is in `own`."""
+        if not result_path(self.output, run.key).exists():
+            return True
+        return run.key in own and not self.read(run.key).content.get("own")
+
+
+def specification_path(scale: str, experiment: str = "table1") -> Path:
+    """The file of a scale: one that exists, or the name of one that ships with the package.
+
+    Figure 3 has files of its own, since it has other text, teachers and student.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    if scale.endswith((".yaml", ".yml")):
+        return Path(scale)
+    shipped = Path(str(importlib.resources.files("collegium.paper"))) / "experiments"
+    folder = shipped if shipped.is_dir() else Path(__file__).parents[3] / "experiments"
+    prefix = "tasks-" if experiment == "figure3" else ""
+    path = folder / f"{prefix}{scale}.yaml"
+    if not path.exists():
+        stems = sorted(file.stem for file in folder.glob("*.yaml"))
+        known = [stem.removeprefix(prefix) for stem in stems if stem.startswith("tasks-") == bool(prefix)]
+        raise RecipeError(f"--scale {scale}: is none of {', '.join(known)}; give one, or a YAML file")
+    return path
+
+
+def reproduce(
+    name: str,
+    *,
+    scale: str,
+    output: Path,
+    jobs: int | None,
+    local: Path | None = None,
+    results: Path | None = None,
+    page: Path | None = None,
+) -> dict[str, Any]:
+    """Run an experiment, or what is left of it, write its results and the page of all, and return them.
+
+    Args:
+        name: One of `EXPERIMENTS`, or `page` to write only the page again.
+        scale: See `specification_path`.
+        output: Folder of all that is made; each scale has its own in it.
+        jobs: Runs at once; as many as there are GPUs or cores if not given.
+        results: Folder of the experiments' JSON that the page is made of; that of the scale if not given.
+        local: Folder of local copies of the hub's data sets that the specification names.
+        page: The page; `results.md` in the folder of the scale if not given.
+
+    Raises:
+        RecipeError: there is no such experiment or scale.
+    """
+    if name not in (*EXPERIMENTS, PAGE):
+        raise RecipeError(f"no experiment {name!r}; there are {', '.join(EXPERIMENTS)}, and {PAGE}")
+    path = specification_path(scale, name)
+    specification = load_specification(path)
+    place = Place(path, output / specification.name)
+    if local is not None:
+        specification = with_local_files(specification, local, place.output)
+    found: dict[str, Any] = {}
+    if name != PAGE:
+        found = _results(EXPERIMENTS[name](specification), specification, place, jobs or _default_jobs())
+        text = json.dumps(found, indent=1, allow_nan=False) + "\n"
+        for folder in dict.fromkeys([place.output, results or place.output]):
+            write_text(folder / f"{name}.json", text)
+            say(f"results: {folder / name}.json")
+    publish(results or place.output, page or place.output / "results.md")
+    return found
+
+
+def _results(experiment: Experiment, specification: Specification, place: Place, jobs: int) -> dict[str, Any]:
+    _check(experiment, specification, place)
+    with worker_pool(jobs, place.output / "logs", num_gpus=torch.cuda.device_count()) as workers:
+        _make(experiment, specification, place, workers)
+        plan_ = _run_all(experiment, specification, place, workers)
+    return collect(
+        experiment,
+        specification,
+        plan_,
+        place.read,
+        targets=_read(_measured_path(experiment, place, "targets")),
+        made={
+            teacher: read_teacher(place.output, teacher)["mean"]
+            for teacher in made_teachers(specification, experiment.teachers)
+        },
+        specialists=_read(_measured_path(experiment, place, "specialists")),
+        origins=load_specification(place.specification).sources,
+        seconds=sum(place.read(run.key).content["seconds"] for run in plan_.all_runs),
+    )
+
+
+def _default_jobs() -> int:
+    return torch.cuda.device_count() or os.cpu_count() or 1
+
+
+def _check(experiment: Experiment, specification: Specification, place: Place) -> None:
+    """Refuse, before any work, what a later run could not read, and a folder made by another specification."""
+    every_row = plan(experiment, specification, lambda run: 0.0)
+    for recipe in [*experiment.judges.values(), *(run.recipe for run in every_row.all_runs)]:
+        validated(in_folder(recipe, place.output), f"{place.specification}: recipe")
+    for name in made_teachers(specification, experiment.teachers):
+        teacher_recipe(specification, name, place.specification.parent, place.output)
+    claim_folder(specification, place.specification.parent, place.output)
+
+
+def _make(experiment: Experiment, specification: Specification, place: Place, workers: Workers) -> None:
+    """Tokenizer, configurations, teachers, and what targets come to."""
+    make_models(specification, place.output)
+    missing = [
+        name
+        for name in made_teachers(specification, experiment.teachers)
+        if not (place.output / "teachers" / name / "evaluation.json").exists()
+    ]
+    if SWITCHING in experiment.judges:
+        write_switching(specification, place.output)
+    if missing:
+        work = partial(make_teacher, specification, folder=place.specification.parent, output=place.output)
+        _share_out("teacher", work, missing, 0, len(missing), workers)
+    path = _measured_path(experiment, place, "targets")
+    if experiment.targets and not path.exists():
+        say("measuring teachers and fused targets")
+        measure_targets(experiment.judges["experts"], experiment.targets, place.output, path)
+    path = _measured_path(experiment, place, "specialists")
+    if experiment.has_tasks and not path.exists():
+        say("measuring specialists on their tasks")
+        measure_specialists(experiment.judges["experts"], place.output, path)
+
+
+def _measured_path(experiment: Experiment, place: Place, what: str) -> Path:
+    """Named by what decides it: who measures the same shares it, and what is out of date is not read."""
+    deciding = json.dumps([experiment.judges["experts"], dict(experiment.targets)], sort_keys=True)
+    return place.output / f"{what}-{hashlib.sha256(deciding.encode()).hexdigest()[:16]}.json"
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    content: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return content
+
+
+def _run_all(experiment: Experiment, specification: Specification, place: Place, workers: Workers) -> Plan:
+    """Waves of runs until nothing more is known to be missing."""
+    while True:
+        known = plan(experiment, specification, place.loss)
+        own = {run.key for row in known.rows.values() if row.headline for run in known.runs[row.name]}
+        missing = [run for run in known.all_runs if place.lacks(run, own)]
+        if not missing:
+            return known
+        work = partial(_train, place.output, dict(experiment.judges), own)
+        before, total = len(known.all_runs) - len(missing), len(known.all_runs) + known.num_to_come
+        _share_out("run", work, missing, before, total, workers)
+
+
+def _train(output: Path, judges: Mapping[str, Any], own: Set[str], run: Run) -> None:
+    train_and_measure(Training(run.key, run.recipe, judges[run.judge], run.key in own), output)
+
+
+def _share_out(noun: str, work: Any, items: Sequence[Any], before: int, total: int, workers: Workers) -> None:
+    """Do the work in processes, and tell how far it is and how long it will take.
+
+    Args:
+        noun: What one item is.
+        work: Called with each.
+        items: To be done now.
+        before: Done already.
+        total: Those and all that are certain to come, `items` among them.
+        workers: Do it.
+    """
+    processes = min(workers.jobs, len(items))
+    line, start, done = ProgressLine(), time.monotonic(), 0
+
+    def show() -> None:
+        left = total - before - done
+        eta = f"about {duration((time.monotonic() - start) / done * left)} left" if done else ""
+        line.update(
+            f"{noun} {before + done}/{total}, {processes} at once", pace=eta, done=before + done, total=total
+        )
+
+    for _ in finished(workers, work, items, every=1.0, tick=show):
+        done += 1
+    line.finish(f"{noun}s: {before + done} of {total} are done ({duration(time.monotonic() - start)})")

@@ -1,0 +1,213 @@
+"""The results of an experiment as one JSON document: rows, differences with intervals, claims.
+
+Two things could make a difference between rows chance: the seeds and the documents. Both are asked: Student's
+paired test over seeds, and a paired bootstrap over documents of what the seeds come to on average, stratified
+by domain. The larger of the two p-values counts, after Holm's correction over the table.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from collegium.evaluation.resampling import Difference
+from collegium.evaluation.statistics import holm
+from collegium.evaluation.stratified import stratified_difference
+from collegium.evaluation.student_t import paired_t_test
+from collegium.paper.experiment import Experiment, Plan, Row
+from collegium.paper.numbers import BOOTSTRAP, CONFIDENCE, over_seeds, rounded, rounded_fields
+from collegium.paper.specification import Specification
+from collegium.paper.tables import TEST, VALIDATION, Result, averaged
+from collegium.paper.task_scores import described, task_scores
+
+
+FIGURES = ("nll", "accuracy", "kl/common", "kl/expert", "kl/own", "entropy/own", "agreement")
+"""Of a student on test documents; of the KLs only `kl/common` ranks students."""
+
+SIGNIFICANT = 0.05
+
+Read = Callable[[str], Result]
+
+
+def collect(
+    experiment: Experiment,
+    specification: Specification,
+    plan: Plan,
+    read: Read,
+    *,
+    targets: Mapping[str, Any],
+    made: Mapping[str, Any],
+    specialists: Mapping[str, Any] | None = None,
+    origins: Mapping[str, Mapping[str, Any]] | None = None,
+    seconds: float,
+) -> dict[str, Any]:
+    """All of it.
+
+    Args:
+        experiment: What was asked.
+        specification: At which scale.
+        plan: Its runs, all finished.
+        read: Result of a run by its key.
+        targets: Sums of each document of teachers and fused targets.
+        made: What the teachers that were made came to.
+        specialists: What teachers came to on tasks, if there are any: see `collegium.paper.task_work`.
+        origins: Sources as the specification names them, if local copies of these were read.
+        seconds: That this call and earlier ones worked, added up over processes.
+    """
+    measured = {name: [read(run.key) for run in plan.measured(name)] for name in plan.rows}
+    rows = [_row(plan, name, results) for name, results in measured.items()]
+    baseline = measured[experiment.baseline]
+    for row, difference in zip(rows, _differences(plan, measured, experiment.baseline), strict=True):
+        row["against_baseline"] = difference
+    results = {
+        "experiment": experiment.name,
+        "title": experiment.title,
+        "scale": specification.name,
+        "about": specification.about,
+        "specification": _fingerprint(specification),
+        "baseline": experiment.baseline,
+        "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers")},
+        "seconds": round(seconds),
+        "student_tokens": (specification.student_tokens or 0) * len(specification.sources) or None,
+        "text": _text(specification, origins or {}, baseline[0]),
+        "teachers": {"made": made, "alone": _targets(targets, "teacher/"), "fused": _targets(targets, "rule/")},
+        "rows": rows,
+    }
+    if specialists:
+        results |= described(specialists, baseline[0])
+        scores = task_scores(measured, experiment.baseline, specialists)
+        for row in rows:
+            row |= scores[row["name"]]
+    finite: dict[str, Any] = _finite(results)
+    return finite
+
+
+def _finite(content: Any) -> Any:
+    """None for what is no number, which JSON cannot say."""
+    if isinstance(content, Mapping):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def _fingerprint(specification: Specification) -> str:
+    content = json.dumps(specification.model_dump(mode="json"), sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _text(
+    specification: Specification, origins: Mapping[str, Mapping[str, Any]], result: Result
+) -> dict[str, Any]:
+    named = ("dataset", "config", "path")
+
+    def source(domain: str) -> dict[str, Any]:
+        both = {**origins.get(domain, {}), **specification.sources.get(domain, {})}
+        return {key: both[key] for key in named if key in both}
+
+    return {
+        domain: {
+            "source": source(domain),
+            "licence": specification.licences.get(domain),
+            "test_documents": len(result.sums("nll", domain, TEST)[1]),
+            "test_tokens": int(result.sums("nll", domain, TEST)[1].sum()),
+            "validation_documents": len(result.sums("nll", domain, VALIDATION)[1]),
+        }
+        for domain in result.domains
+    }
+
+
+def _targets(sums: Mapping[str, Any], prefix: str) -> dict[str, dict[str, float]]:
+    if not sums:
+        return {}
+    result = Result({"tables": sums})
+    names = next(iter(sums.values()))["figures"]
+    found = {}
+    for name in names:
+        if name.startswith(prefix) and name.endswith("/nll"):
+            row = result.by_domain(name)
+            mean = sum(row.values()) / len(row)
+            found[name.removeprefix(prefix).removesuffix("/nll")] = {
+                **{domain: round(value, 4) for domain, value in row.items()},
+                "mean": round(mean, 4),
+                "perplexity": round(math.exp(mean), 2),
+            }
+    return found
+
+
+def _row(plan: Plan, name: str, results: Sequence[Result]) -> dict[str, Any]:
+    row: Row = plan.rows[name]
+    runs = plan.measured(name)
+    figures = {
+        figure: over_seeds([result.mean(figure) for result in results])
+        for figure in FIGURES
+        if all(result.has(figure) for result in results)
+    }
+    figures["perplexity"] = over_seeds([math.exp(result.mean("nll")) for result in results])
+    on_validation = [math.exp(result.mean("nll", VALIDATION)) for result in results]
+    figures["validation_perplexity"] = over_seeds(on_validation)
+    figures["bits_per_byte"] = over_seeds([result.bits_per_byte for result in results])
+    if all(result.ece is not None for result in results):
+        figures["ece"] = over_seeds([result.ece or 0.0 for result in results])
+    written = [result.content["continuations"] for result in results]
+    if all(figures_of is not None for figures_of in written):
+        figures |= {key: over_seeds([w[key] for w in written]) for key in written[0]}
+    return {
+        "name": name,
+        "label": row.label,
+        "group": row.group,
+        "headline": row.headline,
+        "judge": row.judge,
+        "learning_rate": plan.chosen[name],
+        "learning_rate_of": row.like,
+        "seeds": [run.seed for run in runs],
+        "runs": [run.key for run in runs],
+        "steps": results[0].content["steps"],
+        "seconds": round(sum(result.content["seconds"] for result in results) / len(results), 1),
+        "figures": figures,
+        "nll_by_domain": {
+            domain: round(sum(r.by_domain("nll")[domain] for r in results) / len(results), 4)
+            for domain in results[0].domains
+        },
+    }
+
+
+def _differences(
+    plan: Plan, measured: Mapping[str, Sequence[Result]], baseline: str
+) -> list[dict[str, Any] | None]:
+    """Loss of each row minus the baseline's; None for itself and for rows that other text measures."""
+    found: dict[str, dict[str, Difference]] = {}
+    for name, results in measured.items():
+        if name != baseline and plan.rows[name].judge == plan.rows[baseline].judge:
+            found[name] = _difference(results, measured[baseline])
+    worst = [_worst(tests) for tests in found.values()]
+    adjusted = dict(zip(found, holm(worst).tolist(), strict=True))
+    return [
+        None
+        if name not in found
+        else {
+            **{kind: rounded_fields(test) for kind, test in found[name].items()},
+            "p_holm": rounded(adjusted[name]),
+            "significant": adjusted[name] < SIGNIFICANT,
+        }
+        for name in measured
+    ]
+
+
+def _difference(results: Sequence[Result], baseline: Sequence[Result]) -> dict[str, Difference]:
+    count = min(len(results), len(baseline))
+    pairs = zip(results[:count], baseline[:count], strict=True)
+    seeds = paired_t_test([a.mean("nll") - b.mean("nll") for a, b in pairs], confidence=CONFIDENCE)
+    documents = stratified_difference(
+        averaged(results[:count], "nll"),
+        averaged(baseline[:count], "nll"),
+        **BOOTSTRAP,
+    )
+    return {"over_seeds": seeds, "over_documents": documents}
+
+
+def _worst(tests: Mapping[str, Difference]) -> float:
+    values = [test.p_value for test in tests.values()]
+    return max(values) if not any(math.isnan(value) for value in values) else math.nan

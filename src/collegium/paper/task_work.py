@@ -1,0 +1,69 @@
+"""Tasks in an experiment: what a student and the specialists come to on the same items.
+
+A specialist answers its own tasks only, those named like a domain that it is asked about: what it makes of the
+others is not what it is for, and would cost four times as much again.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from collegium.assembly.cache import build_teachers
+from collegium.assembly.ingredients import Ingredients
+from collegium.assembly.tasks import answer_tasks, build_tasks, student_sheet, teacher_sheets
+from collegium.base.durable import write_text
+from collegium.evaluation.tasks import TaskResult, baselines
+from collegium.paper.specification import in_folder
+from collegium.pipeline.run import device, prepare
+from collegium.recipe.recipe import Recipe
+from collegium.teachers.local import LocalTeacher
+
+
+def student_tasks(model: PreTrainedModel, recipe: Recipe, ingredients: Ingredients) -> dict[str, Any] | None:
+    """The primary figure of each task and its part of every item; None if the recipe names no task."""
+    tasks = build_tasks(recipe)
+    if not tasks:
+        return None
+    sheet = student_sheet(recipe, ingredients, model, device=device())
+    return {result.items.name: _as_numbers(result) for result in answer_tasks(sheet, tasks)}
+
+
+def measure_specialists(content: Mapping[str, Any], output: Path, path: Path) -> None:
+    """Write what each teacher comes to on its tasks, what no model does, and how large teachers are."""
+    recipe = Recipe.model_validate(in_folder(content, output))
+    ingredients = prepare(recipe)
+    tasks = build_tasks(recipe)
+    found: dict[str, Any] = {
+        task.name: {
+            "task": task.task,
+            "primary": task.primary,
+            "items": len(task.items),
+            "baselines": baselines(task),
+            "teachers": {},
+        }
+        for task in tasks
+    }
+    teachers = build_teachers(recipe, ingredients, device=device())
+    sizes = {}
+    for section, sheet in zip(
+        recipe.teachers, teacher_sheets(recipe, ingredients, teachers, device=device()), strict=True
+    ):
+        own = [task for task in tasks if section.domains is None or task.name in section.domains]
+        for result in answer_tasks(sheet, own):
+            found[result.items.name]["teachers"][section.name] = _as_numbers(result)
+        assert isinstance(sheet.model, LocalTeacher), "teachers that do tasks are such"
+        sizes[section.name] = sheet.model.num_parameters
+    write_text(path, json.dumps({"tasks": found, "parameters": sizes}))
+
+
+def num_parameters(model: PreTrainedModel) -> int:
+    """Of a model, tied ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _as_numbers(result: TaskResult) -> dict[str, Any]:
+    statistics = result.figures[result.items.primary].statistics
+    return {"value": result.value, "per_item": [[round(float(v), 6) for v in row] for row in statistics]}

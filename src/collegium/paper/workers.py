@@ -1,0 +1,136 @@
+"""Runs shared out to processes: one a GPU, or one a core with one thread each.
+
+Two processes of one thread do more than one of two: small models leave a second thread idle. A process whose
+parent is gone ends at once, and what it had not finished is made again by the next call.
+"""
+
+import multiprocessing
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Queue
+from typing import Any, TypeVar
+
+from collegium.base.errors import UserError
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Processes that begin when there is work for them.
+
+    Attributes:
+        pool: Gives them work.
+        jobs: How many there are at most.
+    """
+
+    pool: ProcessPoolExecutor
+    jobs: int
+
+
+@contextmanager
+def worker_pool(jobs: int, log_directory: Path, *, num_gpus: int = 0) -> Iterator[Workers]:
+    """Processes that are killed if the caller fails, since what they would finish is made again by the next call.
+
+    Args:
+        jobs: How many; each has its part of the machine's cores, also where there is work for fewer, since the
+            number of threads decides the last digits of results.
+        log_directory: What they say goes to files in it.
+        num_gpus: Shared out among them, if there are any.
+    """
+    context = multiprocessing.get_context("spawn")
+    log_directory.mkdir(parents=True, exist_ok=True)
+    numbers: Any = context.Queue()
+    for number in range(jobs):
+        numbers.put(number)
+    pool = ProcessPoolExecutor(
+        jobs,
+        mp_context=context,
+        initializer=_begin,
+        initargs=(numbers, jobs, num_gpus, os.getpid(), log_directory),
+    )
+    others = set(multiprocessing.active_children())
+    try:
+        yield Workers(pool, jobs)
+    except BaseException:
+        for process in set(multiprocessing.active_children()) - others:
+            process.kill()
+        raise
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _begin(numbers: "Queue[int]", jobs: int, num_gpus: int, parent: int, log_directory: Path) -> None:
+    number = numbers.get()
+    if num_gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu_of(number, num_gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    import torch  # after the process has been told which devices there are
+
+    from collegium.fused.compiled import compile_for_many_runs
+
+    compile_for_many_runs()
+    if not num_gpus:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
+    log = (log_directory / f"worker-{number}.log").open("a", buffering=1)
+    sys.stdout = sys.stderr = log
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def gpu_of(number: int, count: int, visible: str | None) -> str:
+    """The GPU of a process, of those that this one may see: workers take turns."""
+    names = visible.split(",") if visible else [str(index) for index in range(count)]
+    return names[number % count].strip()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def finished(
+    workers: Workers,
+    work: Callable[[T], None],
+    items: Sequence[T],
+    *,
+    every: float,
+    tick: Callable[[], None],
+) -> Iterator[T]:
+    """Each item as soon as its work is done; the first failure is raised.
+
+    Args:
+        workers: See `worker_pool`.
+        work: Called in some process.
+        items: What it is called with.
+        every: Seconds between calls of `tick` while nothing finishes.
+        tick: To show that time passes.
+
+    Raises:
+        UserError: a process was killed.
+    """
+    futures: dict[Future[None], T] = {}
+    try:
+        futures |= {workers.pool.submit(work, item): item for item in items}
+        while futures:
+            done, _ = wait(futures, timeout=every, return_when=FIRST_COMPLETED)
+            for future in done:
+                future.result()
+                yield futures.pop(future)
+            tick()
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a worker process was killed, perhaps for lack of memory: see the logs, or take fewer --jobs; "
+            "the same command goes on"
+        ) from error
+    finally:
+        for future in futures:
+            future.cancel()

@@ -1,0 +1,206 @@
+"""What `collegium cache` and its sub-commands do."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from collegium.assembly.cache import build_builder, cache_location, cache_plan, cached_text, require_plain
+from collegium.assembly.calibration import fit_recipe
+from collegium.assembly.ingredients import Ingredients, own_ingredients
+from collegium.base.errors import DataError, RecipeError
+from collegium.base.terminal import ProgressLine, duration, say, size
+from collegium.cache.builder import CacheProgress, Ranks
+from collegium.cache.exchange import export_parquet
+from collegium.cache.folder import Folder
+from collegium.cache.manifest import SOURCE_NAME, Manifest
+from collegium.cache.reader import CacheReader
+from collegium.cache.records import finished_manifest, read_recorded
+from collegium.cache.verify import Verdict, repair, verify
+from collegium.pipeline.run import device, prepare
+from collegium.recipe.file import dump_recipe, parse_recipe
+from collegium.recipe.recipe import Recipe, TrainingSection
+from collegium.recipe.sections.models import LocalTeacherSection
+from collegium.recipe.sections.objective import ObjectiveSection
+
+
+def cache(recipe: Recipe, *, only: str | None = None) -> dict[str, Any]:
+    """Score the prepared text with the teachers that say `cached: true`; the same call goes on or returns at once.
+
+    Args:
+        recipe: The recipe.
+        only: The name of one teacher.
+
+    Raises:
+        RecipeError: no such teacher is to be cached.
+    """
+    sections = _cached_sections(recipe, only)
+    ingredients = prepare(recipe)
+    return {section.name: _cache_teacher(recipe, section, ingredients) for section in sections}
+
+
+def _cached_sections(recipe: Recipe, only: str | None) -> list[LocalTeacherSection]:
+    cached = [s for s in recipe.teachers if isinstance(s, LocalTeacherSection) and s.cached]
+    if not cached:
+        raise RecipeError("no teacher is to be cached: set `cached: true` for those that are")
+    if only is None:
+        return cached
+    chosen = [section for section in cached if section.name == only]
+    if not chosen:
+        names = ", ".join(section.name for section in cached)
+        raise RecipeError(f"--teacher {only}: the teachers with `cached: true` are {names}")
+    return chosen
+
+
+def _cache_teacher(recipe: Recipe, section: LocalTeacherSection, ingredients: Ingredients) -> dict[str, Any]:
+    state, line = PartialState(), ProgressLine()
+    announced: list[float] = []
+
+    def show(progress: CacheProgress) -> None:
+        if not announced:
+            announced.append(progress.bytes)
+            say(f"teacher {section.name}: about {size(progress.bytes)} for {progress.num_rows:,} blocks")
+        left = "" if progress.seconds_left is None else f", {duration(progress.seconds_left)} left"
+        rate = progress.tokens / progress.seconds if progress.seconds > 0 else 0.0
+        line.update(
+            f"teacher {section.name}: {progress.rows:,} of {progress.num_rows:,} blocks",
+            pace=f"{rate:,.0f} tokens/s{left}",
+            done=progress.rows,
+            total=progress.num_rows,
+        )
+
+    section, own_text = section_to_cache(recipe, section, ingredients)
+    plan = cache_plan(recipe, section, own_text)
+    location = cache_location(recipe, section, plan)
+    builder = build_builder(
+        recipe,
+        section,
+        own_text,
+        plan,
+        location=location,
+        device=device(),
+        ranks=Ranks(state.process_index, state.num_processes, state.wait_for_everyone),
+        source=_source(recipe, section),
+        on_progress=show,
+    )
+    manifest = builder.build()
+    line.finish(f"teacher {section.name}: {_described(manifest)} in {location}")
+    return {"location": location, **summary(manifest)}
+
+
+def section_to_cache(
+    recipe: Recipe, section: LocalTeacherSection, ingredients: Ingredients
+) -> tuple[LocalTeacherSection, Ingredients]:
+    """The teacher as its cache holds it, with numbers for temperatures, and the text in its own tokens.
+
+    Raises:
+        RecipeError: lists in another vocabulary are to serve other temperatures than 1.
+    """
+    own_text = own_ingredients(recipe, section, ingredients)
+    if own_text is not ingredients:
+        if recipe.cache.mode != "hidden_states":
+            require_plain(recipe, section)
+        return section.at_one, own_text
+    if recipe.cache.mode == "hidden_states":  # those serve every temperature, so they are fitted from the cache
+        return section, own_text
+    own = recipe.model_copy(update={"teachers": (section,)})
+    fitted = fit_recipe(own, ingredients, device=device())[0].teachers[0]
+    assert isinstance(fitted, LocalTeacherSection), "still the same teacher"
+    return fitted, own_text
+
+
+def summary(manifest: Manifest) -> dict[str, Any]:
+    """Figures of a cache."""
+    return {
+        "blocks": manifest.num_rows,
+        "tokens": sum(shard.tokens for shard in manifest.shards),
+        "bytes": sum(shard.bytes for shard in manifest.shards),
+        "bytes_per_token": manifest.bytes_per_token,
+        "shards": len(manifest.shards),
+        "settings": asdict(manifest.settings),
+    }
+
+
+def _described(manifest: Manifest) -> str:
+    figures = summary(manifest)
+    return (
+        f"{figures['blocks']:,} blocks, {figures['tokens']:,} tokens, {size(figures['bytes'])}, "
+        f"{figures['bytes_per_token']:.0f} bytes a token"
+    )
+
+
+def _source(recipe: Recipe, section: LocalTeacherSection) -> bytes:
+    """A recipe of all that decides the content of one teacher's cache, and nothing else."""
+    settings = recipe.cache.model_dump(exclude={"directory", "batch_size", "tail"})
+    own = recipe.model_copy(
+        update={
+            "output_dir": None,
+            "teachers": (section,),
+            "cache": type(recipe.cache)(**settings),
+            "objective": ObjectiveSection(kd_temperature=recipe.objective.kd_temperature),
+            "training": TrainingSection(max_steps=1),
+            "evaluation": type(recipe.evaluation)(),
+        }
+    )
+    return dump_recipe(own).encode()
+
+
+def verify_cache(location: str) -> Verdict:
+    """Read every byte of a cache.
+
+    Raises:
+        DataError: the manifest is missing or damaged.
+    """
+    return verify(Folder.at(location))
+
+
+def repair_cache(location: str) -> list[str]:
+    """Write what is damaged again; the files that were.
+
+    Raises:
+        DataError: it is not known what the cache is made from, or the text or the teacher are others now.
+    """
+    recipe = _recipe_of(location)
+    section = recipe.teachers[0]
+    assert isinstance(section, LocalTeacherSection), "written by `cache`"
+    ingredients = own_ingredients(recipe, section, prepare(recipe))
+    builder = build_builder(
+        recipe,
+        section,
+        ingredients,
+        cache_plan(recipe, section, ingredients),
+        location=location,
+        device=device(),
+        source=_source(recipe, section),
+    )
+    _, written = repair(builder)
+    say(f"{location}: wrote {', '.join(written)}" if written else f"{location}: nothing is damaged")
+    return list(written)
+
+
+def export_cache(location: str, path: Path) -> int:
+    """Write the training blocks of a cache as plain Parquet; how many there were.
+
+    Raises:
+        DataError: the cache is damaged, holds no lists, or its text is not there any more.
+    """
+    recipe = _recipe_of(location)
+    section = recipe.teachers[0]
+    blocks = cached_text(section, own_ingredients(recipe, section, prepare(recipe)))["train"]
+    num_blocks = export_parquet(CacheReader(location), (blocks[i] for i in range(len(blocks))), path)
+    say(f"{path}: {num_blocks:,} blocks, {size(path.stat().st_size)}")
+    return num_blocks
+
+
+def _recipe_of(location: str) -> Recipe:
+    folder = Folder.at(location)
+    manifest = finished_manifest(folder)
+    try:
+        content = folder.read(SOURCE_NAME) if manifest is None else read_recorded(folder, manifest, SOURCE_NAME)
+    except (OSError, DataError):
+        raise DataError(
+            f"{folder.path(SOURCE_NAME)}: is missing or damaged, and says what the cache is made from: run "
+            "`collegium cache RECIPE` again, which writes it, then this command"
+        ) from None
+    return parse_recipe(content.decode(errors="replace"), Path(folder.path(SOURCE_NAME)))

@@ -1,0 +1,245 @@
+"""What `collegium check` finds: all that a recipe and a look at this machine's files can tell, without torch.
+
+It is for the moment after an edit, before a job is queued: a second, no network, no tokenizer read. What a
+tokenizer or a cache would have to be opened for is left to `doctor`, what weights are needed for to `preflight`.
+"""
+
+import importlib.util
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from collegium.base.errors import DataError, RecipeError, TeacherError, UserError
+from collegium.base.references import find_files, is_local, is_offline, resolve_reference
+from collegium.base.terminal import is_main_rank
+from collegium.pipeline.run_folder import require_free
+from collegium.recipe.methods import METHODS
+from collegium.recipe.recipe import Recipe
+from collegium.recipe.sections.models import CachedTeacherSection, ContinuedStudentSection, LocalTeacherSection
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        key: The recipe's key.
+        found: What was found.
+        mend: What to do about it; None if it is as it should be.
+        exit_code: In what a run would end; 0 if it is as it should be.
+    """
+
+    key: str
+    found: str
+    mend: str | None = None
+    exit_code: int = 0
+
+
+def check(recipe: Recipe) -> tuple[Finding, ...]:
+    """Look at everything that needs no model, in the order of the recipe."""
+    return (
+        Finding("recipe", _described(recipe)),
+        _run_folder(recipe),
+        *_method(recipe),
+        *_student(recipe),
+        *_teachers(recipe),
+        *_sources(recipe),
+        *_capabilities(recipe),
+        *_packages(recipe),
+    )
+
+
+def conclude_check(findings: tuple[Finding, ...], *, as_json: bool) -> dict[str, Any]:
+    """Print a line for each finding unless the document is wanted; ends as the first run of the recipe would.
+
+    Raises:
+        UserError: of the class in which a run would end.
+    """
+    document = {"ok": not any(f.exit_code for f in findings), "findings": [asdict(f) for f in findings]}
+    if not as_json and is_main_rank():
+        print("\n".join(_line(finding) for finding in findings), flush=True)
+    wrong = [finding for finding in findings if finding.exit_code]
+    if not wrong:
+        return document
+    more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+    failure = _ERRORS[wrong[0].exit_code](f"{wrong[0].key}: {wrong[0].found}; {wrong[0].mend}{more}")
+    failure.report = document
+    raise failure
+
+
+_ERRORS: Mapping[int, type[UserError]] = {
+    error.exit_code: error for error in (RecipeError, DataError, TeacherError)
+}
+
+
+def _line(finding: Finding) -> str:
+    mark, mend = ("ok", "") if finding.mend is None else ("mend", f"; {finding.mend}")
+    return f"{mark:<4}  {finding.key}: {finding.found}{mend}"
+
+
+def _run_folder(recipe: Recipe) -> Finding:
+    try:
+        there = require_free(recipe, recipe.run_dir)
+    except RecipeError as error:
+        found, mend = str(error).splitlines()[0].removeprefix(f"{recipe.run_dir}: ").rsplit("; ", 1)
+        return Finding("output_dir", f"{recipe.run_dir} {found}", mend, error.exit_code)
+    return Finding(
+        "output_dir",
+        f"{recipe.run_dir} is {'new' if there is None else 'of this recipe, or nothing was trained there'}",
+    )
+
+
+def _described(recipe: Recipe) -> str:
+    counts = (("teacher", len(recipe.teachers)), ("source", len(recipe.data.sources)))
+    numbers = ", ".join(f"{count} {noun}{'s' * (count != 1)}" for noun, count in counts)
+    return f"valid; {numbers}"
+
+
+def _method(recipe: Recipe) -> Iterator[Finding]:
+    if recipe.method is not None:
+        filled = ", ".join(_leaves(METHODS[recipe.method]))
+        yield Finding("method", f"{recipe.method} fills in what the recipe leaves out of {filled or 'nothing'}")
+
+
+def _leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in content.items():
+        if isinstance(value, Mapping) and "kind" not in value and "shape" not in value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def _student(recipe: Recipe) -> Iterator[Finding]:
+    student = recipe.student
+    if isinstance(student, ContinuedStudentSection):
+        finished = Path(student.run, "recipe.yaml").is_file() and Path(student.model).is_dir()
+        mend = None if finished else "train that run first, or give another folder"
+        found = f"{student.run} holds {'a' if finished else 'no'} finished run"
+        yield Finding("student.run", found, mend, 0 if finished else DataError.exit_code)
+        return
+    for name in ("model", "tokenizer"):
+        if reference := getattr(student, name):
+            yield _model(f"student.{name}", reference, DataError.exit_code)
+
+
+def _teachers(recipe: Recipe) -> Iterator[Finding]:
+    for i, teacher in enumerate(recipe.teachers):
+        names = ("model", "adapter") if isinstance(teacher, LocalTeacherSection) else ("tokenizer",)
+        for name in names:
+            if reference := getattr(teacher, name):
+                yield _model(f"teachers.{i}.{name}", reference, TeacherError.exit_code)
+        if isinstance(teacher, CachedTeacherSection) and "://" not in teacher.path:
+            there = Path(teacher.path, "manifest.json").is_file()
+            mend = None if there else "make it there with `collegium cache`, or give another folder"
+            found = f"{teacher.path} holds {'a' if there else 'no'} cache"
+            yield Finding(f"teachers.{i}.path", found, mend, 0 if there else TeacherError.exit_code)
+
+
+def _model(key: str, reference: str, exit_code: int) -> Finding:
+    """A path is looked at; of a hub id it is only said whether the hub may be asked."""
+    if not is_local(reference) and not reference.endswith(".gguf"):
+        asked = (
+            "HF_HUB_OFFLINE is set, so it must have been fetched before" if is_offline() else "fetched if needed"
+        )
+        return Finding(key, f"{reference} is no path here, so on the hub, {asked}")
+    try:
+        path = Path(resolve_reference(reference))
+    except DataError as error:
+        return Finding(key, *_halves(error), exit_code)
+    if not path.exists():
+        return Finding(key, f"{reference} is not there", "give the path of a model, or a hub id", exit_code)
+    return Finding(key, f"{reference} is there")
+
+
+def _halves(error: UserError) -> tuple[str, str]:
+    """What is wrong, and what to do about it."""
+    found, semicolon, mend = str(error).partition("; ")
+    return found, mend if semicolon else "give another one"
+
+
+def _sources(recipe: Recipe) -> Iterator[Finding]:
+    for i, source in enumerate(recipe.data.sources):
+        yield _text(f"data.sources.{i}", getattr(source, "path", None), getattr(source, "dataset", None))
+    for i, task in enumerate(recipe.evaluation.tasks):
+        yield _text(f"evaluation.tasks.{i}", task.path, task.dataset)
+
+
+def _text(key: str, path: str | None, dataset: str | None) -> Finding:
+    if path is None:
+        assert dataset is not None, "the section asks for one of both"
+        return _model(f"{key}.dataset", dataset, DataError.exit_code)
+    try:
+        number = len(find_files(path))
+    except DataError as error:
+        return Finding(f"{key}.path", str(error), "give the path of text files", DataError.exit_code)
+    return Finding(f"{key}.path", f"{path}: {number} file{'s' * (number != 1)}")
+
+
+def _capabilities(recipe: Recipe) -> Iterator[Finding]:
+    """What the recipe asks of teachers and they cannot give; `Recipe` itself refuses most of that."""
+    drawn = [teacher.name for teacher in recipe.teachers if teacher.kind == "local" and teacher.cached]
+    if drawn and recipe.cache.mode == "sampled" and recipe.objective.reads_lists:
+        mend = "set cache.mode to top_k, or objective.divergence to forward_kl and objective.fusion to mixture"
+        found = f"sampled draws of teacher {drawn[0]!r} serve the forward KL to a mixture only"
+        yield Finding("cache.mode", found, mend, TeacherError.exit_code)
+    if recipe.data.mixing.kind == "ddk" and not recipe.teachers:
+        mend = "add teachers, or set it to natural"
+        yield Finding("data.mixing", "ddk compares the student with teachers", mend, RecipeError.exit_code)
+
+
+def _packages(recipe: Recipe) -> Iterator[Finding]:
+    for key, module, mend, exit_code in _needed(recipe):
+        if importlib.util.find_spec(module) is None:
+            yield Finding(key, f"package {module} is not installed here", mend, exit_code)
+
+
+def _needed(recipe: Recipe) -> Iterator[tuple[str, str, str, int]]:
+    """Key, module, how to get it, and in what a run without it would end."""
+    models = {f"teachers.{i}.model": t.model for i, t in enumerate(recipe.teachers) if t.kind == "local"}
+    models["student.model"] = recipe.student.model
+    for key, model in models.items():
+        if model.endswith(".gguf"):
+            code = DataError.exit_code if key.startswith("student") else TeacherError.exit_code
+            yield key, "gguf", _extra("demo"), code
+    for i, teacher in enumerate(recipe.teachers):
+        if teacher.alignment.carry == "min_ed":
+            yield f"teachers.{i}.alignment.carry", "rapidfuzz", _extra("align"), DataError.exit_code
+    if recipe.evaluation.generation is not None:
+        yield "evaluation.generation", "sacrebleu", _extra("eval"), RecipeError.exit_code
+    if any(task.task == "summarization" for task in recipe.evaluation.tasks):
+        yield "evaluation.tasks", "rouge_score", _extra("eval"), RecipeError.exit_code
+    urls = {f"teachers.{i}.path": t.path for i, t in enumerate(recipe.teachers) if t.kind == "cached"}
+    urls["cache.directory"] = recipe.cache.directory or ""
+    for key, url in urls.items():
+        if module := _filesystem_of(url):
+            yield key, module, f"pip install {module}, or use a path", DataError.exit_code
+    for name in recipe.training.report_to:
+        if name in _TRACKERS:
+            yield (
+                "training.report_to",
+                _TRACKERS[name],
+                f"pip install {name}, or leave it out",
+                RecipeError.exit_code,
+            )
+
+
+def _filesystem_of(url: str) -> str | None:
+    """The package that reads a URL; None for a path, and where fsspec will say what it does not know."""
+    protocol, separator, _ = url.partition("://")
+    if not separator:
+        return None
+    from fsspec.registry import known_implementations
+
+    known = known_implementations.get(protocol, {"class": ""})["class"]
+    return str(known).partition(".")[0] or None
+
+
+_TRACKERS: Mapping[str, str] = {
+    name: name for name in ("wandb", "trackio", "mlflow", "clearml", "swanlab", "comet_ml", "tensorboard")
+}
+"""Trackers of transformers that are one package, and the module of it."""
+
+
+def _extra(name: str) -> str:
+    return f"pip install 'collegium[{name}]'"

@@ -1,0 +1,175 @@
+"""What `collegium doctor` finds: the machine, the text, the caches, and the teachers' tokenizers.
+
+Tokenizers and configurations are read, no weights; nothing is prepared, scored or downloaded that is not needed
+for that.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from collegium.alignment.tokenizer_match import tokenizer_difference, vocab_size_of
+from collegium.alignment.verdict import Comparison
+from collegium.assembly.cache import open_cache
+from collegium.assembly.ingredients import Ingredients, prepared_text, student_tokenizer, teacher_tokenizer
+from collegium.assembly.tokenizers import Sample, compare_teachers, sample_text
+from collegium.base.errors import DataError, RecipeError, TeacherError, UserError
+from collegium.base.references import cache_dir, is_local, is_offline
+from collegium.base.terminal import say
+from collegium.data.prepared import PreparedText
+from collegium.recipe.recipe import Recipe
+from collegium.recipe.sections.models import CachedTeacherSection, LocalTeacherSection
+from collegium.teachers.aligned import AlignedTeacher
+from collegium.teachers.cached import CachedTeacher
+
+
+LOW_DISK = 2e9
+"""Bytes free in the cache folder below which something is said."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at.
+
+    Attributes:
+        name: What.
+        found: What was found.
+        mend: What to do about it; None if it is as it should be.
+        stops: Whether no command gets past it.
+    """
+
+    name: str
+    found: str
+    mend: str | None = None
+    stops: bool = False
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What the doctor found.
+
+    Attributes:
+        checks: The machine, the text, the caches.
+        tokenizers: Each teacher's beside the student's.
+    """
+
+    checks: tuple[Check, ...]
+    tokenizers: tuple[Comparison, ...]
+
+    @property
+    def failure(self) -> UserError | None:
+        """What stops every run of the recipe, as the error that it would end in; None if nothing does."""
+        for check in self.checks:
+            if check.stops:
+                return DataError(f"{check.name}: {check.mend}")
+        for pair in self.tokenizers:
+            if pair.kind == "unusable":
+                return TeacherError(f"teacher {pair.teacher!r}: {pair.verdict}")
+        return None
+
+
+def diagnose(recipe: Recipe) -> Diagnosis:
+    """Look at everything that a run of the recipe relies on.
+
+    Raises:
+        DataError: the student's tokenizer or configuration cannot be read.
+    """
+    tokenizer = student_tokenizer(recipe)
+    text, sample, text_check = _look_at_text(recipe, tokenizer)
+    checks = [_torch(), _hub(recipe), _disk(), text_check]
+    ingredients = None if text is None else Ingredients(tokenizer, text, vocab_size_of(tokenizer))
+    checks += _caches(recipe, ingredients)
+    pairs = compare_teachers(
+        recipe, tokenizer, sample, on_teacher=lambda name: say(f"reading the tokenizer of teacher {name}")
+    )
+    return Diagnosis(tuple(checks), pairs)
+
+
+def _torch() -> Check:
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    devices = ", ".join(names) if names else "no GPU"
+    threads = torch.get_num_threads()
+    return Check("torch", f"{torch.__version__}, {threads} thread{'s' * (threads > 1)}, {devices}")
+
+
+def _hub(recipe: Recipe) -> Check:
+    local = [s for s in recipe.teachers if isinstance(s, LocalTeacherSection)]
+    references = [recipe.student.model, *(section.model for section in local)]
+    references += [name for name in (recipe.student.tokenizer, *(s.adapter for s in local)) if name]
+    references += [source.dataset for source in recipe.data.sources if source.kind == "hub"]
+    wanted = sorted({reference for reference in references if not is_local(reference)})
+    if not wanted:
+        return Check("hub", "not needed: every model and text is on this machine")
+    if is_offline():
+        return Check("hub", f"HF_HUB_OFFLINE is set: {', '.join(wanted)} must have been fetched before")
+    return Check("hub", f"HF_HUB_OFFLINE is not set: {', '.join(wanted)} are fetched if they are not here")
+
+
+def _disk() -> Check:
+    folder = cache_dir()
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    found = f"{folder}, {free / 1e9:.1f} GB free"
+    if not os.access(there, os.W_OK):
+        return Check("cache folder", f"{found}, not writable", "set COLLEGIUM_CACHE to a folder that is")
+    if free < LOW_DISK:
+        return Check("cache folder", found, "free some space, or set COLLEGIUM_CACHE to a folder on another disk")
+    return Check("cache folder", found)
+
+
+def _look_at_text(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[PreparedText | None, Sample, Check]:
+    """The text if it is prepared, some of it in any case, and what is said of it."""
+    try:
+        text = prepared_text(recipe, tokenizer)
+        sample = sample_text(recipe, tokenizer, text)
+    except DataError as error:
+        return None, {}, Check("text", "cannot be used", str(error), stops=True)
+    if text is None:
+        mend = "run `collegium prepare RECIPE`; the other commands do so first"
+        return None, sample, Check("text", "not prepared", mend)
+    held_out = sum(len(blocks) for blocks in text.held_out.values())
+    found = f"{len(text.train):,} training blocks, {held_out:,} held out, in {text.directory}"
+    return text, sample, Check("text", found)
+
+
+def _caches(recipe: Recipe, ingredients: Ingredients | None) -> Iterator[Check]:
+    for section in recipe.teachers:
+        if isinstance(section, CachedTeacherSection) or section.cached:
+            yield _cache(recipe, section, ingredients)
+
+
+def _cache(
+    recipe: Recipe, section: LocalTeacherSection | CachedTeacherSection, ingredients: Ingredients | None
+) -> Check:
+    name = f"cache of {section.name}"
+    if ingredients is None:
+        return Check(name, "not looked for without its text", "prepare the text, then ask again")
+    if section.fitted:
+        return Check(name, "not looked for: which it is follows from temperatures that say `fit`")
+    try:
+        if not _has_own_text(recipe, section, ingredients):
+            return Check(
+                name, "not there: its text in the teacher's tokens is not", "run `collegium cache RECIPE`"
+            )
+        teacher = open_cache(recipe, section, ingredients)
+    except (DataError, RecipeError, TeacherError) as error:
+        return Check(name, "cannot be read", str(error))
+    opened = teacher.teacher if isinstance(teacher, AlignedTeacher) else teacher
+    assert isinstance(opened, CachedTeacher), "opened from a cache"
+    manifest = opened.manifest
+    size = sum(shard.bytes for shard in manifest.shards)
+    return Check(name, f"{manifest.num_rows:,} blocks, {size / 1e6:,.1f} MB")
+
+
+def _has_own_text(
+    recipe: Recipe, section: LocalTeacherSection | CachedTeacherSection, ingredients: Ingredients
+) -> bool:
+    """Whether the text is there in a cached teacher's own tokens; opening its cache would prepare it."""
+    own = teacher_tokenizer(section)
+    if own is None or tokenizer_difference(ingredients.tokenizer, own) is None:
+        return True
+    return prepared_text(recipe, own, is_students=False) is not None

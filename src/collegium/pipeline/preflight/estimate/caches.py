@@ -1,0 +1,141 @@
+"""Caches that are yet to be built: how fast a teacher scores text, and how many bytes a block takes.
+
+A cache of some training blocks is built in a folder that is thrown away, and the trial's steps read from it as
+those of the run will read from the whole one.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from collegium.assembly.cache import cache_location, cache_plan, cached_teacher, cached_text, within_domains
+from collegium.assembly.ingredients import Ingredients
+from collegium.assembly.models import load_teachers
+from collegium.cache.builder import CacheBuilder, CacheProgress
+from collegium.cache.folder import Folder
+from collegium.cache.manifest import Manifest
+from collegium.cache.records import finished_manifest, num_shards
+from collegium.data.blocks import PackedBlocks
+from collegium.evaluation.cost import folder_bytes
+from collegium.pipeline.cache import section_to_cache
+from collegium.recipe.recipe import Recipe
+from collegium.recipe.sections.models import LocalTeacherSection
+from collegium.signals.contracts import Teacher
+
+
+SAMPLE_TOKENS = 2**14
+"""Tokens that each teacher scores to be timed, but two batches at least."""
+
+
+@dataclass(frozen=True)
+class PendingCache:
+    """A cache that the recipe asks for and that is not there.
+
+    Attributes:
+        section: The teacher, as its cache will hold it.
+        text: The text, in the teacher's own tokens.
+        plan: What it will hold.
+        is_own_text: Whether the teacher's tokens are not the student's.
+    """
+
+    section: LocalTeacherSection
+    text: Ingredients
+    plan: Manifest
+    is_own_text: bool
+
+
+@dataclass(frozen=True)
+class CacheCost:
+    """What building one takes.
+
+    Attributes:
+        seconds: Loading the teacher, scoring and writing.
+        bytes: On disk.
+    """
+
+    seconds: float
+    bytes: int
+
+
+def pending_caches(recipe: Recipe, ingredients: Ingredients) -> list[PendingCache]:
+    """The caches that `collegium cache` has yet to build."""
+    pending = []
+    for section in recipe.teachers:
+        if not isinstance(section, LocalTeacherSection) or not section.cached:
+            continue
+        kept, text = section_to_cache(recipe, section, ingredients)
+        plan = cache_plan(recipe, kept, text)
+        if finished_manifest(Folder.at(cache_location(recipe, kept, plan))) is None:
+            pending.append(PendingCache(kept, text, plan, text is not ingredients))
+    return pending
+
+
+def built_cache_bytes(recipe: Recipe, ingredients: Ingredients, pending: Sequence[PendingCache]) -> dict[str, int]:
+    """Size of the recipe's own caches that are there and on disk."""
+    missing, sizes = {cache.section.name for cache in pending}, {}
+    for section in recipe.teachers:
+        if isinstance(section, LocalTeacherSection) and section.cached and section.name not in missing:
+            kept, text = section_to_cache(recipe, section, ingredients)
+            local = Folder.at(cache_location(recipe, kept, cache_plan(recipe, kept, text))).local
+            if local is not None:
+                sizes[section.name] = folder_bytes(local)
+    return sizes
+
+
+def sample_of(cache: PendingCache, blocks: PackedBlocks | None, recipe: Recipe) -> PackedBlocks:
+    """The blocks that are scored: those of `blocks` that the teacher is for, or some of its own text."""
+    own = cache.section.domains
+    if blocks is not None and not cache.is_own_text:
+        rows = [i for i in range(len(blocks)) if own is None or blocks[i]["domain"] in own]
+        if rows:
+            return PackedBlocks(blocks.dataset.select(rows), [blocks[i]["sample_id"] for i in rows])
+    return cached_text(cache.section, cache.text)["train"].take(sample_size(recipe))
+
+
+def sample_size(recipe: Recipe) -> int:
+    """Blocks of a sample."""
+    return max(2 * recipe.cache.batch_size, SAMPLE_TOKENS // recipe.data.block_size)
+
+
+def build_sample(
+    recipe: Recipe, cache: PendingCache, blocks: PackedBlocks, folder: Path, *, device: torch.device
+) -> CacheCost:
+    """Build a cache of some blocks, and say what the whole one takes."""
+    reports: list[tuple[float, CacheProgress]] = []
+    start = time.perf_counter()
+    loaded: list[float] = []
+
+    def load() -> Teacher:
+        kept = cache.section.at_one if cache.plan.settings.mode == "hidden_states" else cache.section
+        teacher = load_teachers([kept], cache.text.tokenizer, device=device)[0]
+        loaded.append(time.perf_counter() - start)
+        return teacher
+
+    builder = CacheBuilder(
+        Folder.at(folder),
+        load,
+        [blocks[i] for i in range(len(blocks))],
+        cache.text.collator,
+        replace(cache.plan, splits={"train": len(blocks)}),
+        batch_size=recipe.cache.batch_size,
+        device=device,
+        on_progress=lambda progress: reports.append((time.perf_counter(), progress)),
+    )
+    builder.build()
+    end = time.perf_counter()
+    (first, before), (last, after) = reports[0], reports[-1]
+    per_row = (last - first) / max(1, after.rows - before.rows) if after.rows > before.rows else first - start
+    num_rows = cache.plan.num_rows
+    seconds = loaded[0] + per_row * num_rows + (end - last) * num_shards(cache.plan)
+    shards = sum(path.stat().st_size for path in (folder / "shards").iterdir())
+    others = folder_bytes(folder) - shards  # head, index and manifest
+    return CacheCost(seconds, round(shards / len(blocks) * num_rows) + others)
+
+
+def open_sample(recipe: Recipe, cache: PendingCache, folder: Path, ingredients: Ingredients) -> Teacher:
+    """The teacher as the run will read it, from the sample."""
+    section = next(s for s in recipe.teachers if s.name == cache.section.name)  # with numbers for temperatures
+    return within_domains(cached_teacher(recipe, section, folder), section, ingredients)

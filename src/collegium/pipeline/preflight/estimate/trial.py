@@ -1,0 +1,283 @@
+"""Some real optimizer steps, one evaluation, one checkpoint: what each takes.
+
+The steps are those of the recipe: its student, teachers or their caches, batch size, accumulation and chunks.
+They are written nowhere but to a folder that the caller throws away.
+"""
+
+import math
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import SaveStrategy
+
+from collegium.assembly.generation import measure_generation
+from collegium.assembly.ingredients import Ingredients
+from collegium.assembly.objective import own_rule
+from collegium.assembly.student import build_student
+from collegium.assembly.training import build_trainer
+from collegium.evaluation.cost import Clock, folder_bytes
+from collegium.evaluation.language_modeling import HeldOut
+from collegium.pipeline.comparison import portray
+from collegium.pipeline.run import evaluation_text, publish_student, summary_of
+from collegium.recipe.recipe import Recipe
+from collegium.signals.contracts import Teacher
+from collegium.training.callbacks import MetricsFile
+from collegium.training.checkpoint import CheckpointDirectory
+from collegium.training.trainer import DistillationTrainer, measure_student
+
+
+MIN_STEPS, MAX_STEPS = 5, 50
+"""Measured steps, after the first one."""
+
+ENOUGH_SECONDS = 20.0
+"""Of measured steps, once there are `MIN_STEPS`; of slow ones three times that is enough."""
+
+MAX_WRITTEN = 2**30
+"""Bytes of a checkpoint or a student that are written to see how long that takes; of a larger one a part."""
+
+TRIED_TOKENS = (2, 12)
+"""Lengths of the continuations that are timed; the cost of a longer one follows from their difference."""
+
+
+@dataclass
+class StepTimes(TrainerCallback):
+    """When each step ended; stops when enough is known."""
+
+    ends: list[float] = field(default_factory=list)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        """Note the time."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.ends.append(time.perf_counter())
+        seconds = self.ends[-1] - self.ends[0]
+        if seconds > ENOUGH_SECONDS * (1.0 if len(self.ends) > MIN_STEPS else 3.0):
+            control.should_training_stop = True
+        return control
+
+    @property
+    def step_seconds(self) -> list[float]:
+        """Of each step but the first, from the end of the one before."""
+        return [after - before for before, after in zip(self.ends, self.ends[1:], strict=False)]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a short run took.
+
+    Attributes:
+        seconds: `student` (making it), `first` (the trainer, up to the end of the first step), `evaluation`,
+            `summary` (its intervals), `portrait` (what the report shows beside them), `checkpoint`, `published`
+            (writing the student), `remix` (one measurement of the domains, where they are mixed), `asked`
+            (held-out text, by the teachers), `generation`.
+        steps: Seconds of each step after the first.
+        num_steps: Steps that the whole run has.
+        checkpoint_bytes: Of one, without its log.
+        student_bytes: Of the folder, and of its adapter.
+        log_bytes: Of one log line.
+        evaluation_bytes: Of evaluation.json.
+    """
+
+    seconds: Mapping[str, float]
+    steps: Sequence[float]
+    num_steps: int
+    checkpoint_bytes: int
+    student_bytes: int
+    log_bytes: int
+    evaluation_bytes: int
+
+    @property
+    def step_seconds(self) -> float:
+        """Of one step of the run; the trial's first where there is no other."""
+        return statistics.median(self.steps) if self.steps else self.seconds["first"]
+
+
+def run_trial(
+    recipe: Recipe,
+    ingredients: Ingredients,
+    teachers: Sequence[Teacher],
+    held_out: HeldOut,
+    *,
+    num_blocks: int,
+    folder: Path,
+    device: torch.device,
+) -> Trial:
+    """Try the run.
+
+    Args:
+        recipe: With numbers for temperatures.
+        ingredients: Tokenizer and text, which may be a part of the training text.
+        teachers: As the run has them.
+        held_out: Text that teachers were not asked about yet.
+        num_blocks: Training blocks that the run has.
+        folder: Written to; the caller removes it.
+        device: Where the student is trained.
+    """
+    clock, times = Clock(), StepTimes()
+    with clock.timed("student"):
+        student = build_student(recipe, ingredients)
+    with clock.timed("first"):
+        short = _shortened(recipe, num_blocks)
+        written = [MetricsFile(folder / "metrics.jsonl"), times]
+        trainer = build_trainer(
+            short, ingredients, student, teachers, run_dir=folder, held_out=held_out, callbacks=written
+        )
+    trainer.args.save_strategy = SaveStrategy.NO
+    start = time.perf_counter()
+    trainer.train()
+    clock.seconds["first"] += times.ends[0] - start
+    evaluation_bytes = _measure(recipe, ingredients, teachers, trainer, held_out, clock, device)
+    if trainer.mixing is not None:
+        with clock.timed("remix"):
+            measure_student(trainer.distillation_model, trainer.mixing.held_out)
+    checkpoint_bytes, clock.seconds["checkpoint"] = _write_checkpoint(trainer, folder)
+    student_bytes, clock.seconds["published"] = _publish(
+        trainer, folder, clock.seconds["checkpoint"], checkpoint_bytes
+    )
+    clock.seconds["generation"] = _generation_seconds(recipe, ingredients, teachers, trainer, device)
+    return Trial(
+        clock.seconds,
+        times.step_seconds,
+        num_steps_of(recipe, num_blocks, trainer.accelerator.num_processes),
+        checkpoint_bytes,
+        student_bytes,
+        _line_bytes(folder / "metrics.jsonl"),
+        evaluation_bytes,
+    )
+
+
+def _measure(
+    recipe: Recipe,
+    ingredients: Ingredients,
+    teachers: Sequence[Teacher],
+    trainer: DistillationTrainer,
+    held_out: HeldOut,
+    clock: Clock,
+    device: torch.device,
+) -> int:
+    """Measure as a run does, after the steps, since memory depends on the order; bytes of evaluation.json."""
+    with clock.timed("asked"):
+        _ask(held_out)
+    with clock.timed("evaluation"):
+        tables = measure_student(trainer.distillation_model, held_out, own=own_rule(recipe))
+    with clock.timed("summary"):
+        summary = summary_of(tables, recipe.evaluation, recipe.seed)
+    model = trainer.distillation_model.causal_lm.eval()
+    students = {"student before": model, "student": model}
+    with clock.timed("portrait"):
+        summary |= portray(recipe, ingredients, teachers, held_out, tables, students, device=device)
+    return len(evaluation_text(summary))
+
+
+def _ask(held_out: HeldOut) -> None:
+    """Have teachers score held-out text; what they say is kept."""
+    for domain in held_out.domains.values():
+        for _ in domain.batches():
+            pass
+
+
+def num_steps_of(recipe: Recipe, num_blocks: int, num_processes: int) -> int:
+    """Optimizer steps of the whole run."""
+    training = recipe.training
+    if training.max_steps is not None:
+        return training.max_steps
+    assert training.num_epochs is not None, "validated: one of the two is given"
+    blocks_per_step = training.batch_size * training.gradient_accumulation * num_processes
+    return math.ceil(training.num_epochs * num_blocks / blocks_per_step)
+
+
+def _shortened(recipe: Recipe, num_blocks: int) -> Recipe:
+    """A few steps, and nothing on the way that is measured by itself; trackers hear nothing of it."""
+    steps = min(num_steps_of(recipe, num_blocks, 1), MAX_STEPS + 1)
+    changes = {"max_steps": steps, "num_epochs": None, "evaluate_every": None, "report_to": ()}
+    return recipe.model_copy(update={"training": recipe.training.model_copy(update=changes)})
+
+
+def _write_checkpoint(trainer: DistillationTrainer, folder: Path) -> tuple[int, float]:
+    """Bytes of a checkpoint without its log, and the seconds that one takes."""
+    clock = Clock()
+    with clock.timed("collected"):
+        tensors, documents = trainer.training_state().collect()
+    documents["trainer_state"]["log_history"] = []
+    weights = sum(_size(tensor) for content in tensors.values() for tensor in content.values())
+    part = _at_most(tensors, MAX_WRITTEN)
+    written = sum(_size(tensor) for content in part.values() for tensor in content.values())
+    if not trainer.args.should_save:
+        return weights, 0.0
+    with clock.timed("written"):
+        path = CheckpointDirectory(folder / "checkpoints").publish(0, part, documents)
+    size = folder_bytes(path)
+    factor = weights / max(1, written)
+    return size + weights - written, clock.seconds["collected"] + clock.seconds["written"] * factor
+
+
+def _at_most(tensors: Mapping[str, Mapping[str, Tensor]], size: int) -> dict[str, dict[str, Tensor]]:
+    """The first tensors that are so large together; all files, if only with their first tensor."""
+    part: dict[str, dict[str, Tensor]] = {}
+    for file, content in tensors.items():
+        part[file] = {}
+        for name, tensor in content.items():
+            if size > 0 or not part[file]:
+                part[file][name] = tensor
+                size -= _size(tensor)
+    return part
+
+
+def _size(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _publish(
+    trainer: DistillationTrainer, folder: Path, checkpoint_seconds: float, checkpoint_bytes: int
+) -> tuple[int, float]:
+    """Bytes of the student's folder, and the seconds that writing it takes."""
+    student = trainer.distillation_model.student
+    weights = sum(_size(tensor) for tensor in student.state_dict().values())
+    if weights > MAX_WRITTEN:
+        return weights, checkpoint_seconds * weights / max(1, checkpoint_bytes)
+    clock = Clock()
+    with clock.timed("published"):
+        publish_student(trainer, folder)
+    return sum(folder_bytes(folder / name) for name in ("student", "adapter")), clock.seconds["published"]
+
+
+def _generation_seconds(
+    recipe: Recipe,
+    ingredients: Ingredients,
+    teachers: Sequence[Teacher],
+    trainer: DistillationTrainer,
+    device: torch.device,
+) -> float:
+    """Of the continuations, from short ones."""
+    section = recipe.evaluation.generation
+    if section is None:
+        return 0.0
+    lengths = sorted({min(length, section.new_tokens) for length in TRIED_TOKENS})
+    clock = Clock()
+    for length in lengths:
+        shorter = section.model_copy(update={"new_tokens": length})
+        evaluation = recipe.evaluation.model_copy(update={"generation": shorter})
+        model: Any = trainer.distillation_model.student
+        model.eval()
+        with clock.timed(str(length)):
+            measure_generation(
+                recipe.model_copy(update={"evaluation": evaluation}), ingredients, teachers, model, device=device
+            )
+    first, last = clock.seconds[str(lengths[0])], clock.seconds[str(lengths[-1])]
+    per_token = max(0.0, last - first) / max(1, lengths[-1] - lengths[0])
+    return last + per_token * (section.new_tokens - lengths[-1])
+
+
+def _line_bytes(path: Path) -> int:
+    """Mean size of the lines of a file."""
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    return sum(len(line) + 1 for line in lines) // max(1, len(lines))

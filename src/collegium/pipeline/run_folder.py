@@ -1,0 +1,54 @@
+"""Whose a run folder is: that of the recipe in it, unless nothing was trained there yet. No torch here."""
+
+from pathlib import Path
+
+from collegium.base.durable import write_text
+from collegium.base.errors import RecipeError
+from collegium.base.terminal import is_main_rank
+from collegium.recipe.file import differences, dump_recipe, load_recipe
+from collegium.recipe.recipe import Recipe
+
+
+def claim_run_dir(recipe: Recipe, run_dir: Path) -> None:
+    """Write the resolved recipe, after seeing that a run that is there has the same result.
+
+    A run that ended before its first checkpoint, for instance by a mistake in its recipe, is replaced.
+
+    Raises:
+        RecipeError: the folder belongs to another recipe.
+    """
+    other = require_free(recipe, run_dir)
+    if not is_main_rank():
+        return
+    if other is not None and other.fingerprint != recipe.fingerprint:
+        # What was chosen for a student's layers, for all that is pruned, and for temperatures.
+        for name in ("kept_layers.json", "kept.json", "temperatures.json"):
+            (run_dir / name).unlink(missing_ok=True)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_text(run_dir / "recipe.yaml", dump_recipe(recipe))
+
+
+def require_free(recipe: Recipe, run_dir: Path) -> Recipe | None:
+    """See that the folder may be used; the recipe that is there, if any.
+
+    Raises:
+        RecipeError: it belongs to another recipe.
+    """
+    path = run_dir / "recipe.yaml"
+    if not path.exists():
+        return None
+    try:
+        other = load_recipe(path)
+    except RecipeError as error:
+        raise RecipeError(
+            f"{run_dir}: holds a run whose recipe this version does not read; "
+            f"give another output_dir or name, or delete the folder\n{error}"
+        ) from error
+    begun = (run_dir / "student").exists() or any(run_dir.glob("checkpoints/checkpoint-*"))
+    if begun and other.fingerprint != recipe.fingerprint:
+        changed = "; ".join(differences(other, recipe)[:3])
+        raise RecipeError(
+            f"{run_dir}: holds a run of another recipe (there and here: {changed}); "
+            "give another output_dir or name, or delete the folder"
+        )
+    return other

@@ -1,0 +1,215 @@
+"""A student's model card, made of what `evaluation.json` says and the recipe: the same bytes for the same input.
+
+No date and no path of this machine is in it, so a card that changes says that the student or its measurement
+did.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from huggingface_hub import ModelCard
+
+from collegium.report.card import words
+from collegium.report.card.licences import NOT_STATED, Licensed, models_in, student_licence, texts_in
+from collegium.report.card.markup import code_block, escaped, table
+from collegium.report.card.metadata import metadata_of
+
+
+SNIPPET = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "PATH_OR_REPO_ID"
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder)
+inputs = tokenizer("Once upon a time", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0], skip_special_tokens=True))
+"""
+
+FIGURES = {
+    "perplexity": ("perplexity", 2),
+    "bits_per_byte": ("bits per byte", 4),
+    "accuracy": ("next token right", 3),
+    "ece": ("calibration error", 3),
+    "kl/own": ("KL to what it learnt from", 3),
+}
+
+
+def render_card(evaluation: Mapping[str, Any], recipe: str) -> str:
+    """The model card.
+
+    Args:
+        evaluation: What `evaluation.json` holds, with a lineage.
+        recipe: The recipe as YAML, without paths of this machine.
+    """
+    lineage = evaluation["lineage"]
+    parts = [
+        f"# {escaped(lineage['name'])}",
+        _summary(lineage),
+        "## Lineage",
+        *_lineage(lineage),
+        "## Licences",
+        *_licences(lineage),
+        "## Training",
+        *_training(lineage),
+        "## Evaluation",
+        *_evaluation(evaluation),
+        "## Intended use and limits",
+        _limits(lineage),
+        "## How to load it",
+        code_block(SNIPPET, "python"),
+        "## Recipe",
+        f"Fingerprint of what decides the result: `{lineage['recipe']}`. Defaults may be left out; folders of the "
+        "machine that it ran on stand by their last name.",
+        code_block(recipe, "yaml"),
+    ]
+    body = "\n\n".join(parts)
+    return str(ModelCard(f"---\n{metadata_of(evaluation).to_yaml()}\n---\n\n{body}\n"))
+
+
+def _summary(lineage: Mapping[str, Any]) -> str:
+    student, training, teachers = lineage["student"], lineage["training"], lineage["teachers"]
+    size = "a causal language model"
+    if student["parameters"] is not None:
+        size += f" of {words.count(student['parameters'])} parameters"
+    text = ", ".join(escaped(source["name"]) for source in lineage["data"])
+    names = ", ".join(escaped(teacher["name"]) for teacher in teachers)
+    if not teachers:
+        taught = f"It learnt from text alone ({text}), without teachers"
+    elif len(teachers) == 1:
+        taught = f"It learnt from one teacher ({names}): to predict what that one predicts in the text ({text})"
+    else:
+        taught = (
+            f"It learnt from {len(teachers)} teachers at once ({names}): at every token of the text ({text}) "
+            "their predictions were fused into one, which it was trained to predict too"
+        )
+    return (
+        f"This is {size}. {taught}, for {words.count(training['steps'])} steps and "
+        f"{words.count(training['tokens'])} tokens. It began as {words.start(student)}. "
+        f"Made with collegium {escaped(lineage['versions']['collegium'])}."
+    )
+
+
+def _lineage(lineage: Mapping[str, Any]) -> list[str]:
+    rows = [
+        [
+            f"teacher {escaped(teacher['name'])}",
+            words.model(teacher),
+            words.count(teacher["parameters"]),
+            words.count(teacher["vocab_size"]),
+            ", ".join(escaped(domain) for domain in teacher["domains"]),
+        ]
+        for teacher in lineage["teachers"]
+    ]
+    student = lineage["student"]
+    trained = student["trained_parameters"]
+    size = words.count(student["parameters"])
+    size += "" if trained is None else f", of which an adapter of {words.count(trained)} was trained"
+    rows.append(["student, began as", words.start(student), size, words.count(student["vocab_size"]), ""])
+    texts = [
+        [
+            escaped(source["name"]),
+            escaped(_place(source)),
+            words.count(source["train_tokens"]),
+            words.count(source["held_out_documents"]),
+        ]
+        for source in lineage["data"]
+    ]
+    parts = [
+        table(["", "model", "parameters", "vocabulary", "asked about"], rows),
+        table(["text", "from", "tokens prepared for training", "documents held out"], texts),
+    ]
+    earlier = student.get("earlier")
+    if earlier is not None:
+        parts += [
+            f"The earlier run {escaped(earlier['name'])} that it continues was made from:",
+            *_lineage(earlier),
+        ]
+    return parts
+
+
+def _place(source: Mapping[str, Any]) -> str:
+    named = [source["dataset"] or source["path"], source["config"], source["task"]]
+    place = " ".join(str(part) for part in named if part)
+    return f"{place} at {source['revision'][:12]}" if source["revision"] else place
+
+
+def _licences(lineage: Mapping[str, Any]) -> list[str]:
+    licence, names = student_licence(lineage)
+    if licence is None:
+        whole = "No model that this student was made from states a licence here, so none can be said for it."
+    elif licence == "other":
+        listed = ", ".join(escaped(name) for name in names)
+        whole = f"The models that this student was made from are under several licences ({listed}): all bind."
+    else:
+        whole = f"All models that this student was made from are under {escaped(licence)}."
+    items = [*models_in(lineage), *texts_in(lineage)]
+    rows = [[f"{item.what} {escaped(item.name)}", escaped(item.licence or NOT_STATED)] for item in items]
+    return [whole, table(["", "licence"], rows), *_warnings(items)]
+
+
+def _warnings(items: Sequence[Licensed]) -> list[str]:
+    lines = [
+        f"> - **{item.what} {escaped(item.name)}** ({escaped(item.licence or NOT_STATED)}): {item.finding.reason}."
+        for item in items
+        if item.finding.verdict != "permissive"
+    ]
+    return ["\n".join(["> **Read this before you pass the student on.**", ">", *lines])] if lines else []
+
+
+def _training(lineage: Mapping[str, Any]) -> list[str]:
+    training, versions = lineage["training"], lineage["versions"]
+    blocks = training["batch_size"] * training["gradient_accumulation"]
+    rows = [
+        ["method", escaped(training["method"] or "none named")],
+        ["steps, tokens read", f"{words.count(training['steps'])}, {words.count(training['tokens'])}"],
+        ["batch on each device", f"{blocks} blocks of {training['block_size']} tokens"],
+        ["learning rate", f"{training['learning_rate']:g} ({training['lr_scheduler']})"],
+        ["precision, seed", f"{training['precision']}, {training['seed']}"],
+        ["versions", ", ".join(f"{name} {escaped(version)}" for name, version in versions.items())],
+    ]
+    parts = [f"The loss is {words.objective(training)}.", table(["", ""], rows)]
+    if lineage["teachers"]:
+        weights = [
+            [escaped(teacher["name"]), *(words.share(teacher["weight"], when) for when in ("mean", "last"))]
+            for teacher in lineage["teachers"]
+        ]
+        parts += [words.weighting(training), table(["teacher", "mean weight over the run", "at its end"], weights)]
+    return parts
+
+
+def _evaluation(evaluation: Mapping[str, Any]) -> list[str]:
+    domains, held_out = evaluation["domains"], evaluation["held_out"]
+    rows = [
+        [title, *(_interval(domain["figures"].get(name), digits) for domain in domains.values())]
+        for name, (title, digits) in FIGURES.items()
+        if any(name in domain["figures"] for domain in domains.values())
+    ]
+    counts = ", ".join(f"{escaped(name)}: {d['documents']} documents" for name, d in domains.items())
+    parts = [
+        f"On documents that were held out of training ({counts}), with {evaluation['confidence']:.0%} intervals "
+        f"over documents; contexts of {held_out['context_length']} tokens that do not overlap.",
+        table(["", *(escaped(name) for name in domains)], rows),
+    ]
+    tasks = [
+        [escaped(name), str(task["items"]), escaped(figure), _interval(interval, 3)]
+        for name, task in evaluation.get("tasks", {}).items()
+        for figure, interval in task["figures"].items()
+    ]
+    return [*parts, table(["task", "items", "figure", "student"], tasks)] if tasks else parts
+
+
+def _interval(figure: Mapping[str, float] | None, digits: int) -> str:
+    if figure is None:
+        return ""
+    low, high = (words.decimal(figure[key], digits) for key in ("low", "high"))
+    return f"{words.decimal(figure['value'], digits)} ({low} to {high})"
+
+
+def _limits(lineage: Mapping[str, Any]) -> str:
+    domains = ", ".join(escaped(source["name"]) for source in lineage["data"])
+    return (
+        f"It was trained and measured on this text alone: {domains}. On other text nothing is known of it. It "
+        "repeats what its teachers and its text hold, with their mistakes and prejudices, and can be fluent and "
+        "wrong. It was not tuned to follow instructions, nor tested for safety, unless a task above says so. "
+        "Measure it on text of your own before you rely on it."
+    )

@@ -1,1 +1,0 @@
-"""The paper's table and figures, run end to end: see `collegium.reproduce.command`."""

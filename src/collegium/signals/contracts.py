@@ -1,0 +1,378 @@
+"""The types that cross layers: what flows between data, teachers, objective and trainer.
+
+Shape legend, used in the whole package:
+
+    B sequences, S tokens per sequence, N predicted positions of the batch, n positions of one
+    chunk, V student vocabulary, M teachers, D student width, E teacher width.
+
+Logits never cross a layer: a teacher hands over hidden states and a `Head` (`ProjectedSignal`), so
+that [n V] tensors exist one chunk and one teacher at a time. For V = 49,152 and N = 1,024 a dense
+signal is 201 MB per teacher, a projected one of width 576 is 2.4 MB.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from enum import StrEnum
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from collegium.signals.metrics import Mean
+from collegium.signals.signals import TeacherSignal
+
+
+IGNORE_INDEX = -100
+
+PLACES_IN_DOCUMENTS = ("document_ids", "segment_starts", "segment_ends")
+"""What says of a batch where its segments lie in their documents."""
+
+
+class Capability(StrEnum):
+    """What a teacher can provide, and what a term of the objective may need."""
+
+    SAMPLES = "samples"
+    """Distributions that are right on average: enough for a loss that is linear in its target."""
+    TOP_K = "top_k"
+    """Distributions that are right at the most probable tokens."""
+    FULL_VOCAB = "full_vocab"
+    HIDDEN_STATES = "hidden_states"
+    ATTENTION = "attention"
+    GENERATE = "generate"
+
+
+@dataclass(frozen=True)
+class PositionWeights:
+    """What the loss of each predicted position is: sum_t kd_t * divergence_t + ce_t * cross_entropy_t.
+
+    Attributes:
+        kd: Weight of the divergence from the teachers.
+        ce: Weight of the cross-entropy of the label; negative where a label is to become less probable.
+    """
+
+    kd: Float[Tensor, " N"]
+    ce: Float[Tensor, " N"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Token blocks. `position_ids` alone say where a document begins: they restart at 0 there.
+
+    Padding is a segment of its own (its positions restart too), so causal attention that keeps
+    segments apart needs no further mask, on whichever side the padding is.
+
+    Attributes:
+        input_ids: Token ids.
+        attention_mask: True on text, False on padding.
+        labels: Hugging Face convention: unshifted, -100 where nothing is predicted. The first token
+            of a segment is never predicted.
+        position_ids: Position of each token in its segment.
+        sample_ids: Row of each block in its data set.
+        stored: What was read beforehand from the caches of teachers, by teacher.
+        domain_ids: Number of each block's domain, where the collator was given their names.
+        on_policy: Blocks that the student wrote; None where all are of the corpus.
+        weights: Of the predicted positions in the loss; None where the objective's own hold for all.
+        document_ids: Document of each token, -1 on padding; None where it is not known.
+        segment_starts: UTF-8 bytes of its document before each token's segment; -1 where they are not known.
+        segment_ends: UTF-8 bytes of its document up to the end of each token's segment, likewise.
+    """
+
+    input_ids: Int[Tensor, "B S"]
+    attention_mask: Bool[Tensor, "B S"]
+    labels: Int[Tensor, "B S"]
+    position_ids: Int[Tensor, "B S"]
+    sample_ids: Int[Tensor, " B"]
+    stored: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    domain_ids: Int[Tensor, " B"] | None = None
+    on_policy: Bool[Tensor, " B"] | None = None
+    weights: PositionWeights | None = None
+    document_ids: Int[Tensor, "B S"] | None = None
+    segment_starts: Int[Tensor, "B S"] | None = None
+    segment_ends: Int[Tensor, "B S"] | None = None
+
+    @classmethod
+    def from_inputs(cls, inputs: Mapping[str, Any]) -> "Batch":
+        """Build a batch from the collator's dict of tensors."""
+        return cls(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"].bool(),
+            labels=inputs["labels"],
+            position_ids=inputs["position_ids"],
+            sample_ids=inputs["sample_ids"],
+            stored=inputs.get("stored", {}),
+            domain_ids=inputs.get("domain_ids"),
+            on_policy=inputs.get("on_policy"),
+            weights=inputs.get("weights"),
+            document_ids=inputs.get("document_ids"),
+            segment_starts=inputs.get("segment_starts"),
+            segment_ends=inputs.get("segment_ends"),
+        )
+
+    @classmethod
+    def of_text(
+        cls,
+        input_ids: Int[Tensor, "B S"],
+        attention_mask: Bool[Tensor, "B S"],
+        position_ids: Int[Tensor, "B S"],
+    ) -> "Batch":
+        """Blocks of which nothing is known but the text; all of it is predicted but the first of each segment."""
+        is_predicted = attention_mask & (position_ids != 0)
+        return cls(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            labels=input_ids.masked_fill(~is_predicted, IGNORE_INDEX),
+            position_ids=position_ids,
+            sample_ids=torch.arange(len(input_ids), device=input_ids.device),
+        )
+
+    def blocks_at(self, index: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
+        """Block of each place in the flattened B*S grid."""
+        return index // self.input_ids.shape[1]
+
+
+@dataclass(frozen=True)
+class Positions:
+    """The N predicted positions of a batch, in reading order.
+
+    Attributes:
+        index: Index into the flattened B*S grid of the token that predicts.
+        labels: Token to be predicted; never -100.
+        segments: Segment (document inside a block) of each position; grows by one at each border.
+        offsets: Position of the predicting token in its segment.
+        domains: Number of the domain of each position's block, if the batch says it.
+    """
+
+    index: Int[Tensor, " N"]
+    labels: Int[Tensor, " N"]
+    segments: Int[Tensor, " N"]
+    offsets: Int[Tensor, " N"]
+    domains: Int[Tensor, " N"] | None = None
+
+    def __len__(self) -> int:
+        return self.index.shape[0]
+
+    def select(self, states: Float[Tensor, "B S D"]) -> Float[Tensor, "N D"]:
+        """Rows of `states` [B S D] at these positions, as [N D]."""
+        return states.reshape(-1, states.shape[-1]).index_select(0, self.index)
+
+
+@dataclass(frozen=True)
+class InnerLayers:
+    """Layers whose inner states are asked for; the first layer is 1.
+
+    Attributes:
+        hidden: Layers whose output is asked for, 0 being the embedding output.
+        attention: Layers whose queries, keys and values are asked for.
+    """
+
+    hidden: frozenset[int] = frozenset()
+    attention: frozenset[int] = frozenset()
+
+    def __or__(self, other: "InnerLayers") -> "InnerLayers":
+        return InnerLayers(self.hidden | other.hidden, self.attention | other.attention)
+
+    def __bool__(self) -> bool:
+        return bool(self.hidden or self.attention)
+
+
+@dataclass(frozen=True)
+class InnerStates:
+    """Inner states of a student or teacher by layer, the first layer being 1; empty where not asked for.
+
+    Attributes:
+        hidden_states: Output of layers, 0 being the embeddings'. The last one is after the final norm, as in
+            `output_hidden_states` of transformers. A cache knows the last layer only.
+        before_norm: The last layer's output before the final norm, under its number.
+        queries: Before rotary embedding, after a norm of queries if the model has one.
+        keys: Likewise; with grouped queries there are fewer heads.
+        values: As many heads as keys.
+        scales: What multiplies a product of query and key before the softmax; 1 / sqrt(d) if not given.
+    """
+
+    hidden_states: Mapping[int, Float[Tensor, "B S E"]] = field(default_factory=dict)
+    before_norm: Mapping[int, Float[Tensor, "B S E"]] = field(default_factory=dict)
+    queries: Mapping[int, Float[Tensor, "B H S d"]] = field(default_factory=dict)
+    keys: Mapping[int, Float[Tensor, "B K S d"]] = field(default_factory=dict)
+    values: Mapping[int, Float[Tensor, "B K S d"]] = field(default_factory=dict)
+    scales: Mapping[int, float] = field(default_factory=dict)
+
+    def to(self, device: torch.device) -> "InnerStates":
+        """The same states with their tensors on `device`."""
+        moved: dict[str, Any] = {
+            item.name: {layer: tensor.to(device) for layer, tensor in getattr(self, item.name).items()}
+            for item in fields(self)
+            if item.name != "scales"
+        }
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class AlignedSpans:
+    """The shortest stretches of text that begin and end between two tokens of both tokenizations.
+
+    Attributes:
+        student: Span of each predicted position of the student, from 0 on in reading order; -1 in none.
+        teacher: Span of each predicted position of the teacher; U positions.
+        num_bytes: UTF-8 bytes of each span; G spans.
+    """
+
+    student: Int[Tensor, " N"]
+    teacher: Int[Tensor, " U"]
+    num_bytes: Int[Tensor, " G"]
+
+
+@dataclass(frozen=True)
+class OwnView:
+    """What a teacher says at its own positions, in its own vocabulary, and how they lie to the student's.
+
+    Attributes:
+        signal: Its distributions over its own vocabulary, U rows in reading order.
+        inputs: Its token that predicts, at each position.
+        labels: Its token that is predicted.
+        segments: Segment of each position, numbered as the student's `Positions.segments`; -1 for other text.
+        spans: Where both tokenizations meet.
+        shared_tokens: Student and teacher ids of tokens of the same bytes, and of EOS, in the student's order.
+        embed: Its input embeddings of token ids [*] as [* E]; None for a teacher that does not run here.
+    """
+
+    signal: TeacherSignal
+    inputs: Int[Tensor, " U"]
+    labels: Int[Tensor, " U"]
+    segments: Int[Tensor, " U"]
+    spans: AlignedSpans
+    shared_tokens: Int[Tensor, "P 2"]
+    embed: Callable[[Int[Tensor, "*"]], Float[Tensor, "* E"]] | None = None
+
+
+@dataclass(frozen=True)
+class TeacherOutput:
+    """What `Teacher.score` returns for one batch.
+
+    Attributes:
+        signal: Distributions over the student's vocabulary at the student's positions.
+        features: Inner states, if they were asked for.
+        own: The same in the teacher's own vocabulary, where it has another tokenizer than the student.
+    """
+
+    signal: TeacherSignal
+    features: InnerStates | None = None
+    own: OwnView | None = None
+
+
+@dataclass(frozen=True)
+class TeacherStats:
+    """What a weighting may look at, per position and teacher.
+
+    Attributes:
+        entropy: Entropy in nats of the distribution at the weight temperature.
+        cross_entropy: -log probability of the gold token at the target temperature, for label-based
+            weightings.
+        weight_cross_entropy: The same at the weight temperature: its mean equals the mean entropy where
+            that temperature is fitted.
+        valid: False where a teacher is absent: it said so, or its logits hold NaN or +Inf.
+    """
+
+    entropy: Float[Tensor, "N M"]
+    cross_entropy: Float[Tensor, "N M"]
+    weight_cross_entropy: Float[Tensor, "N M"]
+    valid: Bool[Tensor, "N M"]
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """The loss of one micro-batch, already divided by the global count, and what to log."""
+
+    loss: Float[Tensor, ""]
+    metrics: dict[str, Mean] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ItemCounts:
+    """Global counts of one optimizer step: what every term of the loss is divided by, once.
+
+    Attributes:
+        predicted: Predicted positions of all micro-batches and ranks.
+        attended: Text positions (not padding) of the same; what feature terms are divided by.
+    """
+
+    predicted: Tensor
+    attended: Tensor
+
+
+@runtime_checkable
+class Teacher(Protocol):
+    """Anything that can score tokens: local, cached, remote, or with another tokenizer."""
+
+    @property
+    def name(self) -> str:
+        """Name in recipes, metrics and errors."""
+        ...
+
+    @property
+    def provides(self) -> frozenset[Capability]:
+        """What `score` can be asked for."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of weights, revision and tokenizer."""
+        ...
+
+    def score(self, batch: Batch, positions: Positions, *, need: frozenset[Capability]) -> TeacherOutput:
+        """Distributions at `positions`, and inner states if `need` asks for them."""
+        ...
+
+
+@dataclass(frozen=True)
+class NextToken:
+    """What a teacher says about the next token of each sequence.
+
+    Attributes:
+        logprobs: At its target temperature.
+        entropy: In nats, at its weight temperature; not finite where the teacher is absent.
+    """
+
+    logprobs: Float[Tensor, "R V"]
+    entropy: Float[Tensor, " R"]
+
+
+class NextTokens(Protocol):
+    """A continuation in progress, with a key-value cache of its own."""
+
+    def prefill(self, input_ids: Int[Tensor, "R P"], attention_mask: Bool[Tensor, "R P"]) -> NextToken:
+        """Read the prompts, padded on the left."""
+        ...
+
+    def step(self, tokens: Int[Tensor, " R"]) -> NextToken:
+        """Read one more token of each sequence."""
+        ...
+
+
+@runtime_checkable
+class GeneratingTeacher(Teacher, Protocol):
+    """A teacher that provides `Capability.GENERATE`: it answers for text that did not exist before."""
+
+    def next_tokens(self, max_new_tokens: int) -> NextTokens:
+        """Begin to continue a batch of prompts by at most so many tokens."""
+        ...
+
+
+def predicted_positions(batch: Batch) -> Positions:
+    """The only shift and the only reading of -100: where `batch` predicts, and what.
+
+    Position t of a block predicts token t + 1 where that token has a label and belongs to the same
+    segment.
+    """
+    starts = batch.position_ids == 0
+    predicts = (batch.labels[:, 1:] != IGNORE_INDEX) & ~starts[:, 1:]  # [B S-1]
+    predicts = torch.nn.functional.pad(predicts, (0, 1))  # [B S]
+    index = predicts.flatten().nonzero().squeeze(-1)  # [N]
+    segments = starts.flatten().cumsum(0)  # [B*S]
+    return Positions(
+        index=index,
+        labels=batch.labels.flatten()[index + 1],
+        segments=segments[index],
+        offsets=batch.position_ids.flatten()[index],
+        domains=None if batch.domain_ids is None else batch.domain_ids[batch.blocks_at(index)],
+    )

@@ -1,0 +1,104 @@
+"""Teachers: whatever can score tokens. Callers need not know of what kind one is."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from collegium.alignment.tokenizer_match import tokenizer_difference, vocab_size_of
+from collegium.models.pretrained import check_model, load_model, load_tokenizer, place, reference_fingerprint
+from collegium.signals.contracts import InnerLayers, Teacher
+from collegium.teachers.aligned import AlignedTeacher, align
+from collegium.teachers.cached import CachedTeacher, ReadAhead
+from collegium.teachers.local import LocalTeacher
+from collegium.teachers.restricted import RestrictedTeacher
+
+
+def as_teachers(
+    teachers: Sequence[Teacher | PreTrainedModel | str],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    names: Sequence[str] = (),
+    device: torch.device,
+) -> list[Teacher]:
+    """Teachers as they are, and local ones from models and their names.
+
+    Args:
+        teachers: Teachers, causal language models, hub ids or folders.
+        tokenizer: The student's; a teacher that is loaded with another one is aligned to it.
+        names: What to call them; by default after the model, numbered where two are alike.
+        device: Where a model that is loaded or given goes.
+
+    Raises:
+        DataError: a model cannot be loaded, or its tokens do not keep all of the text.
+        ValueError: the names do not fit the teachers.
+    """
+    if names and len(names) != len(teachers):
+        raise ValueError(f"the objective names {len(names)} teachers {list(names)}, but {len(teachers)} are given")
+    chosen = list(names) or _different([_name_of(teacher) for teacher in teachers])
+    found = [
+        _local_teacher(name, teacher, tokenizer, device) if isinstance(teacher, str | PreTrainedModel) else teacher
+        for name, teacher in zip(chosen, teachers, strict=True)
+    ]
+    actual = [teacher.name for teacher in found]
+    if (names and actual != list(names)) or len(set(actual)) != len(actual):
+        raise ValueError(f"the teachers are called {actual}, the objective names {list(names)}; make them fit")
+    return found
+
+
+def reading_ahead(
+    collate: Callable[[Sequence[Any]], dict[str, Any]], teachers: Sequence[Teacher]
+) -> Callable[[Sequence[Any]], dict[str, Any]]:
+    """A collator that does beforehand what teachers among these can: reading a cache, aligning tokens."""
+    ready = [
+        teacher
+        for teacher in teachers
+        if isinstance(teacher, CachedTeacher | AlignedTeacher)
+        or (isinstance(teacher, RestrictedTeacher) and teacher.reads_ahead)
+    ]
+    return ReadAhead(collate, ready) if ready else collate
+
+
+def _name_of(teacher: Teacher | PreTrainedModel | str) -> str:
+    if not isinstance(teacher, str | PreTrainedModel):
+        return teacher.name
+    reference = teacher if isinstance(teacher, str) else str(teacher.config.name_or_path)
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", reference.rstrip("/").rsplit("/", 1)[-1]) or "teacher"
+
+
+def read_inner_layers(teachers: Sequence[Teacher], layers: Sequence[InnerLayers]) -> None:
+    """Let those that run here hold the inner states of these layers only; all, where nothing is said."""
+    for teacher, asked in zip(teachers, layers, strict=False):
+        if isinstance(teacher, LocalTeacher):
+            teacher.inner_layers = asked
+
+
+def _different(names: Sequence[str]) -> list[str]:
+    """The same names, numbered where several are alike."""
+    counts = Counter(names)
+    seen: Counter[str] = Counter()
+    result = []
+    for name in names:
+        seen[name] += 1
+        result.append(f"{name}-{seen[name]}" if counts[name] > 1 else name)
+    return result
+
+
+def _local_teacher(
+    name: str, teacher: PreTrainedModel | str, tokenizer: PreTrainedTokenizerBase, device: torch.device
+) -> Teacher:
+    own = tokenizer
+    if isinstance(teacher, str):
+        own = load_tokenizer(teacher)
+        model = load_model(teacher, dtype=torch.float32)
+        fingerprint = reference_fingerprint(teacher, model.config)
+    else:
+        model, fingerprint = teacher, f"object:{name}"
+    is_same = tokenizer_difference(tokenizer, own) is None
+    vocab_size = vocab_size_of(tokenizer if is_same else own)
+    check_model(model, vocab_size, name=name)
+    local = LocalTeacher(name, place(model, device), vocab_size=vocab_size, fingerprint=fingerprint)
+    return local if is_same else align(local, tokenizer, own)

@@ -1,1 +1,0 @@
-"""What an objective is made of: terms, weights among them, and what moves while they are trained."""

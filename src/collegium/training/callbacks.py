@@ -1,0 +1,137 @@
+"""What happens around training steps: metrics to a file, progress, and an orderly end on a signal."""
+
+import contextlib
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations.integration_utils import rewrite_logs
+
+from collegium.base.terminal import ProgressLine, duration, rate_and_eta, say
+from collegium.signals.metrics import JsonlWriter, max_over_ranks
+
+
+class MetricsFile(TrainerCallback):
+    """Writes every log line to `metrics.jsonl`, as `train/...` and `eval/...`."""
+
+    def __init__(self, path: Path) -> None:
+        self._writer = JsonlWriter(path)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Drop lines that lie after the checkpoint from which the run goes on."""
+        if state.is_world_process_zero:
+            self._writer.keep(up_to_step=state.global_step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        """Append one line."""
+        if state.is_world_process_zero and logs:
+            self._writer.write({"step": state.global_step, **rewrite_logs(logs)})
+
+
+class Stopped(Exception):
+    """A signal ended the run after a whole checkpoint."""
+
+    def __init__(self, signal_number: int, step: int) -> None:
+        super().__init__(
+            f"stopped by {signal.Signals(signal_number).name} after step {step}; the same command resumes"
+        )
+        self.exit_code = 128 + signal_number
+
+
+class StopOnSignal(TrainerCallback):
+    """On Ctrl-C or SIGTERM: finish the step, write a checkpoint, stop. A second one stops at once.
+
+    Ranks agree at the end of every step whether to stop: signals reach them at different moments, and a
+    checkpoint is a collective affair.
+    """
+
+    def __init__(self) -> None:
+        self._received = 0
+        self._stopped_by = 0
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Handle signals inside the block."""
+        previous = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self._received:
+            raise SystemExit(128 + number)
+        self._received = number
+        say("stopping after this step; once more stops at once")
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        """Ask for a checkpoint and the end, on all ranks or on none."""
+        self._stopped_by = max_over_ranks(self._received)
+        if self._stopped_by:
+            control.should_save = control.should_training_stop = True
+        return control
+
+    def raise_if_stopped(self, step: int) -> None:
+        """Turn the end that a signal caused into `Stopped`."""
+        if self._stopped_by:
+            raise Stopped(self._stopped_by, step)
+
+
+class TrainingProgress(TrainerCallback):
+    """Loss, rate and time left on one line."""
+
+    def __init__(self) -> None:
+        self._line = ProgressLine()
+        self._start, self._first_step = time.monotonic(), 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Begin to measure the rate."""
+        self._start, self._first_step = time.monotonic(), state.global_step
+        if state.global_step:
+            say(f"resuming after step {state.global_step} of {state.max_steps}")
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        """Show the newest figures."""
+        if not state.is_world_process_zero or not logs or "loss" not in logs:
+            return
+        figures = {"loss": logs["loss"], "kd": logs.get("kd_loss"), "ce": logs.get("cross_entropy")}
+        shown = ", ".join(f"{name} {value:.3f}" for name, value in figures.items() if value is not None)
+        done, total = state.global_step - self._first_step, state.max_steps - self._first_step
+        rate = rate_and_eta(done, total, time.monotonic() - self._start, "steps")
+        self._line.update(
+            f"step {state.global_step}/{state.max_steps}: {shown}",
+            pace=rate,
+            done=state.global_step,
+            total=state.max_steps,
+        )
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Say how long it took."""
+        self._line.finish(f"trained to step {state.global_step} in {duration(time.monotonic() - self._start)}")

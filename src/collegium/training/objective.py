@@ -1,0 +1,384 @@
+"""The loss of one method: kd_weight * KD + (1 - kd_weight) * CE + feature_weight * sum of w_i * F_i, and more.
+
+Every term is a sum over positions divided once by a global count, so that the loss and its gradient do
+not depend on how a step's blocks are cut into micro-batches and ranks. A batch may bring weights of its own
+for the first two terms, one pair a position (`Batch.weights`). The objective owns what is trained besides the
+student (projections of its terms); they never reach the exported student.
+"""
+
+import functools
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from collegium.base.schedule import Schedule, largest, smallest, value_at
+from collegium.fused.chunked import KdTarget
+from collegium.fused.fused import distillation_loss
+from collegium.fused.teacher_stats import TeacherWeighting
+from collegium.losses.divergences import forward_kl
+from collegium.losses.fusion import mixture_logprobs
+from collegium.losses.weighting import GivenScores, Weighting
+from collegium.signals.contracts import (
+    Batch,
+    Capability,
+    InnerLayers,
+    InnerStates,
+    ItemCounts,
+    LossOutput,
+    Positions,
+    TeacherOutput,
+)
+from collegium.signals.metrics import Mean
+from collegium.signals.signals import Head
+from collegium.training.terms.balancing import Balancer
+from collegium.training.terms.cross_tokenizer import CrossTokenizerLoss, cross_tokenizer_names
+from collegium.training.terms.divergence_schedules import Course
+from collegium.training.terms.dynamic import DynamicDistillation, Guidance
+from collegium.training.terms.features import FeatureTerm
+from collegium.training.terms.loss_metrics import loss_metrics
+from collegium.training.terms.own_views import StudentRows
+from collegium.training.terms.routing import Router
+
+
+BUFFER_BYTES = {"cpu": 24 * 2**20, "cuda": 128 * 2**20}
+"""Size of one [n V] buffer on each kind of device, from which the chunk size follows.
+
+On a CPU the C library keeps freed buffers below 32 MB; above, every one is mapped and cleared anew,
+which cost a third of the time of a measurement. A GPU wants larger products.
+"""
+
+
+class Objective(nn.Module):
+    """The weighted terms of one method.
+
+    Args:
+        teacher_names: In the order in which teachers' outputs are given.
+        kd_weight: Weight of the divergence from the teachers; 0 leaves their distributions unread.
+        ce_weight: Weight of the cross-entropy to the text; 1 - kd_weight if not given.
+        target: Divergence, fusion and temperature.
+        weighting: How much each teacher counts.
+        router: Learns how much each teacher counts, instead.
+        feature_weight: Weight of the feature terms together.
+        features: The terms, each with its own weight among them, if feature_weight is above 0.
+        cross_tokenizer: Terms that compare the student with teachers in their own vocabularies.
+        balancer: Weighs the terms against one another; none leaves the weights as they are given.
+        dynamic: Lets the student's uncertainty decide what it is taught.
+        course: Moves the target's parameter along with the training.
+        label_smoothing: Share of a label's probability that the cross-entropy spreads over the vocabulary.
+        max_invalid_fraction: Share of bad positions above which a teacher stops the run.
+        chunk_size: Positions whose logits are alive at once; None follows from `BUFFER_BYTES`.
+
+    Attributes:
+        progress: Share of the training that is done, in [0, 1], which schedules follow; set between steps.
+
+    Raises:
+        ValueError: a weight is out of range, or parts do not go together.
+    """
+
+    def __init__(
+        self,
+        teacher_names: Sequence[str] = (),
+        *,
+        kd_weight: float | Schedule = 0.5,
+        ce_weight: float | Schedule | None = None,
+        target: KdTarget | None = None,
+        weighting: TeacherWeighting | None = None,
+        router: Router | None = None,
+        feature_weight: float | Schedule = 0.0,
+        features: Sequence[FeatureTerm] = (),
+        cross_tokenizer: CrossTokenizerLoss | None = None,
+        balancer: Balancer | None = None,
+        dynamic: DynamicDistillation | None = None,
+        course: Course | None = None,
+        label_smoothing: float = 0.0,
+        max_invalid_fraction: float = 0.01,
+        chunk_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        _check_weights(kd_weight, ce_weight, feature_weight)
+        if not 0.0 <= label_smoothing < 1.0:
+            raise ValueError(f"label_smoothing is {label_smoothing}; it must lie in [0, 1)")
+        if (largest(feature_weight) > 0) != (len(features) > 0):
+            raise ValueError("feature_weight above 0 and feature terms go together")
+        self.teacher_names = tuple(teacher_names)
+        self._kd_weight, self._ce_weight, self._feature_weight = kd_weight, ce_weight, feature_weight
+        self.target = target or KdTarget(forward_kl, mixture_logprobs)
+        self.weighting = weighting or Weighting()
+        self.router = router
+        self.features = nn.ModuleList(features)
+        self.cross_tokenizer = cross_tokenizer
+        self.balancer = balancer
+        self.dynamic = dynamic
+        self.course = course
+        self.label_smoothing = label_smoothing
+        self.max_invalid_fraction = max_invalid_fraction
+        self.chunk_size = chunk_size
+        self.progress = 0.0
+
+    @property
+    def kd_weight(self) -> float:
+        """Weight of the divergence now."""
+        return value_at(self._kd_weight, self.progress)
+
+    @property
+    def ce_weight(self) -> float:
+        """Weight of the cross-entropy now."""
+        return 1.0 - self.kd_weight if self._ce_weight is None else value_at(self._ce_weight, self.progress)
+
+    @property
+    def feature_weight(self) -> float:
+        """Weight of the feature terms together now."""
+        return value_at(self._feature_weight, self.progress)
+
+    @property
+    def distils(self) -> bool:
+        """Whether the divergence has any weight at any time."""
+        return largest(self._kd_weight) > 0
+
+    @property
+    def need(self) -> frozenset[Capability]:
+        """What teachers must provide; empty if they are not asked at all."""
+        need = set()
+        if self.distils:
+            linear = self.target.divergence is forward_kl and self.target.fusion is mixture_logprobs
+            need = {Capability.SAMPLES if linear else Capability.TOP_K}
+        if self.cross_tokenizer is not None:
+            need |= self.cross_tokenizer.need
+        return frozenset(need).union(*(term.need for term in self.feature_terms))
+
+    @property
+    def feature_terms(self) -> Sequence[FeatureTerm]:
+        """The terms on inner states."""
+        return cast(Sequence[FeatureTerm], self.features)
+
+    @property
+    def student_layers(self) -> InnerLayers:
+        """Layers of the student that the feature terms read."""
+        return functools.reduce(operator.or_, (term.student_layers for term in self.feature_terms), InnerLayers())
+
+    @property
+    def teacher_layers(self) -> list[InnerLayers]:
+        """Layers of each teacher that the feature terms read; an empty list without such terms."""
+        by_term = [term.teacher_layers for term in self.feature_terms]
+        return [functools.reduce(operator.or_, layers) for layers in zip(*by_term, strict=True)]
+
+    def forward(
+        self,
+        student_hidden: Tensor,
+        student_head: Head,
+        student_states: InnerStates | None,
+        batch: Batch,
+        positions: Positions,
+        outputs: Sequence[TeacherOutput],
+        counts: ItemCounts,
+        vocab_size: int,
+        student_embed: Callable[[Tensor], Tensor] | None = None,
+    ) -> LossOutput:
+        """Loss of one micro-batch.
+
+        Args:
+            student_hidden: Last hidden states at the predicted positions, [N D].
+            student_head: Projects them to logits over `vocab_size` tokens.
+            student_states: Inner states that feature terms read, if there are any.
+            batch: The tokens.
+            positions: Its predicted positions.
+            outputs: One per teacher; none if `need` is empty.
+            counts: Global counts of the optimizer step.
+            vocab_size: Student's vocabulary.
+            student_embed: Its input embeddings of token ids, if a term may read them.
+        """
+        chunk_size = self.chunk_size or default_chunk_size(vocab_size, student_hidden.device)
+        signals = [output.signal for output in outputs] if self.distils else []
+        guidance = self._guidance(student_hidden, student_head, positions, chunk_size)
+        scores = None if self.router is None else self.router(student_hidden)
+        factors: Mapping[str, float | Tensor] = {} if self.balancer is None else self.balancer.factors()
+        kd_weight, ce_weight = self._logit_weights(batch, guidance)
+        sums = distillation_loss(
+            student_hidden,
+            student_head,
+            positions,
+            signals,
+            self._weighting(scores, guidance),
+            target=self._target(batch, positions),
+            kd_weight=kd_weight * factors.get("kd", 1.0),
+            ce_weight=ce_weight * factors.get("ce", 1.0),
+            label_smoothing=self.label_smoothing,
+            chunk_size=chunk_size,
+        )
+        predicted, predicted_here = counts.predicted.clamp_min(1), _count(positions)
+        loss = sums.loss / predicted
+        metrics = loss_metrics(sums, self.teacher_names, signals)
+        terms = {"kd": self.kd_weight * sums.kd / predicted, "ce": self.ce_weight * sums.cross_entropy / predicted}
+        if guidance is not None:
+            metrics["student_uncertainty"] = Mean(guidance.uncertainty.sum(), predicted_here)
+        if self.router is not None and scores is not None:
+            missed = self.router.loss(scores, sums.stats.cross_entropy, sums.stats.valid)
+            loss = loss + self.router.loss_weight * missed / predicted
+            metrics["router_loss"] = Mean(missed.detach(), predicted_here)
+        rows = StudentRows(student_hidden, student_head, batch, positions, vocab_size, chunk_size, student_embed)
+        others, logged = self._others(rows, student_states, outputs, guidance, counts)
+        loss = sum((factors.get(name, 1.0) * value for name, value in others.items()), start=loss)
+        terms, metrics = terms | others, metrics | logged
+        if self.balancer is not None:
+            loss = loss + self.balancer.penalty(terms, predicted_here / predicted)
+        return LossOutput(loss, metrics)
+
+    def _others(
+        self,
+        rows: StudentRows,
+        student_states: InnerStates | None,
+        outputs: Sequence[TeacherOutput],
+        guidance: Guidance | None,
+        counts: ItemCounts,
+    ) -> tuple[dict[str, Tensor], dict[str, Mean]]:
+        """Weighted terms beside those of the logits, divided by their counts, and what is logged of them."""
+        terms: dict[str, Tensor] = {}
+        metrics: dict[str, Mean] = {}
+        if self.feature_terms:
+            sums, metrics = self._features(student_states, outputs, rows.batch, rows.positions, guidance)
+            terms = {name: value / counts.attended.clamp_min(1) for name, value in sums.items()}
+        if self.cross_tokenizer is not None:
+            sums, logged = self.cross_tokenizer(rows, outputs, self.progress)
+            terms |= {name: value / counts.predicted.clamp_min(1) for name, value in sums.items()}
+            metrics |= logged
+        return terms, metrics
+
+    def _guidance(
+        self, student_hidden: Tensor, student_head: Head, positions: Positions, chunk_size: int
+    ) -> Guidance | None:
+        if self.dynamic is None:
+            return None
+        return self.dynamic.guide(student_hidden, student_head, positions.labels, chunk_size=chunk_size)
+
+    def _logit_weights(self, batch: Batch, guidance: Guidance | None) -> tuple[float | Tensor, float | Tensor]:
+        """Weights of divergence and cross-entropy, of all positions or of each."""
+        if batch.weights is not None:
+            return batch.weights.kd, batch.weights.ce
+        kd_weight = self.kd_weight if guidance is None else self.kd_weight * guidance.kd
+        return kd_weight, self.ce_weight
+
+    def _weighting(self, scores: Tensor | None, guidance: Guidance | None) -> TeacherWeighting:
+        if scores is not None:
+            return GivenScores(scores.detach())
+        if guidance is not None and guidance.teacher_scores is not None:
+            return GivenScores(guidance.teacher_scores)
+        return self.weighting
+
+    def _target(self, batch: Batch, positions: Positions) -> KdTarget:
+        """The target with what its divergence is to know besides."""
+        if self.course is None:
+            return self.target
+        written = torch.zeros_like(positions.index, dtype=torch.bool)
+        if batch.on_policy is not None:
+            written = batch.on_policy[batch.blocks_at(positions.index)]
+        return replace(self.target, parameter=self.course.parameter(written, self.progress))
+
+    def _features(
+        self,
+        student_states: InnerStates | None,
+        outputs: Sequence[TeacherOutput],
+        batch: Batch,
+        positions: Positions,
+        guidance: Guidance | None,
+    ) -> tuple[dict[str, Tensor], dict[str, Mean]]:
+        """Each term's weighted sum over text positions, and what is logged of them."""
+        assert student_states is not None, "feature terms read them"
+        states = [output.features for output in outputs if output.features is not None]
+        emphasis = None
+        if guidance is not None and guidance.features is not None:
+            emphasis = torch.zeros(batch.input_ids.numel(), device=batch.input_ids.device)
+            emphasis = emphasis.index_copy(0, positions.index, guidance.features.float()).view_as(batch.input_ids)
+        terms, metrics, attended = {}, {}, batch.attention_mask.sum()
+        nothing = torch.zeros((), device=attended.device)  # a term need not have parameters
+        for name, term in self._named_features():
+            weight = self._weight_of(name)
+            if weight > 0:
+                value = term(student_states, states, batch, emphasis)
+                metrics[name] = Mean(value.detach(), attended)
+            else:  # for now; but its parameters must have a gradient on every rank
+                value = sum((0.0 * parameter.sum() for parameter in term.parameters()), start=nothing)
+            terms[name] = weight * value
+        metrics["feature_loss"] = Mean(_total(terms.values()).detach(), attended)
+        return terms, metrics
+
+    def _weight_of(self, feature: str) -> float:
+        term = dict(self._named_features())[feature]
+        return self.feature_weight * value_at(term.weight, self.progress)
+
+    def set_progress(self, progress: float) -> None:
+        """Say what share of the training is done; called between steps."""
+        self.progress = progress
+        for term in self.feature_terms:
+            term.progress = progress
+
+    def after_step(self, means: Mapping[str, float]) -> None:
+        """Take in a finished step's metrics over all ranks; called between steps where `watches`."""
+        if self.balancer is not None:
+            weights = {"kd": self.kd_weight, "ce": self.ce_weight}
+            weights |= {name: self._weight_of(name) for name, _ in self._named_features()}
+            if self.cross_tokenizer is not None:
+                weights |= self.cross_tokenizer.weights(self.progress)
+            metrics = {"kd": "kd_loss", "ce": "cross_entropy"}
+            present = [name for name, weight in weights.items() if weight > 0]
+            self.balancer.after_step({name: means.get(metrics.get(name, name), 0.0) for name in present})
+        if self.course is not None and self.course.watches:
+            self.course.after_step(means.get("kd_loss", 0.0), self.progress)
+
+    @property
+    def watches(self) -> frozenset[str]:
+        """Metrics that must be known after each step; their reading waits for the device."""
+        names: set[str] = set()
+        if self.balancer is not None and self.balancer.watches:
+            names |= {"kd_loss", "cross_entropy", *(name for name, _ in self._named_features())}
+            if self.cross_tokenizer is not None:
+                names |= self.cross_tokenizer.weights(self.progress).keys()
+        if self.course is not None and self.course.watches:
+            names.add("kd_loss")
+        return frozenset(names)
+
+    def _named_features(self) -> list[tuple[str, FeatureTerm]]:
+        return list(zip(term_names(len(self.features))[2:], self.feature_terms, strict=True))
+
+    def unreliable_teachers(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Teachers that were bad more often than allowed, with the share of bad positions."""
+        shares = {name: metrics.get(f"teacher/{name}/invalid_fraction", 0.0) for name in self.teacher_names}
+        return {name: share for name, share in shares.items() if share > self.max_invalid_fraction}
+
+
+def term_names(num_features: int, num_cross_tokenizer: int = 0) -> tuple[str, ...]:
+    """Names of the terms that a balancer weighs."""
+    features = (f"feature/{i}" for i in range(num_features))
+    return ("kd", "ce", *features, *cross_tokenizer_names(num_cross_tokenizer))
+
+
+def _check_weights(
+    kd_weight: float | Schedule, ce_weight: float | Schedule | None, feature_weight: float | Schedule
+) -> None:
+    for name, weight in {"kd_weight": kd_weight, "ce_weight": ce_weight, "feature_weight": feature_weight}.items():
+        if weight is not None and smallest(weight) < 0:
+            raise ValueError(f"{name} is {weight}; it must be 0 or more")
+    if ce_weight is None and largest(kd_weight) > 1:
+        raise ValueError(
+            f"kd_weight is {kd_weight}; above 1 there is nothing left for the text: give ce_weight too"
+        )
+
+
+def _count(positions: Positions) -> Tensor:
+    return torch.tensor(len(positions), device=positions.index.device)
+
+
+def _total(terms: Iterable[Tensor]) -> Tensor:
+    return torch.stack(list(terms)).sum()
+
+
+MIN_CHUNK_SIZE = 128
+"""Below, a product waits for the head's weights: with 64 positions each takes 1.2 times as long."""
+
+
+def default_chunk_size(vocab_size: int, device: torch.device) -> int:
+    """Positions whose float32 logits fill one buffer of `BUFFER_BYTES`; at least `MIN_CHUNK_SIZE`."""
+    return max(MIN_CHUNK_SIZE, BUFFER_BYTES.get(device.type, BUFFER_BYTES["cuda"]) // (4 * vocab_size))

@@ -1,0 +1,61 @@
+"""What is logged of the distillation loss, as (total, count) pairs that add up over micro-batches and ranks."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from collegium.fused.chunked import DistillationSums
+from collegium.signals.metrics import Mean
+from collegium.signals.signals import CarriedSignal, TeacherSignal
+
+
+def loss_metrics(
+    sums: DistillationSums, teacher_names: Sequence[str], signals: Sequence[TeacherSignal]
+) -> dict[str, Mean]:
+    """Terms of the loss, how far teachers agree, and each teacher's figures under its name."""
+    weights = sums.weights
+    num_positions = torch.tensor(len(weights), device=weights.device)
+    metrics = {"cross_entropy": Mean(sums.cross_entropy.detach(), num_positions)}
+    if weights.shape[1] == 0:
+        return metrics
+    effective = (-torch.special.xlogy(weights, weights).sum(-1)).exp()  # [N]
+    covered = weights.sum(-1) > 0
+    metrics |= {
+        "kd_loss": Mean(sums.kd.detach(), sums.covered),
+        "kd_coverage": Mean(sums.covered, num_positions),
+        "target_entropy": Mean(sums.target_entropy, sums.covered),
+        "conflict": Mean(sums.conflict, sums.covered),
+        "effective_teachers": Mean((effective * covered).sum(), sums.covered),
+    }
+    for m, name in enumerate(teacher_names):
+        metrics |= _of_teacher(name, m, sums, num_positions, signals[m].valid)
+        metrics |= _carried(name, signals[m], num_positions)
+    return metrics
+
+
+def _carried(name: str, signal: TeacherSignal, num_positions: Tensor) -> dict[str, Mean]:
+    """Shares of positions where a teacher with another tokenizer is exact, and approximate."""
+    if not isinstance(signal, CarriedSignal) or signal.exact is None or signal.valid is None:
+        return {}
+    exact = (signal.exact & signal.valid).sum()
+    return {
+        f"teacher/{name}/exact_fraction": Mean(exact, num_positions),
+        f"teacher/{name}/approximate_fraction": Mean(signal.valid.sum() - exact, num_positions),
+    }
+
+
+def _of_teacher(
+    name: str, m: int, sums: DistillationSums, num_positions: Tensor, present: Tensor | None
+) -> dict[str, Mean]:
+    stats = sums.stats
+    valid = stats.valid[:, m]
+    num_valid = valid.sum()
+    num_present = num_positions if present is None else present.sum()
+    return {
+        f"teacher/{name}/weight": Mean(sums.weights[:, m].sum(), num_positions),
+        f"teacher/{name}/entropy": Mean((stats.entropy[:, m] * valid).sum(), num_valid),
+        f"teacher/{name}/cross_entropy": Mean((stats.cross_entropy[:, m] * valid).sum(), num_valid),
+        f"teacher/{name}/kl": Mean(sums.teacher_kl[m], num_valid),
+        f"teacher/{name}/invalid_fraction": Mean(num_present - num_valid, num_present),
+    }

@@ -1,0 +1,399 @@
+"""The student's loop: `transformers.Trainer`, with what it gets wrong for distillation mended.
+
+Mended: the divisor is ours and global (one count for all micro-batches and ranks of a step); the order
+of blocks is a function of (seed, epoch, position), so that a resumed run sees what an uninterrupted one
+would have seen; checkpoints are whole or absent; a gradient that is not finite stops the run before the
+update. Trackers, callbacks, PEFT and accelerate come with `Trainer`.
+"""
+
+import copy
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Sampler
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+from transformers.trainer_utils import TrainOutput
+
+from collegium.alignment.tokenizer_match import vocab_size_of
+from collegium.base.errors import DataError, NumericError, RecipeError, TeacherError
+from collegium.data.blocks import PackedBlocks, pack_documents
+from collegium.data.collate import BlockCollator
+from collegium.data.order import StatelessOrder
+from collegium.evaluation.domain_mixing import DomainMixing
+from collegium.evaluation.language_modeling import DocumentSums, HeldOut, Rule
+from collegium.evaluation.model_figures import measure_model
+from collegium.models.pretrained import check_model, load_model, load_tokenizer
+from collegium.signals.contracts import Batch, ItemCounts, Teacher, predicted_positions
+from collegium.signals.metrics import MeanAccumulator
+from collegium.teachers.collect import as_teachers, read_inner_layers, reading_ahead
+from collegium.training.checkpoint import (
+    CheckpointDirectory,
+    TrainingState,
+    load_model_state,
+    load_random_state,
+    verify,
+)
+from collegium.training.model import DistillationModel
+from collegium.training.objective import Objective, default_chunk_size
+from collegium.training.on_policy import OnPolicy
+
+
+class DistillationTrainer(Trainer):
+    """Trains a student from any number of teachers.
+
+    Args:
+        model: The student, or its hub id or folder.
+        teachers: Teachers; models, hub ids and folders become local teachers.
+        objective: The loss; by default half fused forward KL, half cross-entropy.
+        args: As for `transformers.Trainer`.
+        data_collator: By default a `BlockCollator`.
+        train_dataset: Packed blocks, or rows with `text` or `input_ids`, which are packed.
+        eval_dataset: The same, or a dict of them by domain.
+        processing_class: The tokenizer; by default the student's.
+        peft_config: Train adapters of this kind instead of the student's weights.
+        callbacks: As for `transformers.Trainer`.
+        optimizers: As for `transformers.Trainer`.
+        block_size: Tokens of a block, where text is packed here.
+        mixing: Sets proportions of domains; by default blocks come as they are. Something must call its `remix`.
+        on_policy: Replaces some blocks of each step by what the student writes itself.
+
+    Raises:
+        DataError: a model cannot be loaded, or a teacher has another tokenizer.
+        TeacherError: a teacher cannot judge new text, and `on_policy` asks it to.
+    """
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel | str,
+        teachers: Sequence[Teacher | PreTrainedModel | str] = (),
+        objective: Objective | None = None,
+        args: TrainingArguments | None = None,
+        data_collator: BlockCollator | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        peft_config: PeftConfig | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        block_size: int = 1024,
+        mixing: DomainMixing | None = None,
+        on_policy: OnPolicy | None = None,
+    ) -> None:
+        args = _own_arguments(args)
+        tokenizer = processing_class or load_tokenizer(_name_of(model))
+        vocab_size = vocab_size_of(tokenizer)
+        student = _student(model, vocab_size, peft_config)
+        if objective is None:
+            objective = Objective(kd_weight=0.5 if teachers else 0.0)
+        self.teachers = as_teachers(teachers, tokenizer, names=objective.teacher_names, device=args.device)
+        objective.teacher_names = tuple(teacher.name for teacher in self.teachers)
+        read_inner_layers(self.teachers, objective.teacher_layers)
+        if objective.need and not self.teachers:
+            raise ValueError("the objective asks teachers, but there are none: give teachers, or kd_weight=0")
+        collator = data_collator or BlockCollator(pad_token_id=_pad_token_id(tokenizer))
+        super().__init__(
+            model=DistillationModel(student, objective, vocab_size=vocab_size),
+            args=args,
+            data_collator=reading_ahead(collator, self.teachers),
+            train_dataset=None if train_dataset is None else _packed(train_dataset, tokenizer, block_size),
+            eval_dataset=eval_dataset,
+            processing_class=tokenizer,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise RecipeError(
+                "FSDP and DeepSpeed are not supported by this trainer yet; use DDP (torchrun, accelerate launch). "
+                "DistillationModel itself can be sharded with fully_shard"
+            )
+        self.objective: Objective = objective
+        self.mixing = mixing
+        self.on_policy = on_policy
+        if on_policy is not None:
+            on_policy.check(self.teachers, objective)
+        self._block_size, self._collator = block_size, collator
+        self.held_out = self._held_out(eval_dataset)
+        self.checkpoints = CheckpointDirectory(
+            Path(cast(str, args.output_dir)), keep=args.save_total_limit or 1_000_000
+        )
+        self._means = MeanAccumulator()
+        self._step_means = MeanAccumulator()
+        if self.train_dataset is not None:
+            args.max_steps = self._num_steps()
+
+    @property
+    def distillation_model(self) -> DistillationModel:
+        """Student and objective, without any wrapper."""
+        return cast(DistillationModel, self.accelerator.unwrap_model(self.model))
+
+    # One step.
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """The micro-batches of a step with the student's own text in them, and their counts."""
+        self.objective.set_progress(self.state.global_step / max(1, self.state.max_steps))
+        samples, counts = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.on_policy is None or not samples:
+            return samples, counts
+        with self.accelerator.autocast():
+            samples, metrics = self.on_policy.prepare(
+                samples,
+                self.distillation_model,
+                self.teachers,
+                step=self.state.global_step,
+                add_up=lambda own: self.accelerator.reduce(own, reduction="sum"),
+            )
+        self._means.add(metrics)
+        return samples, self._get_num_items_in_batch(samples, device)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor | Any],
+        return_outputs: bool = False,
+        num_items_in_batch: ItemCounts | None = None,  # type: ignore[override]
+    ) -> Any:
+        """Ask the teachers, then the wrapped model; its loss is already divided by the global count."""
+        batch = Batch.from_inputs(inputs)
+        positions = predicted_positions(batch)
+        counts = num_items_in_batch or self._get_num_items_in_batch([inputs], self.args.device)
+        need = self.objective.need
+        outputs = [teacher.score(batch, positions, need=need) for teacher in self.teachers] if need else []
+        result = model(batch, positions, outputs, counts)
+        self._means.add(result.metrics)
+        watched = self.objective.watches
+        if watched:
+            self._step_means.add({name: mean for name, mean in result.metrics.items() if name in watched})
+        loss = result.loss * self.accelerator.num_processes  # DDP and FSDP average over ranks
+        return (loss, result) if return_outputs else loss
+
+    def _get_num_items_in_batch(  # type: ignore[override]
+        self, batch_samples: list[Any], device: torch.device
+    ) -> ItemCounts:
+        """Predicted and text positions of a whole optimizer step, over all ranks."""
+        batches = [Batch.from_inputs(inputs) for inputs in batch_samples]
+        predicted = sum(len(predicted_positions(batch)) for batch in batches)
+        attended = sum(int(batch.attention_mask.sum()) for batch in batches)
+        counts = self.accelerator.reduce(torch.tensor([predicted, attended], device=device), reduction="sum")
+        return ItemCounts(*counts.unbind())
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """The last call before the update: stop here if the gradient is not finite."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
+        if self.accelerator.scaler is None and norm is not None and not math.isfinite(float(norm)):
+            raise NumericError(
+                f"step {self.state.global_step + 1}: the gradient is not finite ({float(norm)}), the student "
+                "was not changed; lower training.learning_rate or raise warmup_steps, and start anew"
+            )
+        if self.objective.watches:
+            self.objective.after_step(self._step_means.pop())
+        return norm
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the objective's metrics to a training log line; stop on a teacher that is bad too often."""
+        if "loss" in logs:
+            means = self._means.pop()
+            logs |= means
+            self._require_reliable_teachers(means)
+        super().log(logs, start_time)
+
+    def _require_reliable_teachers(self, means: Mapping[str, float]) -> None:
+        for name, share in self.objective.unreliable_teachers(means).items():
+            raise TeacherError(
+                f"teacher {name!r}: logits hold NaN or Inf at {share:.1%} of positions, "
+                f"objective.max_invalid_fraction allows {self.objective.max_invalid_fraction:.1%}; "
+                "load it in float32, or leave it out"
+            )
+
+    # Order of the data.
+
+    def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int]:
+        """One long epoch: the order is stateless and knows about epochs itself."""
+        dataset = train_dataset if train_dataset is not None else self.train_dataset
+        total = self._num_steps() * self._samples_per_step()
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        if self.mixing is not None:
+            return self.mixing.order(samples_per_step=self._samples_per_step(), seed=seed, total=total)
+        return StatelessOrder(len(cast(PackedBlocks, dataset)), seed=seed, total=total)
+
+    def _samples_per_step(self) -> int:
+        processes: int = self.accelerator.num_processes
+        return self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * processes
+
+    def _num_steps(self) -> int:
+        if self.args.max_steps > 0:
+            return self.args.max_steps
+        samples = self.args.num_train_epochs * len(cast(PackedBlocks, self.train_dataset))
+        return math.ceil(samples / self._samples_per_step())
+
+    # Measurement.
+
+    def _held_out(self, datasets: Any) -> HeldOut | None:
+        if datasets is None or isinstance(datasets, HeldOut):
+            return datasets
+        tokenizer = cast(PreTrainedTokenizerBase, self.processing_class)
+        by_domain = datasets if isinstance(datasets, Mapping) else {"text": datasets}
+        return HeldOut(
+            {name: _packed(rows, tokenizer, self._block_size) for name, rows in by_domain.items()},
+            self._collator,
+            batch_size=self.args.per_device_eval_batch_size,
+            teachers=self.teachers,
+            device=self.args.device,
+            chunk_size=default_chunk_size(vocab_size_of(tokenizer), self.args.device),
+        )
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """NLL, KL and agreement of the student per domain, and their mean over domains."""
+        held_out = self.held_out if eval_dataset is None else self._held_out(eval_dataset)
+        if held_out is None:
+            raise ValueError("there is nothing to evaluate on: give eval_dataset")
+        sums = measure_student(self.distillation_model, held_out)
+        logs: dict[str, float] = {}
+        names = dict.fromkeys(name for table in sums.values() for name in table.sums)
+        for name in names:
+            by_domain = {domain: table.mean(name) for domain, table in sums.items() if name in table.sums}
+            logs |= {f"{metric_key_prefix}_{domain}/{name}": value for domain, value in by_domain.items()}
+            logs[f"{metric_key_prefix}_{name}"] = sum(by_domain.values()) / len(by_domain)
+        logs[f"{metric_key_prefix}_loss"] = logs[f"{metric_key_prefix}_nll"]
+        logs[f"{metric_key_prefix}_perplexity"] = math.exp(logs[f"{metric_key_prefix}_nll"])
+        self.log(logs)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logs)
+        return logs
+
+    # Checkpoints.
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """Train; `resume_from_checkpoint=True` goes on from the newest whole checkpoint, if there is one."""
+        if self.args.should_save:
+            self.checkpoints.clear_temporary()
+        if resume_from_checkpoint is True:
+            newest = self.checkpoints.newest_whole()
+            if newest is None and self.checkpoints.list():
+                raise DataError(
+                    f"{self.checkpoints.directory}: no checkpoint is as it was written; "
+                    "restore one, or delete the folder to start anew"
+                )
+            resume_from_checkpoint = None if newest is None else str(newest)
+        output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        self._require_reliable_teachers(self._means.pop())  # of the steps after the last log line
+        if self.args.should_save:
+            self.checkpoints.drop_old()  # a run that was killed between writing and dropping left one more
+        return output
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Gather on all ranks, write on the first."""
+        self.checkpoints.save(self.training_state(), self.state.global_step, write=self.args.should_save)
+        self.accelerator.wait_for_everyone()
+
+    def training_state(self) -> TrainingState:
+        """What a checkpoint holds."""
+        assert self.model is not None
+        assert self.optimizer is not None
+        return TrainingState(
+            model=self.model,
+            optimizer=getattr(self.optimizer, "optimizer", self.optimizer),  # below accelerate's wrapper
+            stateful={"scheduler": self.lr_scheduler, "scaler": self.accelerator.scaler, "mixing": self.mixing},
+            documents={"trainer_state": dataclasses.asdict(self.state)},
+        )
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        assert self.model is not None
+        verify(Path(resume_from_checkpoint))
+        load_model_state(model or self.model, Path(resume_from_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            self.training_state().load_optimizer(Path(checkpoint))
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        """Loaded with the optimizer."""
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            load_random_state(Path(checkpoint))
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Write the student as a plain Hugging Face folder, with its tokenizer."""
+        folder = Path(output_dir or cast(str, self.args.output_dir))
+        self.distillation_model.save_student(folder, state_dict)
+        cast(PreTrainedTokenizerBase, self.processing_class).save_pretrained(folder)
+
+
+def measure_student(
+    model: DistillationModel, held_out: HeldOut, *, own: Rule | None = None
+) -> dict[str, DocumentSums]:
+    """Figures of the student on held-out text; see `HeldOut.measure_student`."""
+    was_training = model.training
+    model.eval()
+    try:
+        return measure_model(model.student, held_out, model.vocab_size, own=own)
+    finally:
+        model.train(was_training)
+
+
+def _student(
+    model: PreTrainedModel | PeftModel | str, vocab_size: int, peft_config: PeftConfig | None
+) -> PreTrainedModel | PeftModel:
+    student = load_model(model, dtype=torch.float32) if isinstance(model, str) else model
+    if isinstance(student, PreTrainedModel):
+        check_model(student, vocab_size, name="student")
+    if peft_config is not None:
+        student = cast(PeftModel, get_peft_model(cast(PreTrainedModel, student), peft_config))
+    return student
+
+
+def _own_arguments(args: TrainingArguments | None) -> TrainingArguments:
+    """A copy with what the loss needs; the caller's stays as it is."""
+    args = copy.copy(args) if args is not None else TrainingArguments(output_dir="collegium-run")
+    if args.load_best_model_at_end:
+        raise ValueError(
+            "load_best_model_at_end is not supported: checkpoints are for resuming; compare evaluations"
+        )
+    args.remove_unused_columns = False
+    args.logging_nan_inf_filter = False
+    if args.ddp_find_unused_parameters is None:
+        args.ddp_find_unused_parameters = False  # every trained parameter is used in every step
+    args._n_gpu = min(args.n_gpu, 1)  # several devices: one process each, by torchrun or accelerate launch
+    return args
+
+
+def _name_of(model: Any) -> str:
+    return model if isinstance(model, str) else str(model.config.name_or_path)
+
+
+def _pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token_id is not None:
+            return int(cast(int, token_id))
+    return 0  # masked wherever it stands
+
+
+def _packed(dataset: Any, tokenizer: PreTrainedTokenizerBase, block_size: int) -> PackedBlocks:
+    if isinstance(dataset, PackedBlocks):
+        return dataset
+    return pack_documents(dataset, tokenizer, block_size=block_size)
