@@ -4,13 +4,13 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from collegium.assembly.divergence import build_course, build_divergence
+from collegium.assembly.divergence import build_divergence, build_divergence_schedule
 from collegium.assembly.objective import build_target
 from collegium.losses.blended_divergences import adaptive_kl, skew_forward_kl, skew_reverse_kl, todi
 from collegium.losses.divergences import alpha_beta, forward_kl, generalized_jsd, reverse_kl, total_variation
 from collegium.losses.positional_divergences import Blend, Decoupled, SkewPair
 from collegium.recipe.sections.objective import ObjectiveSection
-from collegium.training.terms.divergence_schedules import OwnTextCourse, TaidCourse
+from collegium.training.terms.divergence_schedules import OwnTextSchedule, TaidSchedule
 
 
 def section(given):
@@ -70,30 +70,30 @@ def test_what_is_wrong_is_said(given, message):
 
 
 @pytest.mark.parametrize(
-    ("given", "built", "course"),
+    ("given", "built", "schedule"),
     [
         ({"kind": "decoupled", "beta": 2.0}, Decoupled(1.0, 2.0), None),
-        ({"kind": "distillm2", "alpha": 0.2}, SkewPair(0.2), OwnTextCourse),
-        ("taid", Blend(), TaidCourse),
+        ({"kind": "distillm2", "alpha": 0.2}, SkewPair(0.2), OwnTextSchedule),
+        ("taid", Blend(), TaidSchedule),
         ("todi", todi, None),
     ],
 )
-def test_those_that_depend_on_more_come_with_what_moves_them(given, built, course):
+def test_those_that_depend_on_more_come_with_what_moves_them(given, built, schedule):
     assert build_divergence(section(given)) == built
-    assert type(build_course(section(given))) is (type(None) if course is None else course)
+    assert type(build_divergence_schedule(section(given))) is (type(None) if schedule is None else schedule)
 
 
 def test_own_text_has_the_sign_that_the_pair_reads():
     written = torch.tensor([True, False])
-    assert OwnTextCourse().parameter(written, 0.5).tolist() == [1.0, -1.0]
-    assert OwnTextCourse(gradual=True).parameter(written, 0.5).tolist() == [1.5, -0.5]
+    assert OwnTextSchedule().parameter(written, 0.5).tolist() == [1.0, -1.0]
+    assert OwnTextSchedule(gradual=True).parameter(written, 0.5).tolist() == [1.5, -0.5]
 
 
 def test_taid_moves_with_the_steps_and_is_part_of_the_state():
-    course = TaidCourse(start=0.4, end=1.0)
+    schedule = TaidSchedule(start=0.4, end=1.0)
     for step, loss in enumerate([3.0, 2.5, 2.0], 1):
-        course.after_step(loss, step / 10)
-    other = TaidCourse()
-    other.load_state_dict(course.state_dict())
+        schedule.after_step(loss, step / 10)
+    other = TaidSchedule()
+    other.load_state_dict(schedule.state_dict())
     share = float(other.parameter(torch.zeros(1, dtype=torch.bool), 0.0))
-    assert share == float(course.t) and share == pytest.approx(0.4 + 0.6 * 0.3)
+    assert share == float(schedule.t) and share == pytest.approx(0.4 + 0.6 * 0.3)

@@ -12,10 +12,11 @@ from collegium.losses.weighting import Weighting
 from collegium.models.head import ProjectionHead
 from collegium.models.pretrained import last_hidden_states
 from collegium.signals.contracts import predicted_positions
+from collegium.training.checkpoint import load_model_state, model_state
 from collegium.training.objective import Objective, term_names
 from collegium.training.terms.balancing import GradientFree, UncertaintyWeighting
 from collegium.training.terms.cross_tokenizer import CrossTokenizerLoss, GoldTerm, UldTerm
-from collegium.training.terms.divergence_schedules import TaidCourse
+from collegium.training.terms.divergence_schedules import TaidSchedule
 from collegium.training.terms.dual_space import DualSpaceTerm
 from collegium.training.terms.dynamic import DynamicDistillation
 from collegium.training.terms.features import HiddenStatesTerm
@@ -35,7 +36,9 @@ def router():
 
 
 def taid():
-    return Objective(NAMES, kd_weight=1.0, target=KdTarget(Blend(), mixture_logprobs), course=TaidCourse())
+    return Objective(
+        NAMES, kd_weight=1.0, target=KdTarget(Blend(), mixture_logprobs), divergence_schedule=TaidSchedule()
+    )
 
 
 def uncertainty():
@@ -112,9 +115,23 @@ def test_what_is_learned_moves(tmp_path):
     assert float(balancer.log_variances.detach().abs().min()) > 0
     learned = trained(tmp_path / "b", router).objective.router
     assert float(learned.scores.weight.abs().sum()) > 0
-    assert float(trained(tmp_path / "c", taid).objective.course.t) > 0.4
+    assert float(trained(tmp_path / "c", taid).objective.divergence_schedule.t) > 0.4
     scales = trained(tmp_path / "d", gradient_free).objective.balancer.factors()
     assert float(scales["feature/0"]) != 1.0
+
+
+def test_a_checkpoint_with_the_schedule_under_its_earlier_name_is_read(tmp_path):
+    from safetensors.torch import save_file
+
+    trainer = trainer_of(tmp_path, objective=taid())
+    weights = {
+        name.replace("objective.divergence_schedule.", "objective.course."): tensor
+        for name, tensor in model_state(trainer.distillation_model).items()
+    }
+    weights["objective.course.t"] = torch.tensor(0.625)
+    save_file(weights, tmp_path / "model.safetensors")
+    load_model_state(trainer.distillation_model, tmp_path)
+    assert float(trainer.objective.divergence_schedule.t) == 0.625
 
 
 @pytest.mark.parametrize("make", [router, own_vocabularies])

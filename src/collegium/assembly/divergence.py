@@ -28,7 +28,7 @@ from collegium.recipe.sections.divergences import (
     TodiSection,
     TotalVariationSection,
 )
-from collegium.training.terms.divergence_schedules import Course, OwnTextCourse, TaidCourse
+from collegium.training.terms.divergence_schedules import DivergenceSchedule, OwnTextSchedule, TaidSchedule
 
 
 def build_divergence(section: DivergenceSection) -> Divergence | PositionalDivergence:
@@ -60,12 +60,12 @@ def build_divergence(section: DivergenceSection) -> Divergence | PositionalDiver
             return SkewPair(section.alpha)
 
 
-def build_course(section: DivergenceSection) -> Course | None:
+def build_divergence_schedule(section: DivergenceSection) -> DivergenceSchedule | None:
     """What moves the parameter of a divergence that has one."""
     match section:
         case TaidSection():
-            return TaidCourse(start=section.start, end=section.end, alpha=section.alpha, beta=section.beta)
+            return TaidSchedule(start=section.start, end=section.end, alpha=section.alpha, beta=section.beta)
         case Distillm2Section():
-            return OwnTextCourse(gradual=section.gradual)
+            return OwnTextSchedule(gradual=section.gradual)
         case _:
             return None

@@ -8,7 +8,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from collegium.assembly.cross_tokenizer import build_cross_tokenizer
-from collegium.assembly.divergence import build_course, build_divergence
+from collegium.assembly.divergence import build_divergence, build_divergence_schedule
 from collegium.assembly.features import build_features
 from collegium.base.errors import RecipeError, TeacherError
 from collegium.evaluation.language_modeling import Rule
@@ -59,7 +59,7 @@ def build_objective(
         cross_tokenizer=cross_tokenizer,
         balancer=build_balancer(section, len(features), len(section.cross_tokenizer)),
         dynamic=build_dynamic(section.dynamic),
-        course=build_course(section.divergence),
+        divergence_schedule=build_divergence_schedule(section.divergence),
         label_smoothing=section.label_smoothing,
         max_invalid_fraction=section.max_invalid_fraction,
         chunk_size=recipe.training.chunk_size,

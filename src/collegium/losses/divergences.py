@@ -8,14 +8,12 @@ rule out costs nothing, and no loss or gradient is ever infinite or NaN.
 """
 
 import math
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-
-DivergenceName = Literal["forward_kl", "reverse_kl", "jsd", "total_variation"]
 
 LOG_ZERO = -1e6
 """Stands for log(0): finite, since 0 * -inf is NaN, and far below any real log-probability."""

@@ -7,16 +7,13 @@ undefined and the caller must not use it.
 """
 
 from collections.abc import Callable, Iterable
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from collegium.losses.divergences import LOG_ZERO
-
-
-FusionName = Literal["mixture", "geometric"]
 
 
 class Fusion(Protocol):

@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 _FOLDER = re.compile(r"checkpoint-(\d+)")
 _TEMPORARY_PREFIX = ".writing-"
+_RENAMED = {"objective.course.": "objective.divergence_schedule."}
+"""Beginnings of names in checkpoints of earlier versions, and those of today."""
 
 
 @dataclass(frozen=True)
@@ -210,10 +212,19 @@ def _is_first(name: str, tensor: Tensor, seen: dict[int, str]) -> bool:
 def load_model_state(model: nn.Module, path: Path) -> None:
     """Load what `model_state` gave, into sharded models too."""
     options = StateDictOptions(full_state_dict=True, strict=False)
-    weights: dict[str, Any] = load_file(path / "model.safetensors")
+    weights: dict[str, Any] = {
+        _name_of_today(name): tensor for name, tensor in load_file(path / "model.safetensors").items()
+    }
     result = set_model_state_dict(model, weights, options=options)
     if result.unexpected_keys:
         raise DataError(f"{path}: holds weights that this recipe's model has not: {result.unexpected_keys[:3]}")
+
+
+def _name_of_today(name: str) -> str:
+    for before, now in _RENAMED.items():
+        if name.startswith(before):
+            return now + name.removeprefix(before)
+    return name
 
 
 def optimizer_state(

@@ -36,7 +36,7 @@ from collegium.signals.metrics import Mean
 from collegium.signals.signals import Head
 from collegium.training.terms.balancing import Balancer
 from collegium.training.terms.cross_tokenizer import CrossTokenizerLoss, cross_tokenizer_names
-from collegium.training.terms.divergence_schedules import Course
+from collegium.training.terms.divergence_schedules import DivergenceSchedule
 from collegium.training.terms.dynamic import DynamicDistillation, Guidance
 from collegium.training.terms.features import FeatureTerm
 from collegium.training.terms.loss_metrics import loss_metrics
@@ -67,7 +67,7 @@ class Objective(nn.Module):
         cross_tokenizer: Terms that compare the student with teachers in their own vocabularies.
         balancer: Weighs the terms against one another; none leaves the weights as they are given.
         dynamic: Lets the student's uncertainty decide what it is taught.
-        course: Moves the target's parameter along with the training.
+        divergence_schedule: Moves the target's parameter along with the training.
         label_smoothing: Share of a label's probability that the cross-entropy spreads over the vocabulary.
         max_invalid_fraction: Share of bad positions above which a teacher stops the run.
         chunk_size: Positions whose logits are alive at once; None follows from `BUFFER_BYTES`.
@@ -93,7 +93,7 @@ class Objective(nn.Module):
         cross_tokenizer: CrossTokenizerLoss | None = None,
         balancer: Balancer | None = None,
         dynamic: DynamicDistillation | None = None,
-        course: Course | None = None,
+        divergence_schedule: DivergenceSchedule | None = None,
         label_smoothing: float = 0.0,
         max_invalid_fraction: float = 0.01,
         chunk_size: int | None = None,
@@ -113,7 +113,7 @@ class Objective(nn.Module):
         self.cross_tokenizer = cross_tokenizer
         self.balancer = balancer
         self.dynamic = dynamic
-        self.course = course
+        self.divergence_schedule = divergence_schedule
         self.label_smoothing = label_smoothing
         self.max_invalid_fraction = max_invalid_fraction
         self.chunk_size = chunk_size
@@ -270,12 +270,12 @@ class Objective(nn.Module):
 
     def _target(self, batch: Batch, positions: Positions) -> KdTarget:
         """The target with what its divergence is to know besides."""
-        if self.course is None:
+        if self.divergence_schedule is None:
             return self.target
         written = torch.zeros_like(positions.index, dtype=torch.bool)
         if batch.on_policy is not None:
             written = batch.on_policy[batch.blocks_at(positions.index)]
-        return replace(self.target, parameter=self.course.parameter(written, self.progress))
+        return replace(self.target, parameter=self.divergence_schedule.parameter(written, self.progress))
 
     def _features(
         self,
@@ -325,8 +325,8 @@ class Objective(nn.Module):
             metrics = {"kd": "kd_loss", "ce": "cross_entropy"}
             present = [name for name, weight in weights.items() if weight > 0]
             self.balancer.after_step({name: means.get(metrics.get(name, name), 0.0) for name in present})
-        if self.course is not None and self.course.watches:
-            self.course.after_step(means.get("kd_loss", 0.0), self.progress)
+        if self.divergence_schedule is not None and self.divergence_schedule.watches:
+            self.divergence_schedule.after_step(means.get("kd_loss", 0.0), self.progress)
 
     @property
     def watches(self) -> frozenset[str]:
@@ -336,7 +336,7 @@ class Objective(nn.Module):
             names |= {"kd_loss", "cross_entropy", *(name for name, _ in self._named_features())}
             if self.cross_tokenizer is not None:
                 names |= self.cross_tokenizer.weights(self.progress).keys()
-        if self.course is not None and self.course.watches:
+        if self.divergence_schedule is not None and self.divergence_schedule.watches:
             names.add("kd_loss")
         return frozenset(names)
 

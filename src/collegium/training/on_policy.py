@@ -12,7 +12,7 @@ forward pass. `policy_gradient` scores its rollouts twice: here for the rewards,
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -74,9 +74,6 @@ class PolicyGradient:
     reward_clip: float = 100.0
     ratio_clip: float = 0.2
     single_step_weight: float = 1.0
-
-
-LossName = Literal["divergence", "policy_gradient"]
 
 
 @dataclass(frozen=True)

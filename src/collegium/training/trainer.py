@@ -82,6 +82,7 @@ class DistillationTrainer(Trainer):
         teachers: Sequence[Teacher | PreTrainedModel | str] = (),
         objective: Objective | None = None,
         args: TrainingArguments | None = None,
+        *,
         data_collator: BlockCollator | None = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,

@@ -1,4 +1,4 @@
-"""Divergences that change over a run: what their parameter is now, kept with the weights of the run."""
+"""Divergences that change over a run: their parameter at each step, saved with the weights of the run."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -7,11 +7,11 @@ from torch import Tensor, nn
 from collegium.losses.divergence_schedules import TaidState, on_policy_weight, taid_update
 
 
-class Course(nn.Module):
-    """Says what the parameter of a `PositionalDivergence` is.
+class DivergenceSchedule(nn.Module):
+    """Sets the parameter of a `PositionalDivergence` along a run.
 
     Attributes:
-        watches: Whether it must be told the loss after each step.
+        watches: True if `after_step` must be called with the loss of each step.
     """
 
     watches = False
@@ -29,7 +29,7 @@ class Course(nn.Module):
         """Take in a finished step's mean divergence over all ranks."""
 
 
-class OwnTextCourse(Course):
+class OwnTextSchedule(DivergenceSchedule):
     """Weights of `SkewPair`: 1 everywhere, negative on given text.
 
     Args:
@@ -46,7 +46,7 @@ class OwnTextCourse(Course):
         return torch.where(written, beta, beta - 2.0)
 
 
-class TaidCourse(Course):
+class TaidSchedule(DivergenceSchedule):
     """The teacher's share t in TAID's target, and what it depends on (arXiv:2501.16937, algorithm 1).
 
     Its three numbers are buffers, so that a run that is resumed goes on where it was.
