@@ -1,10 +1,12 @@
 """What the documents name must exist: files, `make` targets, sub-commands of `collegium`."""
 
+import ast
 import functools
 import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,8 @@ COLLEGIUM = re.compile(COMMAND_START + r"collegium +([a-z][a-z-]*)")
 MODULE = re.compile(r"-m collegium(?:\.cli)? +([a-z][a-z-]*)")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)|^\[[^\]]+\]: *(\S+)", re.MULTILINE)
 HEADING = re.compile(r"^#+ +(.*)$", re.MULTILINE)
+ROOM_LINE = re.compile(r"[├└]── (\w+)/ +(\S.*?) {2,}(\S.*)")
+""" `├── cache/   teachers on disk   manifest.py, shard.py` """
 
 
 def code_of(text: str) -> list[str]:
@@ -59,8 +63,32 @@ def paths_of(text: str) -> list[str]:
         for word in words
         if re.fullmatch(r"[\w.*-]+(/[\w.*-]*)+", word)
         and word.split("/")[0] in PLACES | SUBPACKAGES
-        and not re.search(r"[A-Z]{2,}\.(?!md)", word)  # recipes/NAME.yaml
+        and not re.search(r"[A-Z]{2,}\.(?!md)|/[A-Z]{2,}$", word)  # recipes/NAME.yaml, tests/ROOM
     ]
+
+
+def definitions_of(text: str) -> list[str]:
+    """Functions and classes that are named with their file: `losses/divergences.py:forward_kl`."""
+    words = [word.strip("'\",;()") for code in code_of(text) for word in code.split()]
+    return [word for word in words if re.fullmatch(r"[\w/]+/\w+\.py:\w+", word)]
+
+
+def code_map_of(text: str) -> dict[str, list[str]]:
+    """Each room in the drawing of `src/collegium/`, with the files to begin with."""
+    (drawing,) = [body for _, _, body in FENCE.findall(text) if body.startswith("src/collegium/")]
+    rooms = {}
+    for line in drawing.splitlines()[1:]:
+        row = ROOM_LINE.fullmatch(line)
+        assert row is not None, f"not `├── room/  what it holds  file.py, file.py`: {line}"
+        room, _, files = row.groups()
+        rooms[room] = [f"{room}/{file}" for file in files.split(", ")]
+    return rooms
+
+
+def layers_of(text: str) -> list[str]:
+    """The drawing of the rooms in CONTRIBUTING.md, from the top down, as import-linter has it."""
+    (drawing,) = [body for _, _, body in FENCE.findall(text) if body.startswith("cli\n")]
+    return [line for line in drawing.splitlines() if not line.startswith("--")]
 
 
 def make_targets_of(text: str) -> list[str]:
@@ -74,6 +102,19 @@ def commands_of(text: str) -> list[str]:
 
 def exists(path: str) -> bool:
     return any(next(base.glob(path.rstrip("/")), None) for base in (ROOT, PACKAGE))
+
+
+def is_defined(place: str) -> bool:
+    """A file, or `file.py:name` with a function or class of that name in it."""
+    path, _, name = place.partition(":")
+    files = [base / path for base in (ROOT, PACKAGE) if (base / path).is_file()]
+    if not files or not name:
+        return bool(files)
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    return any(
+        isinstance(node, kinds) and node.name == name
+        for node in ast.walk(ast.parse(files[0].read_text(encoding="utf-8")))
+    )
 
 
 @functools.cache
@@ -117,7 +158,37 @@ make = "make trouble"
         assert commands_of(self.TEXT) == ["evaluate", "report", "export", "train"]
         assert anchors_of(self.TEXT) == {"a-title-with-code"}
 
-    def test_what_is_missing_is_told(self):
+    MAP = """
+```text
+src/collegium/    a room imports only rooms below it    begin with
+├── losses/       pure functions, (x, y) -> z           divergences.py, weighting.py:no_such
+└── no_such/      nothing                               divergences.py
+```
+
+```
+cli
+demo | paper
+---- no torch
+base
+```
+"""
+
+    def test_a_drawing_of_rooms_is_read(self):
+        assert code_map_of(self.MAP) == {
+            "losses": ["losses/divergences.py", "losses/weighting.py:no_such"],
+            "no_such": ["no_such/divergences.py"],
+        }
+        assert layers_of(self.MAP) == ["cli", "demo | paper", "base"]
+        with pytest.raises(AssertionError, match="models"):
+            code_map_of(self.MAP.replace("└──", "├── models/ head.py\n└──"))
+
+    def test_a_definition_that_is_missing_is_found(self):
+        assert definitions_of("see `losses/fusion.py:fuse`, or `a.py`") == ["losses/fusion.py:fuse"]
+        assert is_defined("losses/divergences.py") and is_defined("losses/divergences.py:forward_kl")
+        assert is_defined("signals/contracts.py:Batch")
+        assert not is_defined("losses/divergences.py:backward_kl") and not is_defined("losses/no_such.py")
+
+    def test_what_is_missing_is_found(self):
         assert exists("tests/test_documents.py") and exists("losses/fusion.py")
         assert exists("tests/*.py") and exists("tests/")
         assert not exists("recipes/no-such.yaml") and not exists("losses/no_such.py")
@@ -144,6 +215,9 @@ class TestDocument:
     def test_paths_exist(self, text):
         assert [path for path in paths_of(text) if not exists(path)] == []
 
+    def test_definitions_exist(self, text):
+        assert [place for place in definitions_of(text) if not is_defined(place)] == []
+
     def test_make_targets_exist(self, text):
         makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
         targets = set(re.findall(r"^([a-z][\w-]*):", makefile, re.MULTILINE))
@@ -151,6 +225,25 @@ class TestDocument:
 
     def test_commands_exist(self, text):
         assert [name for name in dict.fromkeys(commands_of(text)) if not is_command(name)] == []
+
+
+def import_layers() -> list[str]:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    (contract, *_) = settings["tool"]["importlinter"]["contracts"]
+    return [layer for layer in contract["layers"] if layer != "(__main__)"]
+
+
+def test_the_code_map_leads_to_every_room():
+    """From the top down as the layers are, so that the drawing shows who may import whom."""
+    rooms = code_map_of((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert [place for places in rooms.values() for place in places if not is_defined(place)] == []
+    level = {room: number for number, layer in enumerate(import_layers()) for room in layer.split(" | ")}
+    assert set(rooms) == set(level) == SUBPACKAGES
+    assert [level[room] for room in rooms] == sorted(level.values())
+
+
+def test_the_rooms_are_drawn_as_import_linter_has_them():
+    assert layers_of((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")) == import_layers()
 
 
 def shipped_texts() -> list[Path]:
