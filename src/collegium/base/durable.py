@@ -4,7 +4,6 @@ A file is written under a temporary name in the same folder, synced to disk and 
 is synced. That costs two disk flushes a file.
 """
 
-import fcntl
 import hashlib
 import os
 import re
@@ -12,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from collegium.base.errors import DataError
@@ -76,25 +76,38 @@ def file_digest(path: Path) -> str:
 
 @contextmanager
 def folder_lock(directory: Path) -> Iterator[None]:
-    """Hold `directory` for this process; the kernel releases it whenever the process ends.
+    """Hold `directory` for this process; the system releases it whenever the process ends.
 
     Raises:
-        DataError: if another one holds it.
+        DataError: if another process holds it.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / LOCK_NAME).open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise DataError(
-                f"{directory}: is being written by process {file.read().strip() or 'unknown'}: "
-                "wait for it, or give another folder"
-            ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        try:
-            yield
-        finally:
-            file.truncate(0)
+    path = directory / LOCK_NAME
+    held: list[int] = []  # the lock's own descriptor: on Windows no other one may write into a locked file
+    lock = FileLock(path, blocking=False, preserve_lock_file=True, on_acquired=held.append)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise DataError(
+            f"{directory}: is being written by process {_holder(path)}: wait for it, or give another folder"
+        ) from None
+    try:
+        _overwrite(held[0], str(os.getpid()))
+        yield
+    finally:
+        _overwrite(held[0], "")
+        lock.release()
+
+
+def _overwrite(descriptor: int, text: str) -> None:
+    os.ftruncate(descriptor, 0)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    os.write(descriptor, text.encode())
+
+
+def _holder(path: Path) -> str:
+    """Process id that the holder of a lock wrote into it."""
+    try:
+        return path.read_text(encoding="utf-8").strip() or "unknown"
+    except OSError:  # on Windows a locked file cannot be read
+        return "unknown"

@@ -3,7 +3,6 @@
 Everything is in the folder of the results and stays there; what is there is not made again.
 """
 
-import fcntl
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
@@ -157,8 +157,7 @@ def make_teacher(specification: Specification, name: str, folder: Path, output: 
 def alone(output: Path) -> Iterator[None]:
     """One process at a time prepares text, caches and temperatures; the next one finds them."""
     output.mkdir(parents=True, exist_ok=True)
-    with (output / ".preparing").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with FileLock(output / ".preparing"):
         yield
 
 
