@@ -8,7 +8,6 @@ What a tokenizer does to a text before it cuts it is left out where it loses som
 stripping): a teacher reads the same bytes as the student. A space that it puts before a text is not counted.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from collegium.alignment.tokenizer_match import vocab_size_of
+from collegium.base.digest import json_digest
 from collegium.base.errors import DataError
 
 
@@ -85,7 +85,7 @@ class TokenBytes:
         """Identity of what decides tokens and their bytes."""
         special = [token_id for token_id, piece in enumerate(self.pieces) if piece is None]
         content = [self._backend.to_str(), special, self._puts_space, self.bos, self.eos]
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
+        return json_digest(content)[:32]
 
     @cached_property
     def ids(self) -> dict[bytes, int]:

@@ -4,11 +4,9 @@ Equal sizes say nothing (Qwen2.5's 151,936 and 152,064 are one tokenizer with ot
 tokenizers of 32,000 rarely agree), so the maps themselves are compared, and a few lines of text.
 """
 
-import hashlib
-import json
-
 from transformers import PreTrainedTokenizerBase
 
+from collegium.base.digest import json_digest
 from collegium.base.errors import DataError
 
 
@@ -27,7 +25,7 @@ def vocab_size_of(tokenizer: PreTrainedTokenizerBase) -> int:
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """Identity of the token-to-id map and of how probes are cut."""
     content = [sorted(tokenizer.get_vocab().items()), _encode_probes(tokenizer)]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
+    return json_digest(content)[:32]
 
 
 def require_same_tokenizer(

@@ -6,7 +6,6 @@ in `temperatures.json`, and reads them when it goes on. Teachers are loaded one 
 once more to teach.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from accelerate.utils import broadcast_object_list
 from collegium.assembly.cache import domain_blocks, identify, open_cache
 from collegium.assembly.ingredients import Ingredients, own_ingredients
 from collegium.assembly.models import load_teachers, logger
+from collegium.base.digest import json_digest
 from collegium.base.durable import write_text
 from collegium.base.errors import DataError, RecipeError
 from collegium.base.references import cache_dir
@@ -94,7 +94,7 @@ def _kept(
         domains_of,
         recipe.calibration.blocks,
     ]
-    key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+    key = json_digest(content, sort_keys=False)[:16]
     path = cache_dir() / "temperatures" / f"{section.name}-{key}.json"
     fitted = _read(path).get(section.name) or _of_lists(recipe, section, ingredients)
     if fitted is None:

@@ -3,12 +3,12 @@
 It is read back only if its bytes are those that would be written, so that a change anywhere is seen.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
+from collegium.base.digest import json_digest
 from collegium.base.errors import DataError
 from collegium.cache.folder import Folder
 
@@ -128,12 +128,12 @@ class Manifest:
     def identity(self) -> str:
         """Hash of what decides the content; each shard carries it."""
         content = {k: v for k, v in asdict(self).items() if k not in ("shards", "files")}
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+        return json_digest(content)[:32]
 
     def to_bytes(self) -> bytes:
         """The file."""
         content = {"schema": SCHEMA_VERSION, **asdict(self)}
-        digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        digest = json_digest(content, sort_keys=False)
         return (json.dumps({**content, "sha256": digest}, indent=1) + "\n").encode()
 
     @classmethod

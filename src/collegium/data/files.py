@@ -3,9 +3,9 @@
 import gzip
 import hashlib
 import io
-import json
 from pathlib import Path
 
+from collegium.base.digest import json_digest
 from collegium.base.errors import DataError
 
 
@@ -47,5 +47,4 @@ def file_digest(path: Path) -> str:
 
 def combined_digest(options: list[str | None], files: list[Path]) -> str:
     """Identity of files, in this order, and of how they are read."""
-    content = json.dumps([options, [file_digest(file) for file in files]])
-    return hashlib.sha256(content.encode()).hexdigest()
+    return json_digest([options, [file_digest(file) for file in files]])

@@ -6,8 +6,6 @@ After kill -9 the same call goes on, and the folder becomes byte for byte what i
 What is lost is at most one shard of work.
 """
 
-import hashlib
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -15,6 +13,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from collegium.base.digest import json_digest
 from collegium.base.durable import folder_lock
 from collegium.base.errors import DataError
 from collegium.data.journal import JOURNAL_NAME
@@ -132,7 +131,7 @@ def _fingerprint(sources: Sequence[Source], encoder: DocumentTokenizer, settings
         "tokenizer": encoder.identity,
         "settings": decisive,
     }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return json_digest(content)
 
 
 def _has_manifest(directory: Path, fingerprint: str) -> bool:

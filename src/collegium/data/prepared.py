@@ -16,6 +16,7 @@ from typing import Any
 import datasets
 import pyarrow as pa
 
+from collegium.base.digest import json_digest
 from collegium.base.errors import DataError
 from collegium.data.blocks import PackedBlocks
 from collegium.data.storage import read_json
@@ -91,7 +92,7 @@ class PreparedText:
         With `max_tokens`, which tokenizers count differently, one text may end before another of the same
         identity.
         """
-        return hashlib.sha256(json.dumps(self.manifest["text"], sort_keys=True).encode()).hexdigest()
+        return json_digest(self.manifest["text"])
 
     def require_same_text(self, other: "PreparedText") -> None:
         """Compare with the same text prepared with another tokenizer: the same number, the same document.

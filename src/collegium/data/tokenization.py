@@ -12,7 +12,6 @@ the tokens spell the text, which is what two tokenizations of one text are joine
 """
 
 import copy
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from collegium.alignment.token_bytes import TokenBytes
+from collegium.base.digest import json_digest
 from collegium.base.errors import DataError
 from collegium.data.documents import Document, cut_text
 
@@ -97,8 +97,7 @@ class DocumentTokenizer:
     def identity(self) -> str:
         """Hash of everything that decides the tokens of a text."""
         content = json.loads(self._backend.to_str())
-        decisive = json.dumps([content, self._bos.tolist(), self._eos.tolist()], sort_keys=True)
-        return hashlib.sha256(decisive.encode()).hexdigest()
+        return json_digest([content, self._bos.tolist(), self._eos.tolist()])
 
     @cached_property
     def _pieces(self) -> TokenBytes | None:

@@ -4,7 +4,6 @@ Everything made is in one folder for each scale, runs by the hash of what decide
 what they have in common and a second call makes only what is missing.
 """
 
-import hashlib
 import importlib.resources
 import json
 import math
@@ -18,6 +17,7 @@ from typing import Any
 
 import torch
 
+from collegium.base.digest import json_digest
 from collegium.base.durable import write_text
 from collegium.base.errors import RecipeError
 from collegium.base.terminal import ProgressLine, duration, say
@@ -204,8 +204,8 @@ def _make(experiment: Experiment, specification: Specification, place: Place, wo
 
 def _measured_path(experiment: Experiment, place: Place, what: str) -> Path:
     """Named by what decides it: who measures the same shares it, and what is out of date is not read."""
-    deciding = json.dumps([experiment.judges["experts"], dict(experiment.targets)], sort_keys=True)
-    return place.output / f"{what}-{hashlib.sha256(deciding.encode()).hexdigest()[:16]}.json"
+    deciding = [experiment.judges["experts"], dict(experiment.targets)]
+    return place.output / f"{what}-{json_digest(deciding)[:16]}.json"
 
 
 def _read(path: Path) -> Mapping[str, Any]:

@@ -7,13 +7,13 @@ depend on how others came out (the best single teacher), so runs are planned ane
 what is finished, which is also how an experiment that was stopped goes on. No torch here.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from collegium.base.digest import json_digest
 from collegium.paper.specification import Specification
 
 
@@ -63,8 +63,7 @@ class Run:
     @cached_property
     def key(self) -> str:
         """Identity of what decides its result."""
-        content = json.dumps([self.recipe, self.judge], sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()[:16]
+        return json_digest([self.recipe, self.judge])[:16]
 
 
 Loss = Callable[[Run], float | None]

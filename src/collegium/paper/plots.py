@@ -4,13 +4,12 @@ Colours are those of Okabe and Ito, text is readable at 400 pixels width, and th
 too. Each file names in its metadata the JSON that it was drawn from.
 """
 
-import hashlib
-import json
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from collegium.base.digest import json_digest
 from collegium.base.terminal import say
 from collegium.paper.markdown import group_rows
 from collegium.paper.measured import Content, Measured, Spread, finite, spread_of
@@ -40,7 +39,7 @@ PERPLEXITY = "perplexity (less is better)"
 
 def fingerprint(results: Measured) -> str:
     """Of an experiment's JSON, as figures name it."""
-    return hashlib.sha256(json.dumps(results.content, sort_keys=True).encode()).hexdigest()[:16]
+    return json_digest(results.content)[:16]
 
 
 def draw_all(results: Mapping[str, Measured], folder: Path) -> None:

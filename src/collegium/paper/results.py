@@ -5,13 +5,12 @@ paired test over seeds, and a paired bootstrap over documents of what the seeds 
 by domain. The larger of the two p-values counts, after Holm's correction over the table.
 """
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
+from collegium.base.digest import json_digest
 from collegium.evaluation.resampling import Difference
 from collegium.evaluation.statistics import holm
 from collegium.evaluation.stratified import stratified_difference
@@ -94,8 +93,7 @@ def _finite(content: Any) -> Any:
 
 
 def _fingerprint(specification: Specification) -> str:
-    content = json.dumps(specification.model_dump(mode="json"), sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
+    return json_digest(specification.model_dump(mode="json"))[:16]
 
 
 def _text(

@@ -4,14 +4,13 @@ Sections are frozen and refuse unknown keys; the text under a field documents it
 sections into plain arguments, `collegium.recipe.file` reads and writes them.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from collegium.base.digest import json_digest
 from collegium.recipe.methods import with_method
 from collegium.recipe.sections.base import DESCRIBING, Dtype, Many, Name, Section, names_differ
 from collegium.recipe.sections.evaluation import EvaluationSection
@@ -326,4 +325,4 @@ class Recipe(Section):
     @property
     def fingerprint(self) -> str:
         """Identity of what decides the result."""
-        return hashlib.sha256(json.dumps(self.deciding, sort_keys=True).encode()).hexdigest()[:16]
+        return json_digest(self.deciding)[:16]

@@ -6,7 +6,6 @@ whole checkpoint, and a flipped bit is found before anything is loaded. Optimize
 safetensors and JSON. Hashing costs about 1 s a gigabyte.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -31,6 +30,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from collegium.base.digest import json_digest
 from collegium.base.durable import disk_errors, file_digest, sync_folder
 from collegium.base.errors import DataError
 
@@ -294,7 +294,7 @@ def _all_ranks(state: Tensor) -> list[Tensor]:
 def _manifest_text(step: int, files: Mapping[str, Any]) -> str:
     """The manifest with its own hash, in the one form that is accepted."""
     content = {"files": files, "step": step}
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    digest = json_digest(content)
     return json.dumps({**content, "sha256": digest}, sort_keys=True)
 
 
