@@ -1,13 +1,14 @@
 """Labels, positions and padding, read the way the loss reads them."""
 
 from multiprocessing.reduction import ForkingPickler
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from collegium.data.collate import BlockCollator
+from collegium.data.collate import BlockCollator, padding_id
 from collegium.signals.contracts import IGNORE_INDEX, Batch, predicted_positions
 
 
@@ -121,3 +122,8 @@ def test_domains_are_numbered_in_the_order_given():
     assert predicted_positions(Batch.from_inputs(BlockCollator(pad_token_id=0)(rows))).domains is None
     with pytest.raises(ValueError, match="of domain 'b', the domains are a: name all"):
         BlockCollator(pad_token_id=0, domains=["a"])(rows)
+
+
+@pytest.mark.parametrize(("pad", "eos", "expected"), [(7, 5, 7), (None, 5, 5), (None, None, 0), (0, 5, 0)])
+def test_padding_id_is_that_of_the_tokenizer_else_its_eos_else_0(pad, eos, expected):
+    assert padding_id(SimpleNamespace(pad_token_id=pad, eos_token_id=eos)) == expected

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from collegium.assembly.ingredients import Ingredients, padding_id
+from collegium.assembly.ingredients import Ingredients
 from collegium.assembly.objective import own_rule
 from collegium.base.errors import DataError
+from collegium.data.collate import padding_id
 from collegium.evaluation.generation import (
     Continuations,
     Prompts,

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from collegium.alignment.tokenizer_match import tokenizer_difference, tokenizer_fingerprint, vocab_size_of
 from collegium.base.errors import DataError, TeacherError
 from collegium.base.references import cache_dir
-from collegium.data.collate import BlockCollator
+from collegium.data.collate import BlockCollator, padding_id
 from collegium.data.hub import HubRows, HubSource
 from collegium.data.prepare import prepare_text
 from collegium.data.prepared import MANIFEST_NAME, SCHEMA_VERSION, PreparedText
@@ -53,12 +53,6 @@ class Ingredients:
     def domains(self) -> list[str]:
         """Names of the domains, in the order of `Batch.domain_ids`."""
         return sorted(self.text.held_out)
-
-
-def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Stands where no token is read; EOS, or else anything, if the tokenizer has none for that."""
-    ids: tuple[object, ...] = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-    return next(int(i) for i in ids if isinstance(i, int))
 
 
 def build_ingredients(

@@ -22,6 +22,7 @@ from collegium.assembly.ingredients import Ingredients, adds_bos
 from collegium.assembly.mixing import Remix, build_mixing
 from collegium.assembly.objective import build_objective
 from collegium.base.errors import RecipeError
+from collegium.data.collate import padding_id
 from collegium.evaluation.language_modeling import HeldOut
 from collegium.models.pretrained import resolve_dtype
 from collegium.recipe.recipe import Recipe
@@ -127,7 +128,6 @@ def build_on_policy(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> OnPol
     if section is None:
         return None
     eos: Any = tokenizer.eos_token_id if section.stop_at_eos else None
-    pad: Any = tokenizer.pad_token_id
     sampling = Sampling(
         fraction=section.fraction,
         prompt_length=section.prompt_length,
@@ -136,7 +136,7 @@ def build_on_policy(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> OnPol
         top_p=section.top_p,
         teacher_share=section.teacher_share,
         stop_token_id=eos,
-        pad_token_id=0 if pad is None else pad,
+        pad_token_id=padding_id(tokenizer),
         seed=recipe.seed,
     )
     if section.loss == "divergence":

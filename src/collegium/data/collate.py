@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
+from transformers import PreTrainedTokenizerBase
 
 from collegium.signals.contracts import IGNORE_INDEX
 
@@ -20,6 +21,12 @@ _OF_SEGMENTS = {
     "segment_starts": "segment_starts",
     "segment_ends": "segment_ends",
 }
+
+
+def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Token id on padding, which no model attends to: the tokenizer's own, else its EOS, else 0."""
+    ids: tuple[object, ...] = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return next(token_id for token_id in ids if isinstance(token_id, int))
 
 
 class BlockCollator:

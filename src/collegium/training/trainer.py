@@ -29,7 +29,7 @@ from transformers.trainer_utils import TrainOutput
 from collegium.alignment.tokenizer_match import vocab_size_of
 from collegium.base.errors import DataError, NumericError, RecipeError, TeacherError
 from collegium.data.blocks import PackedBlocks, pack_documents
-from collegium.data.collate import BlockCollator
+from collegium.data.collate import BlockCollator, padding_id
 from collegium.data.order import StatelessOrder
 from collegium.evaluation.domain_mixing import DomainMixing
 from collegium.evaluation.language_modeling import DocumentSums, HeldOut, Rule
@@ -105,7 +105,7 @@ class DistillationTrainer(Trainer):
         read_inner_layers(self.teachers, objective.teacher_layers)
         if objective.need and not self.teachers:
             raise ValueError("the objective asks teachers, but there are none: give teachers, or kd_weight=0")
-        collator = data_collator or BlockCollator(pad_token_id=_pad_token_id(tokenizer))
+        collator = data_collator or BlockCollator(pad_token_id=padding_id(tokenizer))
         super().__init__(
             model=DistillationModel(student, objective, vocab_size=vocab_size),
             args=args,
@@ -385,13 +385,6 @@ def _own_arguments(args: TrainingArguments | None) -> TrainingArguments:
 
 def _name_of(model: Any) -> str:
     return model if isinstance(model, str) else str(model.config.name_or_path)
-
-
-def _pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if token_id is not None:
-            return int(cast(int, token_id))
-    return 0  # masked wherever it stands
 
 
 def _packed(dataset: Any, tokenizer: PreTrainedTokenizerBase, block_size: int) -> PackedBlocks:
