@@ -82,7 +82,7 @@ class TestInit:
     def test_an_unknown_kind_is_told_with_the_nearest(self, run, tmp_path):
         answer = run("init", tmp_path / "recipe.yaml", "--kind", "cache")
         assert answer.code == 2
-        assert "--kind cache: is not known; did you mean cached? There are basic, " in answer.err
+        assert "--kind cache: is not known; did you mean `cached`? Known are basic, " in answer.err
         assert not list(tmp_path.iterdir())
 
 

@@ -29,10 +29,10 @@ def test_a_good_one_is_read(tmp_path):
     ("changes", "message"),
     [
         ({"expert": ["cats"]}, r"expert: unknown key; did you mean `experts`\?"),
-        ({"zzz": 1}, r"zzz: unknown key; known: .*learning_rates"),
+        ({"zzz": 1}, r"zzz: unknown key; known are .*learning_rates"),
         (
             {"tokenizer": {"vocab_size": 300, "size": 1}},
-            r"tokenizer.size: unknown key; known: characters, vocab_size",
+            r"tokenizer.size: unknown key; known are characters, vocab_size",
         ),
         ({"tokenizer": {"vocab_size": 20}}, r"tokenizer.vocab_size: .*greater than or equal to 258"),
         ({"teachers": {"cats": {"recipe": "a", "model": "b"}}}, r"teachers.cats: give either model .* or recipe"),

@@ -28,7 +28,7 @@ def test_all_mistakes_are_told_at_once(path):
     assert len(text.splitlines()) == 4
     assert all(line.startswith(str(path)) for line in text.splitlines())
     assert "student.lora.rnk: unknown key; did you mean `rank`?" in text
-    assert "objective.tau: unknown key; known here: balance, " in text
+    assert "objective.tau: unknown key; known are balance, " in text
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_method_fills_in_what_the_recipe_does_not_say(path):
 
 def test_unknown_method_is_refused_with_the_known_ones(path):
     assert "method 'xyz' is not known; known are ce, kd, paper" in error_of(path, "method=xyz")
-    near = "method 'tinybird' is not known; did you mean 'tinybert'? known are ce, kd, paper"
+    near = "method 'tinybird' is not known; did you mean `tinybert`? Known are ce, kd, paper"
     assert near in error_of(path, "method=tinybird")
 
 
@@ -201,7 +201,7 @@ def test_weights_may_be_schedules(path):
     [
         ("objective.kd_weight=-1", "objective.kd_weight: Input should be greater than or equal to 0, got -1"),
         ("objective.kd_weight=2", "objective: kd_weight reaches 2; above 1 give ce_weight too"),
-        ("objective.kd_weight={initial: 0, final: 1, stop: 1}", "kd_weight.stop: unknown key; known here"),
+        ("objective.kd_weight={initial: 0, final: 1, stop: 1}", "kd_weight.stop: unknown key; known are"),
         ("objective.kd_weight={initial: 1, final: 0, begin: 1}", "a schedule ends after it begins"),
         ("objective.divergence={kind: jsd, beta: 2}", "objective.divergence.beta: Input should be less than"),
         ("objective.dynamic={}", "give at least one of adoption, selection and objective"),

@@ -4,13 +4,13 @@ The schema is a file and no address on the web, so it is that of the version tha
 again by every `init` and `collegium schema --output`; a recipe is never overwritten.
 """
 
-import difflib
 import json
 from importlib.resources import files
 from pathlib import Path
 
 from collegium.base.durable import disk_errors, write_text
 from collegium.base.errors import RecipeError
+from collegium.base.suggestion import did_you_mean
 from collegium.base.terminal import say
 from collegium.cli.completion import STARTERS
 from collegium.recipe.schema import recipe_schema
@@ -46,9 +46,7 @@ def starter(kind: str) -> str:
         RecipeError: there is no such kind.
     """
     if kind not in STARTERS:
-        close = difflib.get_close_matches(kind, STARTERS, n=1)
-        hint = f"did you mean {close[0]}? There are" if close else "there are"
-        raise RecipeError(f"--kind {kind}: is not known; {hint} {', '.join(STARTERS)}")
+        raise RecipeError(f"--kind {kind}: is not known; {did_you_mean(kind, STARTERS, always_list=True)}")
     text = (files("collegium.cli") / "starter_recipes" / f"{kind}.yaml").read_text(encoding="utf-8")
     return f"# yaml-language-server: $schema={SCHEMA_NAME}\n{text}"
 

@@ -5,7 +5,6 @@ the hub on GPUs. Paths that begin with `OUTPUT/` are in the folder of the result
 specification has made lies. No torch here.
 """
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -13,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from collegium.base.errors import RecipeError
+from collegium.base.suggestion import did_you_mean
 from collegium.recipe.file import read_mapping
 from collegium.recipe.sections.base import Many, Name, Section
 
@@ -149,8 +149,7 @@ def _describe(issue: Any) -> str:
     key = ".".join(map(str, place)) or "specification"
     if issue["type"] == "extra_forbidden":
         known = sorted((Specification if len(place) == 1 else _SECTIONS[place[0]]).model_fields)
-        close = difflib.get_close_matches(str(place[-1]), known, n=1)
-        return f"{key}: unknown key; " + (f"did you mean `{close[0]}`?" if close else f"known: {', '.join(known)}")
+        return f"{key}: unknown key; {did_you_mean(place[-1], known)}"
     return f"{key}: {str(issue['msg']).removeprefix('Value error, ')}"
 
 

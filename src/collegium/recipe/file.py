@@ -5,7 +5,6 @@ mistakes of a file are told at once, one line each: the file, the key, what was 
 accepted, with the nearest known key for a misspelt one.
 """
 
-import difflib
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from collegium.base.errors import RecipeError, one_line
+from collegium.base.suggestion import did_you_mean
 from collegium.recipe.recipe import Recipe
 from collegium.recipe.sections.base import Section
 
@@ -187,9 +187,7 @@ def _describe(issue: Any, content: Mapping[str, Any]) -> str:
     given = issue["input"]
     if issue["type"] == "extra_forbidden":
         known = _known_keys(location[:-1], content)
-        close = difflib.get_close_matches(str(location[-1]), known, n=1)
-        hint = f"did you mean `{close[0]}`?" if close else f"known here: {', '.join(known)}"
-        return f"{key}: unknown key; {hint}"
+        return f"{key}: unknown key; {did_you_mean(location[-1], known)}"
     if issue["type"] == "missing":
         return f"{key}: missing; it has no default and must be given"
     message = str(issue["msg"]).removeprefix("Value error, ")

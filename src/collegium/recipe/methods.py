@@ -4,9 +4,10 @@ A method is nothing but such values, so everything that it does can be read in t
 of it changed there. `docs/methods/` has a page for each: formula, source, and what was adapted. No torch here.
 """
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
+
+from collegium.base.suggestion import did_you_mean
 
 
 METHODS: Mapping[str, Mapping[str, Any]] = {
@@ -234,9 +235,7 @@ def with_method(given: Mapping[str, Any]) -> dict[str, Any]:
     if name is None:
         return dict(given)
     if name not in METHODS:
-        close = difflib.get_close_matches(str(name), METHODS, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ValueError(f"method {name!r} is not known; {hint}known are {', '.join(METHODS)}")
+        raise ValueError(f"method {name!r} is not known; {did_you_mean(name, METHODS, always_list=True)}")
     return filled(given, METHODS[name])
 
 
