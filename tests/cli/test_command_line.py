@@ -214,7 +214,7 @@ def test_a_mistake_is_one_clear_line_and_leaves_nothing(
     assert not any(name.startswith("runs/pico/student") or ".writing" in name for name in left)
 
 
-def test_a_mended_mistake_may_use_the_same_folder(recipe, model_folder, monkeypatch, capsys):
+def test_a_corrected_mistake_may_use_the_same_folder(recipe, model_folder, monkeypatch, capsys):
     change = f"student={{kind: layer_drop, model: {model_folder('big', 5, layers=4)}, num_layers: %d}}"
     code, _, err = run(["train", str(recipe), change % 9], monkeypatch, capsys)
     assert code == 2

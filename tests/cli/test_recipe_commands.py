@@ -13,9 +13,9 @@ from ruamel.yaml import YAML
 
 from collegium.assembly.objective import build_target
 from collegium.base.errors import RecipeError
-from collegium.cli.completion import EXPERIMENTS, FORMATS, STARTERS, formats, overrides_of, teachers_of
-from collegium.cli.starters import SCHEMA_NAME, starter
+from collegium.cli.completion import EXPERIMENTS, FORMATS, formats, overrides_of, starters, teachers_of
 from collegium.pipeline.check import check
+from collegium.pipeline.starters import SCHEMA_NAME, STARTERS, starter
 from collegium.recipe.file import dump_recipe, load_recipe, parse_recipe
 from collegium.recipe.schema import recipe_schema
 from collegium.recipe.sections.objective import ObjectiveSection
@@ -66,7 +66,7 @@ class TestInit:
         assert load_recipe(Path("my/recipe.yaml")).name.startswith("my-")
 
     def test_each_kind_has_its_text_and_no_text_is_left_over(self):
-        folder = ROOT / "src" / "collegium" / "starters"
+        folder = ROOT / "src" / "collegium" / "pipeline" / "starter_recipes"
         assert {path.stem for path in folder.glob("*.yaml")} == set(STARTERS)
         assert len({starter(kind) for kind in STARTERS}) == len(STARTERS)
 
@@ -75,14 +75,14 @@ class TestInit:
         Path("recipe.yaml").write_text("mine", encoding="utf-8")
         answer = run("init")
         assert answer.code == 2
-        assert "recipe.yaml: is there already and is not overwritten" in answer.err
+        assert "recipe.yaml: exists already and is not overwritten" in answer.err
         assert Path("recipe.yaml").read_text(encoding="utf-8") == "mine"
         assert not Path(SCHEMA_NAME).exists()
 
-    def test_an_unknown_kind_is_told_with_the_nearest(self, run, tmp_path):
+    def test_an_unknown_kind_is_reported_with_the_nearest(self, run, tmp_path):
         answer = run("init", tmp_path / "recipe.yaml", "--kind", "cache")
         assert answer.code == 2
-        assert "--kind cache: is not known; did you mean `cached`? Known are basic, " in answer.err
+        assert "--kind cache: unknown; did you mean `cached`? Known are basic, " in answer.err
         assert not list(tmp_path.iterdir())
 
 
@@ -187,7 +187,7 @@ class TestCheck:
         assert answer.code == code
         assert answer.err.startswith("collegium: ") and answer.err.count("\n") == 1
         assert message in answer.err
-        assert [line for line in answer.out.splitlines() if line.startswith("mend  ")]
+        assert [line for line in answer.out.splitlines() if line.startswith("fix   ")]
 
     def test_json_holds_what_was_found_beside_the_error(self, run, recipe):
         assert json.loads(run("check", recipe, "--json").out)["ok"] is True
@@ -254,6 +254,9 @@ class TestCompletion:
 
         assert tuple(KNOWN) == FORMATS and formats("sa") == ["safetensors-int8"]
 
+    def test_starters_come_with_what_they_are_for(self):
+        assert starters("ca") == [("cached", STARTERS["cached"])]
+
     def test_keys_and_values(self):
         assert overrides_of(Context(), "training.max_s") == ["training.max_steps="]
         assert overrides_of(Context(), "method=gk") == ["method=gkd"]
@@ -294,7 +297,7 @@ def test_without_torch(tmp_path):
     code = """
 import sys
 from typer.main import get_command
-from collegium.cli import app, main
+from collegium.cli.app import app, main
 
 def called(group):
     for name, inner in group.commands.items():

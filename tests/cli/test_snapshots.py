@@ -1,7 +1,7 @@
 """What people read when something goes wrong, word for word: `tests/cli/snapshots/NAME.txt`.
 
 Each case ends in an exit code and in stderr, which is compared without what differs between machines. Run with
-COLLEGIUM_WRITE_SNAPSHOTS=1 to write the files anew, and read the difference before it is committed.
+COLLEGIUM_WRITE_SNAPSHOTS=1 to rewrite the files, and read the difference before you commit it.
 """
 
 import errno

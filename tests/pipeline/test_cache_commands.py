@@ -54,7 +54,7 @@ def test_cache_then_train_then_verify(recipe, run):
 
     for location in locations:
         code, out, err = run("cache", "verify", location)
-        assert (code, "every byte is as it was written" in err) == (0, True)
+        assert (code, "intact, every byte is as it was written" in err) == (0, True)
 
     # One teacher from its cache, the other running.
     code, _, err = run("train", recipe, CACHED[0], CACHED[2], "output_dir=mixed", "--json")

@@ -31,7 +31,7 @@ def test_before_anything_is_prepared(recipe, tmp_path, monkeypatch, capsys):
     code, out, err = run(["doctor", str(recipe)], monkeypatch, capsys)
     assert code == 0, err
     assert "ok    torch: " in out and "ok    cache folder: " in out and "GB free" in out
-    assert "mend  text: not prepared; run `collegium prepare RECIPE`" in out
+    assert "fix   text: not prepared; run `collegium prepare RECIPE`" in out
     assert "Teacher one: same tokenizer: nothing to align" in out
     assert "Teacher two: another tokenizer: " in out and "% of the text exact" in out
     assert "positions exact" in out and "640" in out
@@ -95,7 +95,7 @@ def test_a_tokenizer_that_cannot_be_used_ends_with_69_after_all_was_said(recipe,
 def test_text_that_is_not_there_ends_with_65_after_all_was_said(recipe, monkeypatch, capsys):
     code, out, err = run(["doctor", str(recipe), "data.sources.0.path=/nowhere.txt"], monkeypatch, capsys)
     assert code == 65
-    assert "mend  text: cannot be used; /nowhere.txt" in out and "/nowhere.txt" in err
+    assert "fix   text: cannot be used; /nowhere.txt" in out and "/nowhere.txt" in err
     assert "Teacher two: another tokenizer: how much of the text it reaches is not known without text" in out
 
 
@@ -132,7 +132,7 @@ def test_a_full_disk_is_said(recipe, monkeypatch, capsys):
     monkeypatch.setattr("collegium.pipeline.doctor.LOW_DISK", 1e18)
     code, out, err = run(["doctor", str(recipe)], monkeypatch, capsys)
     assert code == 0, err
-    assert "mend  cache folder: " in out and "free some space, or set COLLEGIUM_CACHE" in out
+    assert "fix   cache folder: " in out and "free some space, or set COLLEGIUM_CACHE" in out
 
 
 def test_bytes_that_are_lost_are_told(recipe, tmp_path, monkeypatch, capsys):

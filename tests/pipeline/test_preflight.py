@@ -114,7 +114,7 @@ def test_what_people_see(recipe, run):
         "Loss on held-out text",
         "Gain over the best single teacher",
         "Among the teachers",
-        "Jensen-Shannon divergence of each two",
+        "Jensen-Shannon divergence of each pair",
         "What the run takes on this machine (4 steps of",
         "time: continuations",
     ):

@@ -1,6 +1,7 @@
-"""The command line: thin, and quick to say what it can do.
+"""Defines the commands: arguments in, a table or one JSON document out.
 
-Heavy imports are inside the commands, so that `--help` answers within half a second.
+Heavy imports are inside the commands, so that `--help` answers within half a second. Options stand after `*`,
+in the order in which `--help` lists them.
 """
 
 import time
@@ -29,8 +30,8 @@ for _command in (init, check, schema):
 
 
 @app.command()
-def prepare(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Read the text, split off held-out documents, pack it to blocks on disk."""
+def prepare(recipe: RecipePath, overrides: Overrides = None, *, as_json: AsJson = False) -> None:
+    """Read the text, hold out documents for evaluation, and pack the rest into blocks on disk."""
     from collegium.pipeline import run as commands
 
     ingredients = commands.prepare(_load(recipe, overrides))
@@ -39,11 +40,11 @@ def prepare(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = F
 
 
 @app.command()
-def doctor(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Look at tokenizers, text, caches and this machine; no weights are read, so it takes seconds.
+def doctor(recipe: RecipePath, overrides: Overrides = None, *, as_json: AsJson = False) -> None:
+    """Inspect tokenizers, text, caches and this machine; no weights are read, so it takes seconds.
 
-    Ends with 65 where the text cannot be used, with 69 where a teacher's tokenizer cannot. `check` is
-    quicker: it reads the recipe alone.
+    Exits with 65 if the text cannot be used, with 69 if a teacher's tokenizer cannot. `check` is quicker:
+    it reads only the recipe.
     """
     from collegium.cli.tables import show_diagnosis
     from collegium.pipeline.doctor import diagnose
@@ -55,10 +56,11 @@ def doctor(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = Fa
 def preflight(
     recipe: RecipePath,
     overrides: Overrides = None,
-    estimate: Annotated[bool, typer.Option(help="try some steps, and say what the run takes")] = True,
+    *,
+    estimate: Annotated[bool, typer.Option(help="time a few steps to estimate what the run takes")] = True,
     as_json: AsJson = False,
 ) -> None:
-    """Say before any training whether these teachers can help on this text, and what the run will take."""
+    """Estimate, before any training, whether these teachers help on this text and what the run takes."""
     start = time.monotonic()
     from collegium.cli.preflight_tables import show_preflight
     from collegium.pipeline.preflight.command import preflight as judge
@@ -69,10 +71,10 @@ def preflight(
 
 
 class _CacheGroup(TyperGroup):
-    """`collegium cache RECIPE` is `collegium cache build RECIPE`."""
+    """Reads `collegium cache RECIPE` as `collegium cache build RECIPE`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put the sub-command in where the first word is none."""
+        """Insert `build` if the first word is not a sub-command."""
         if args and args[0] not in self.commands and args[0] not in ("--help", "-h"):
             args = ["build", *args]
         return super().parse_args(ctx, args)
@@ -80,7 +82,7 @@ class _CacheGroup(TyperGroup):
 
 cache_app = typer.Typer(
     cls=_CacheGroup,
-    help="Score the text with the teachers, to disk. `collegium cache RECIPE`; verify and repair what is there.",
+    help="Store the teachers' scores of the text on disk (`collegium cache RECIPE`); verify, repair, export them.",
     no_args_is_help=True,
 )
 app.add_typer(cache_app, name="cache")
@@ -92,10 +94,11 @@ CacheFolder = Annotated[str, typer.Argument(metavar="DIR", help="folder or URL o
 def cache_build(
     recipe: RecipePath,
     overrides: Overrides = None,
+    *,
     teacher: Annotated[str | None, typer.Option(help="only this teacher", autocompletion=teachers_of)] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score the prepared text with each teacher that says `cached: true`; the same command resumes."""
+    """Score the prepared text with each teacher that has `cached: true`; the same command resumes."""
     from collegium.pipeline import cache as cache_commands
 
     result = cache_commands.cache(_load(recipe, overrides), only=teacher)
@@ -104,8 +107,8 @@ def cache_build(
 
 
 @cache_app.command("verify")
-def cache_verify(folder: CacheFolder, as_json: AsJson = False) -> None:
-    """Read every byte of a cache and name the shards and rows that are damaged."""
+def cache_verify(folder: CacheFolder, *, as_json: AsJson = False) -> None:
+    """Read every byte of a cache and list the shards and rows that are damaged."""
     from collegium.cli.tables import show_verdict
     from collegium.pipeline import cache as cache_commands
 
@@ -113,8 +116,8 @@ def cache_verify(folder: CacheFolder, as_json: AsJson = False) -> None:
 
 
 @cache_app.command("repair")
-def cache_repair(folder: CacheFolder, as_json: AsJson = False) -> None:
-    """Write only what is damaged again."""
+def cache_repair(folder: CacheFolder, *, as_json: AsJson = False) -> None:
+    """Rewrite the damaged parts of a cache, and only those."""
     from collegium.pipeline import cache as cache_commands
 
     written = cache_commands.repair_cache(folder)
@@ -126,9 +129,10 @@ def cache_repair(folder: CacheFolder, as_json: AsJson = False) -> None:
 def cache_export(
     folder: CacheFolder,
     output: Annotated[Path, typer.Argument(metavar="FILE", help="Parquet file to write")],
+    *,
     as_json: AsJson = False,
 ) -> None:
-    """Write a cache of lists as plain Parquet: ids and log-probabilities that any library reads."""
+    """Write a cache of token lists as plain Parquet: ids and log-probabilities that any library can read."""
     from collegium.pipeline import cache as cache_commands
 
     num_blocks = cache_commands.export_cache(folder, output)
@@ -137,7 +141,7 @@ def cache_export(
 
 
 @app.command()
-def train(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def train(recipe: RecipePath, overrides: Overrides = None, *, as_json: AsJson = False) -> None:
     """Distil the teachers into the student; the same command resumes a stopped run."""
     from collegium.cli.tables import show_evaluation
     from collegium.pipeline import run as commands
@@ -150,16 +154,19 @@ def train(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = Fal
 @app.command()
 def evaluate(
     run: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="run folder; with --recipe, any model")],
+    *,
     recipe: Annotated[Path | None, typer.Option(help="recipe whose text and teachers to measure against")] = None,
     output: Annotated[Path, typer.Option(help="folder for evaluation.json, with --recipe")] = Path("evaluation"),
-    lm_eval: Annotated[str | None, typer.Option(metavar="TASK[,TASK]", help="tasks of lm-eval too")] = None,
-    num_fewshot: Annotated[int | None, typer.Option(min=0, help="examples before each of their questions")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="questions of each of them, for a trial")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="their requests together")] = 8,
-    include_path: Annotated[str | None, typer.Option(help="folder with task files of your own")] = None,
+    lm_eval: Annotated[
+        str | None, typer.Option(metavar="TASK[,TASK]", help="lm-eval tasks to run as well")
+    ] = None,
+    num_fewshot: Annotated[int | None, typer.Option(min=0, help="examples before each lm-eval question")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="questions of each lm-eval task, for a trial")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="lm-eval requests in one batch")] = 8,
+    include_path: Annotated[str | None, typer.Option(help="folder with lm-eval task files of your own")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a student: perplexity, bits per byte, calibration, KLs, what it writes, tasks of lm-eval."""
+    """Measure a student: perplexity, calibration, KL to the teachers, generated text and tasks."""
     from collegium.cli.tables import show_evaluation
     from collegium.evaluation.harness import HarnessTasks
     from collegium.pipeline import run as commands
@@ -167,9 +174,11 @@ def evaluate(
     tasks = [] if lm_eval is None else [name.strip() for name in lm_eval.split(",")]
     harness = HarnessTasks(tasks, num_fewshot, limit, batch_size, include_path) if tasks else None
     if recipe is None:
-        folder, result = Path(run), commands.evaluate_run(Path(run), harness)
+        folder = Path(run)
+        result = commands.evaluate_run(folder, harness)
     else:
-        folder, result = output, commands.evaluate_model(_load(recipe, None), run, output, harness)
+        folder = output
+        result = commands.evaluate_model(_load(recipe, None), run, output, harness)
     show_evaluation(result, folder, as_json=as_json)
 
 
@@ -180,10 +189,11 @@ app.command()(push)
 
 @app.command()
 def demo(
+    *,
     output: Annotated[Path, typer.Option(help="folder for the runs and the table")] = Path("runs/demo"),
     as_json: AsJson = False,
 ) -> None:
-    """Distil three teachers into one student in a few minutes; needs nothing but packages."""
+    """Distil three teachers into one student in a few minutes, without a download."""
     from collegium.demo.run import run_demo
 
     run_demo(output, as_json=as_json)
@@ -195,26 +205,30 @@ def reproduce(
         str,
         typer.Argument(
             metavar="EXPERIMENT",
-            help="table1, figure2, figure3 or conditions; page writes only the page of results again",
+            help="table1, figure2, figure3 or conditions; page only writes the results page again",
             autocompletion=experiments,
         ),
     ],
+    *,
     scale: Annotated[str, typer.Option(help="small, paper, or a YAML specification")] = "small",
-    output: Annotated[Path, typer.Option(help="folder for all that is made")] = Path("runs/reproduce"),
-    jobs: Annotated[int | None, typer.Option(min=1, help="runs at once; one a GPU or core if not given")] = None,
+    output: Annotated[Path, typer.Option(help="folder for models, text and runs")] = Path("runs/reproduce"),
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="runs in parallel; one per GPU, or per core, if not given")
+    ] = None,
     local: Annotated[
-        Path | None, typer.Option(help="folder of local copies of the hub's data sets that the scale names")
+        Path | None, typer.Option(help="folder with local copies of the hub data sets that the scale names")
     ] = None,
     results: Annotated[
         Path | None,
-        typer.Option(help="folder of results as JSON, of which the page is made; OUTPUT/SCALE if not given"),
+        typer.Option(help="folder for the JSON that the page is made from; OUTPUT/SCALE if not given"),
     ] = None,
     page: Annotated[
-        Path | None, typer.Option(help="page of results, figures beside it; OUTPUT/SCALE/results.md if not given")
+        Path | None,
+        typer.Option(help="results page, with its figures beside it; OUTPUT/SCALE/results.md if not given"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run an experiment of the paper end to end; the same command resumes, and shows results on a page."""
+    """Run an experiment of the paper and write its results on a page; the same command resumes."""
     from collegium.paper.command import reproduce as run
 
     result = run(experiment, scale=scale, output=output, jobs=jobs, local=local, results=results, page=page)
@@ -223,7 +237,7 @@ def reproduce(
 
 
 def main() -> int:
-    """Run a command; every mishap that a user can mend ends in one line and its exit code."""
+    """Run the command line and return its exit code; see `collegium.cli.outcome`."""
     return conclude(lambda: app(standalone_mode=False))
 
 

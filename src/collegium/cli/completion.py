@@ -1,7 +1,7 @@
-"""What a shell completes: names of experiments, starters, methods, keys and teachers. No torch here.
+"""Shell completion: names of experiments, starters, formats, methods, keys and teachers. No torch here.
 
-bash cuts words at `=`, other shells do not, so a value is completed from both `method=ta` and `ta` after `=`.
-A recipe that cannot be read completes to nothing: a shell is no place for messages.
+bash splits words at `=`, other shells do not, so a value is completed from `method=ta` and from `ta` after `=`.
+A recipe that cannot be read completes to nothing: an error message has no place at a shell's prompt.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,38 +15,31 @@ EXPERIMENTS = ("table1", "figure2", "figure3", "conditions")
 
 FORMATS = ("gguf", "onnx", "safetensors-int8")
 
-STARTERS: Mapping[str, str] = {
-    "basic": "two teachers, one text",
-    "domains": "a general teacher and tuned ones, each for its domain, on your files",
-    "families": "teachers with other tokenizers",
-    "cached": "teachers scored once, to disk",
-    "task": "train and measure on tasks",
-    "method": "a method of the literature",
-}
-
 
 def experiments(incomplete: str) -> list[str]:
-    """Names of experiments, and what writes only the page."""
+    """Names of experiments, and `page`, which writes only the results page."""
     return [name for name in (*EXPERIMENTS, "page") if name.startswith(incomplete)]
 
 
 def formats(incomplete: str) -> list[str]:
-    """Formats that a student is exported to."""
+    """Names of export formats."""
     return [name for name in FORMATS if name.startswith(incomplete)]
 
 
 def starters(incomplete: str) -> list[tuple[str, str]]:
-    """Kinds of starters, each with what it is for."""
+    """Kinds of starter recipes, each with what it is for."""
+    from collegium.pipeline.starters import STARTERS
+
     return [(name, help_) for name, help_ in STARTERS.items() if name.startswith(incomplete)]
 
 
 def teachers_of(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Names of the recipe's teachers."""
+    """Names of the teachers in the recipe on the command line."""
     from collegium.base.errors import RecipeError
     from collegium.recipe.file import read_mapping
 
     try:
-        recipe = ctx.params.get("recipe") or ctx.args[0]  # what was parsed before the option that lacks its value
+        recipe = ctx.params.get("recipe") or ctx.args[0]  # click has parsed only what stands before --teacher
         teachers = read_mapping(Path(recipe)).get("teachers")
     except (RecipeError, IndexError):
         return []
@@ -55,9 +48,9 @@ def teachers_of(ctx: typer.Context, incomplete: str) -> list[str]:
 
 
 def overrides_of(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Keys of a recipe with `=`, or the values of a key that has names for values."""
+    """Keys of a recipe, each with `=`, or the values of a key whose values are names."""
     given = list(ctx.params.get("overrides") or ())
-    if given and not incomplete and "=" not in given[-1]:  # click takes a lone `=` for nothing
+    if given and not incomplete and "=" not in given[-1]:  # click drops a lone `=`
         return values_of(given[-1])
     if len(given) > 1 and given[-1] == "=":
         return [value for value in values_of(given[-2]) if value.startswith(incomplete)]
@@ -68,7 +61,7 @@ def overrides_of(ctx: typer.Context, incomplete: str) -> list[str]:
 
 
 def values_of(key: str) -> list[str]:
-    """Names that may be given to a dotted key; none where anything may be."""
+    """Names that a dotted key accepts; none if it accepts any value."""
     return list(dict(_keys()).get(key, ()))
 
 
@@ -80,7 +73,7 @@ def _keys() -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def _below(section: Mapping[str, Any], sections: Mapping[str, Any], prefix: str) -> Iterator[Any]:
-    """Dotted keys below a section, and the names that each takes; lists and alternatives are not entered."""
+    """Yield the dotted keys below a section with the names that each accepts; lists are not entered."""
     for key, found in section.get("properties", {}).items():
         inner = sections[found["$ref"].rpartition("/")[2]] if "$ref" in found else found
         choices = [inner, *inner.get("anyOf", ())]

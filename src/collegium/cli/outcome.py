@@ -1,7 +1,7 @@
-"""How a command line ends: an exit code, and one line that says what to mend.
+"""The end of a command: an exit code, and for a failure one line that says what to fix.
 
 With `--json` stdout holds one document in every case: the result, or `{"error": {"type", "message",
-"exit_code"}}` beside what was found until then. The line for people goes to stderr all the same.
+"exit_code"}}` beside what was found before the failure. The line for people still goes to stderr.
 """
 
 import json
@@ -19,7 +19,7 @@ from collegium.base.terminal import is_main_rank, only_json, restore_cursor, sho
 
 
 def conclude(command: Callable[[], Any]) -> int:
-    """Run a command; every mishap that a user can mend ends in one line and its exit code."""
+    """Run a command and return its exit code; a failure that a user can fix is reported in one line."""
     _quiet_libraries()
     keep_freed_memory()
     previous = {number: signal.signal(number, _stop_at_once) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -39,12 +39,12 @@ def conclude(command: Callable[[], Any]) -> int:
 
 
 def wants_json() -> bool:
-    """Whether the command line asks for a document; known even where it could not be parsed."""
+    """Tell whether `--json` was given, even on a command line that cannot be parsed."""
     return "--json" in sys.argv[1:]
 
 
 def _other(error: Exception) -> int:
-    """Usage errors of the command line and ends by a signal; anything else is a fault of ours."""
+    """Report a usage error or an end by a signal; raise anything else again, which is a bug of ours."""
     code = getattr(error, "exit_code", None)
     if not isinstance(code, int):
         _show_error(type(error).__name__, str(error), 1)
@@ -70,7 +70,7 @@ def _show_error(kind: str, message: str, code: int, report: Any = None) -> None:
 
 
 def _stop_at_once(number: int, _: Any) -> None:
-    """End here and now: an exception could be swallowed by a library, and files are safe against kill -9."""
+    """Exit at once: a library could swallow an exception, and files survive even kill -9."""
     if is_main_rank():
         message = f"stopped by {signal.Signals(number).name}; the same command resumes"
         restore_cursor()
@@ -89,7 +89,7 @@ def _describe(error: OSError) -> str:
 
 
 class _Warnings(logging.StreamHandler[TextIO]):
-    """Writes to what stderr is at the moment: while a bar is drawn, lines go above it."""
+    """Writes to the current `sys.stderr`: while a progress bar is drawn, lines go above it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
@@ -99,7 +99,7 @@ class _Warnings(logging.StreamHandler[TextIO]):
 def _quiet_libraries() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_Warnings()])
     logging.getLogger("collegium").setLevel(logging.INFO)
-    for name in ("torchao", "torch.utils._pytree"):  # says of its kernels for GPUs that they are not there
+    for name in ("torchao", "torch.utils._pytree"):  # they warn about GPU kernels that they lack
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not sys.stderr.isatty():

@@ -1,4 +1,4 @@
-"""What `collegium preflight` found, for people and for programs."""
+"""Results of `collegium preflight` as tables for people or JSON for programs."""
 
 import math
 
@@ -10,7 +10,7 @@ from collegium.pipeline.preflight.as_tree import as_tree
 
 
 def show_preflight(result: Preflight, cost: RunCost | None, *, as_json: bool) -> None:
-    """Losses by domain, who is right and who counts, the cost, and the verdict last."""
+    """Show losses by domain, the teachers' certainty and weights, the cost, and the verdict last."""
     if as_json:
         show_json(as_tree(result, cost))
         return
@@ -59,7 +59,7 @@ def _show_teachers(result: Preflight) -> None:
             rows.append(number_row(f"{name}: calibration error", result.ece[name], domains))
         if len(result.teachers) > 1:
             rows.append(number_row(f"{name}: mean weight", result.weights[name], domains))
-    title = "Teachers: loss minus entropy (0 is calibrated, above is over-confident), ECE, weight under the recipe"
+    title = "Teachers: loss minus entropy (0 is calibrated, above 0 overconfident), ECE, weight under the recipe"
     show_table(title, ["", *domains], rows)
 
 
@@ -75,21 +75,21 @@ def _show_conflict(result: Preflight) -> None:
     show_table("Among the teachers", ["", *domains], rows)
     names = list(result.pairs)
     pairs = [[one, *(_number(result.pairs[one][other]) for other in names)] for one in names]
-    show_table("Jensen-Shannon divergence of each two, nats (0.693 at most)", ["", *names], pairs)
+    show_table("Jensen-Shannon divergence of each pair, nats (0.693 at most)", ["", *names], pairs)
 
 
 def _show_cost(cost: RunCost) -> None:
     rows = [[f"time: {name}", duration_with_tenths(seconds)] for name, seconds in cost.seconds.items()]
-    rows.append(["time, all of it", duration_with_tenths(cost.total_seconds)])
+    rows.append(["time in total", duration_with_tenths(cost.total_seconds)])
     if cost.memory_bytes is not None:
-        rows.append(["memory, at most", size(cost.memory_bytes)])
+        rows.append(["peak memory", size(cost.memory_bytes)])
     if cost.device_memory_bytes is not None:
-        rows.append(["memory of the GPU, at most", size(cost.device_memory_bytes)])
+        rows.append(["peak GPU memory", size(cost.device_memory_bytes)])
     rows += [[f"disk: {name}", size(num_bytes)] for name, num_bytes in cost.disk_bytes.items()]
-    rows.append(["disk, all of it", size(cost.total_disk_bytes)])
+    rows.append(["disk in total", size(cost.total_disk_bytes)])
     if cost.passing_bytes:
-        rows.append(["  more while a checkpoint is replaced", size(cost.passing_bytes)])
-    steps = f"{cost.num_steps:,} steps of {cost.step_seconds:.3g} s, from {cost.steps_tried} that were tried"
+        rows.append(["  extra while a checkpoint is replaced", size(cost.passing_bytes)])
+    steps = f"{cost.num_steps:,} steps of {cost.step_seconds:.3g} s, from {cost.steps_tried} timed ones"
     show_table(f"What the run takes on this machine ({steps})", ["", "about"], rows)
     for note in cost.notes:
         _show_line(f"note: {note}")
@@ -101,7 +101,7 @@ def _show_line(text: str) -> None:
 
 
 def duration_with_tenths(seconds: float) -> str:
-    """Such as `0.4s` below ten seconds, else as `duration`."""
+    """Format seconds, such as `0.4s` below ten seconds and as `duration` does above."""
     return f"{seconds:.1f}s" if seconds < 10 else duration(seconds)
 
 

@@ -1,4 +1,4 @@
-"""The commands on the recipe as a file: begin one, describe it to an editor, check it. None imports torch."""
+"""Commands on the recipe file: start one, describe it to an editor, check it. None imports torch."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +14,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[KEY=VALUE]...",
-        help="changes, such as training.max_steps=100",
+        help="overrides, such as training.max_steps=100",
         autocompletion=overrides_of,
     ),
 ]
@@ -23,22 +23,23 @@ AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON")
 
 def init(
     file: Annotated[Path, typer.Argument(metavar="[FILE]", help="recipe to write")] = Path("recipe.yaml"),
+    *,
     kind: Annotated[
         str,
         typer.Option(help="basic, domains, families, cached, task or method", autocompletion=starters),
     ] = "basic",
     as_json: AsJson = False,
 ) -> None:
-    """Write a commented recipe to begin with, and beside it the schema that editors check it by."""
-    from collegium.cli.starters import begin_recipe
+    """Write a commented recipe to start from, and the JSON schema by which editors check it."""
+    from collegium.pipeline.starters import write_starter
 
-    result = begin_recipe(file, kind)
+    result = write_starter(file, kind)
     if as_json:
         show_json(result)
 
 
-def check(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Validate a recipe without running it: keys, values, files, packages; a second, no network.
+def check(recipe: RecipePath, overrides: Overrides = None, *, as_json: AsJson = False) -> None:
+    """Validate a recipe without running it: keys, values, files and packages, in a second and offline.
 
     `doctor` reads tokenizers and caches too, and `preflight` loads the teachers.
     """
@@ -52,11 +53,12 @@ def check(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = Fal
 
 
 def schema(
+    *,
     output: Annotated[Path | None, typer.Option(help="file to write; stdout if not given")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print the JSON schema of recipes, from which editors complete and check them."""
-    from collegium.cli.starters import write_schema
+    """Print the JSON schema of recipes, which editors use for completion and checks."""
+    from collegium.pipeline.starters import write_schema
     from collegium.recipe.schema import recipe_schema
 
     if output is None:

@@ -1,4 +1,4 @@
-"""The commands on a finished student: show it, take it to other programs, pass it on."""
+"""Commands on a finished student: report, push and export."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,12 +12,14 @@ from collegium.cli.recipe import AsJson
 
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN [RUN]...", help="folders of finished runs")],
+    *,
     output: Annotated[
-        Path | None, typer.Option(help="the page; report.html in the run, or here if there are several")
+        Path | None,
+        typer.Option(help="page to write; report.html in the run's folder, or in this one for several runs"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make one page of a run, or of several beside each other: what was taught, by whom, and what came of it."""
+    """Write an HTML page about a run, or one that compares several."""
     from collegium.pipeline.report import report as make
 
     made = make(runs, output)
@@ -30,20 +32,23 @@ def report(
 def push(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a finished run")],
     repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="repository on the hub, OWNER/NAME")],
+    *,
     private: Annotated[bool, typer.Option("--private/--public", help="who may see it")] = True,
-    revision: Annotated[str | None, typer.Option(metavar="BRANCH", help="branch; made if it is not there")] = None,
+    revision: Annotated[str | None, typer.Option(metavar="BRANCH", help="branch; created if missing")] = None,
     token_env: Annotated[
-        str | None, typer.Option(metavar="NAME", help="environment variable with the token, in place of the login")
+        str | None, typer.Option(metavar="NAME", help="environment variable with the token, instead of the login")
     ] = None,
     accept_licences: Annotated[
-        bool, typer.Option("--accept-licences", help="they were read and allow it")
+        bool, typer.Option("--accept-licences", help="you have read the licences, and they allow it")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would be uploaded, ask no hub")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="show what would be uploaded, without asking the hub")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Upload a finished student to the hub, with its model card and evaluation; private unless asked otherwise.
+    """Upload a finished student to the hub with its model card and evaluation, private by default.
 
-    Ends with 69 where the hub is not there or refuses, with 65 where the run is not finished.
+    Exits with 69 if the hub cannot be reached or refuses, with 65 if the run is not finished.
     """
     from collegium.pipeline import push as pushing
 
@@ -56,19 +61,23 @@ def push(
 
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a finished run")],
+    *,
     to: Annotated[
         str, typer.Option(metavar="FORMAT", help="gguf, onnx or safetensors-int8", autocompletion=formats)
     ],
-    output: Annotated[Path | None, typer.Option(help="folder to make; RUN/export/FORMAT if not given")] = None,
+    output: Annotated[Path | None, typer.Option(help="folder to create; RUN/export/FORMAT if not given")] = None,
     min_agreement: Annotated[
-        float, typer.Option(min=0, max=1, help="share of held-out tokens with the student's first choice to pass")
+        float,
+        typer.Option(
+            min=0, max=1, help="minimum share of held-out tokens on which both have the same first choice"
+        ),
     ] = 0.99,
-    tokens: Annotated[int, typer.Option(min=1, help="held-out tokens to measure on")] = 4096,
+    tokens: Annotated[int, typer.Option(min=1, help="held-out tokens to compare on")] = 4096,
     as_json: AsJson = False,
 ) -> None:
-    """Write the student for other programs, read it back on held-out text, and publish it if it agrees.
+    """Convert the student to another format, and keep the result if it agrees with the student.
 
-    Ends with 65, and leaves nothing, where it does not.
+    The files are read back and compared on held-out text. Exits with 65 and leaves nothing if they disagree.
     """
     from collegium.pipeline.export import export_run, show_export
 

@@ -1,4 +1,4 @@
-"""Results as tables for people, or as JSON for programs."""
+"""Results as tables for people or JSON for programs."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from collegium.pipeline.doctor import Diagnosis
 
 
 def show_temperatures(temperatures: Mapping[str, Mapping[str, FittedTemperature]]) -> None:
-    """What was fitted, and what it mends."""
+    """Show the fitted temperatures with the loss and the gap that they leave."""
     rows = [
         [
             f"{name} {key}",
@@ -34,10 +34,10 @@ def show_temperatures(temperatures: Mapping[str, Mapping[str, FittedTemperature]
 
 
 def show_diagnosis(diagnosis: Diagnosis, *, as_json: bool) -> None:
-    """A line for each thing that was looked at, and a table for each pair of tokenizers.
+    """Show a line for each check and a table for each pair of tokenizers.
 
     Raises:
-        UserError: what stops every run of the recipe.
+        UserError: the first finding that stops every run of the recipe.
     """
     failure = diagnosis.failure
     if as_json and failure is None:
@@ -52,13 +52,15 @@ def show_diagnosis(diagnosis: Diagnosis, *, as_json: bool) -> None:
 
 def _show_checks(diagnosis: Diagnosis) -> None:
     for check in diagnosis.checks:
-        mark, mend = ("ok", "") if check.mend is None else ("mend", f"; {check.mend}")
-        _show_line(f"{mark:<4}  {check.name}: {check.found}{mend}")
+        if check.mend is None:
+            _show_line(f"ok    {check.name}: {check.found}")
+        else:
+            _show_line(f"fix   {check.name}: {check.found}; {check.mend}")
     show_tokenizers(diagnosis.tokenizers)
 
 
 def show_tokenizers(pairs: Sequence[Comparison]) -> None:
-    """What each teacher's tokenizer has in common with the student's, and what follows from it."""
+    """Show what each teacher's tokenizer shares with the student's, and what follows from it."""
     for pair in pairs:
         title = f"\nTeacher {pair.teacher}: {pair.verdict}"
         if pair.student is None or pair.own is None or pair.overlap is None:
@@ -81,7 +83,7 @@ def _facts(student: TokenizerFacts, own: TokenizerFacts) -> list[list[str]]:
     return [
         ["tokens", *(f"{s.num_tokens:,}" for s in sides)],
         ["rows of the model's vocabulary", *(f"{s.num_rows:,}" for s in sides)],
-        ["BOS", *(_special(s.bos) + " before a text" * s.begins_with_bos for s in sides)],
+        ["BOS", *(_bos(s) for s in sides)],
         ["EOS", *(_special(s.eos) for s in sides)],
         ["normalizers (left out for teachers)", *(", ".join(s.normalizers) or "none" for s in sides)],
         ["bytes per token of this text", *(_number(s.bytes_per_token) for s in sides)],
@@ -90,16 +92,24 @@ def _facts(student: TokenizerFacts, own: TokenizerFacts) -> list[list[str]]:
 
 
 def _overlap(overlap: Overlap) -> list[list[str]]:
-    named = ", ".join(f"{token} {_id(ours)}/{_id(theirs)}" for token, ours, theirs in overlap.special[:2])
+    differing = f"{overlap.num_special:,}"
+    if overlap.special:
+        named = ", ".join(f"{token} {_id(ours)}/{_id(theirs)}" for token, ours, theirs in overlap.special[:2])
+        differing += f": {named}"
     shares = (overlap.shared_of_student, overlap.shared_of_teacher)
     return [
         ["share of tokens with the same bytes", *(f"{share:.1%}" for share in shares)],
         ["tokens with the same bytes", "", f"{overlap.shared:,}"],
         ["and the same id", "", f"{overlap.same_ids:,}"],
-        ["special tokens that differ (ids)", "", f"{overlap.num_special:,}{': ' * bool(named)}{named}"],
+        ["special tokens that differ (ids)", "", differing],
         ["student tokens for each of the teacher's", "", _number(overlap.student_per_teacher)],
         *([f"positions {name}", "", f"{share:.1%}"] for name, share in (overlap.shares or {}).items()),
     ]
+
+
+def _bos(tokenizer: TokenizerFacts) -> str:
+    token = _special(tokenizer.bos)
+    return f"{token} before a text" if tokenizer.begins_with_bos else token
 
 
 def _special(token: tuple[str, int] | None) -> str:
@@ -115,7 +125,7 @@ def _number(value: float | None) -> str:
 
 
 def show_evaluation(result: Mapping[str, Any], folder: Path, *, as_json: bool) -> None:
-    """Figures by domain with their intervals, and what else was measured."""
+    """Show figures by domain with their intervals, and whatever else was measured."""
     if as_json:
         show_json(result)
         return
@@ -145,7 +155,7 @@ def show_evaluation(result: Mapping[str, Any], folder: Path, *, as_json: bool) -
 
 
 def show_generation(generation: Mapping[str, Any]) -> None:
-    """What was written, against the documents and the teachers."""
+    """Show how continuations compare with the documents and with the teachers' own."""
     domains = generation["domains"]
     names = dict.fromkeys(name for domain in domains.values() for name in domain["figures"])
     rows = [[name, *(_with_interval(d["figures"].get(name)) for d in domains.values())] for name in names]
@@ -157,7 +167,7 @@ def show_generation(generation: Mapping[str, Any]) -> None:
 
 
 def show_tasks(tasks: Mapping[str, Any]) -> None:
-    """Every figure of every task, with what reads no prompt and what the teachers reach."""
+    """Show every figure of every task, beside baselines that read no prompt and the teachers."""
     teachers = list(dict.fromkeys(name for task in tasks.values() for name in task["teachers"]))
     rows = []
     for name, task in tasks.items():
@@ -173,7 +183,7 @@ def show_tasks(tasks: Mapping[str, Any]) -> None:
 
 
 def show_harness(found: Mapping[str, Any]) -> None:
-    """Every figure of every task."""
+    """Show the results of lm-eval."""
     rows = [
         [f"{task} {name}", f"{value:.4f}" if isinstance(value, float) else str(value)]
         for task, figures in found["results"].items()
@@ -184,7 +194,7 @@ def show_harness(found: Mapping[str, Any]) -> None:
 
 
 def show_continual(continual: Mapping[str, Any]) -> None:
-    """What was forgotten and gained since the runs that this one continues."""
+    """Show what was forgotten and gained since the runs that this one continues."""
     names = ("forgetting", "learning", "forward_transfer")
     rows = [
         [domain, f"{figures['before']:.3f}", f"{figures['final']:.3f}"]
@@ -202,12 +212,12 @@ def show_continual(continual: Mapping[str, Any]) -> None:
 
 
 def show_verdict(verdict: Verdict, folder: str, *, as_json: bool) -> None:
-    """What is damaged in a cache.
+    """Show the damage in a cache.
 
     Raises:
-        DataError: something is.
+        DataError: there is some.
     """
-    failure = DataError(f"{folder}: is damaged; run `collegium cache repair {folder}`")
+    failure = DataError(f"{folder}: damaged; run `collegium cache repair {folder}`")
     failure.report = dataclasses.asdict(verdict)
     if as_json and not verdict.damages:
         show_json(failure.report)
@@ -221,16 +231,16 @@ def _show_damages(verdict: Verdict, folder: str) -> None:
     for damage in verdict.damages:
         say(f"{damage.name}: {damage.reason}{_rows(damage.rows)}")
     for name in verdict.strangers:
-        say(f"{name}: is no part of the cache, and does no harm")
+        say(f"{name}: not part of the cache, harmless")
     if not verdict.damages:
-        say(f"{folder}: every byte is as it was written")
+        say(f"{folder}: intact, every byte is as it was written")
 
 
 def _rows(rows: Sequence[int]) -> str:
     if not rows:
         return ""
     spans = f"{rows[0]}" if len(rows) == 1 else f"{rows[0]} to {rows[-1]}"
-    return f"; {len(rows)} rows of the cache cannot be read: {spans}"
+    return f"; {len(rows)} rows cannot be read: {spans}"
 
 
 def _with_interval(figure: Mapping[str, float] | None) -> str:

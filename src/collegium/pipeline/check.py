@@ -74,8 +74,9 @@ _ERRORS: Mapping[int, type[UserError]] = {
 
 
 def _line(finding: Finding) -> str:
-    mark, mend = ("ok", "") if finding.mend is None else ("mend", f"; {finding.mend}")
-    return f"{mark:<4}  {finding.key}: {finding.found}{mend}"
+    if finding.mend is None:
+        return f"ok    {finding.key}: {finding.found}"
+    return f"fix   {finding.key}: {finding.found}; {finding.mend}"
 
 
 def _run_folder(recipe: Recipe) -> Finding:
