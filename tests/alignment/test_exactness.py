@@ -14,39 +14,8 @@ from collegium.fused.teacher_stats import teacher_stats
 from collegium.signals.contracts import Batch, Capability, Positions, TeacherOutput, predicted_positions
 from collegium.signals.signals import CarriedSignal, DenseSignal
 from collegium.teachers.aligned import AlignedTeacher, AlignmentPolicy
+from tests.support.aligned_pairs import LONGER, NEED, PAIRS, aligned, batch_of, carried
 from tests.support.markov import MarkovTeacher, counted_out, letters_tokenizer
-
-
-NEED = frozenset({Capability.TOP_K})
-LONGER = [("a", "b"), ("c", "d"), ("cd", "e"), ("ab", "f")]
-
-
-def aligned(
-    student_merges: list[tuple[str, str]], teacher_merges: list[tuple[str, str]], **options: object
-) -> tuple[AlignedTeacher, MarkovTeacher]:
-    student = TokenBytes(letters_tokenizer("abcdef", student_merges))
-    teacher = MarkovTeacher(TokenBytes(letters_tokenizer("abcdef", teacher_merges)))
-    teacher.table.bos = teacher.table.size - 2
-    aligner = Aligner(student, teacher.table, make_map(student, teacher.table))
-    return AlignedTeacher(teacher, aligner, AlignmentPolicy(**options)), teacher  # type: ignore[arg-type]
-
-
-def batch_of(teacher: AlignedTeacher, *texts: str) -> Batch:
-    """One text a block, behind the student's BOS."""
-    student = teacher.aligner.student
-    rows = [[student.size - 2, *student.encode([text.encode()])[0].tokens, student.eos] for text in texts]
-    length = max(map(len, rows))
-    ids = torch.tensor([row + [student.eos] * (length - len(row)) for row in rows])
-    mask = torch.tensor([[True] * len(row) + [False] * (length - len(row)) for row in rows])
-    places = torch.tensor([[*range(len(row)), *range(length - len(row))] for row in rows])
-    return Batch(ids, mask, ids.masked_fill(~mask, -100), places, torch.arange(len(rows)))
-
-
-def carried(teacher: AlignedTeacher, batch: Batch) -> tuple[torch.Tensor, CarriedSignal]:
-    positions = predicted_positions(batch)
-    signal = teacher.score(batch, positions, need=NEED).signal
-    assert isinstance(signal, CarriedSignal)
-    return signal.logits(slice(0, len(positions))), signal
 
 
 @pytest.mark.parametrize("text", ["cab", "cdab", "cdeabf", "acdcde", "abfab", "fcdf", "abab", "cdcd"])
@@ -138,14 +107,6 @@ def test_without_entries_a_token_that_is_always_longer_would_seem_impossible() -
     at_start = teacher.next_probs(-1, teacher.table.bos)
     share = float(at_start[cd] / (at_start[c] + at_start[cd]))
     assert logprobs[1].exp()[d] == pytest.approx(share, abs=1e-12)
-
-
-PAIRS = [
-    ([("a", "b")], LONGER),
-    ([("d", "e"), ("de", "f"), ("a", "b")], [("a", "b"), ("b", "c")]),
-    ([("a", "b"), ("c", "d")], [("b", "c"), ("d", "a")]),
-    (LONGER, [("a", "b")]),
-]
 
 
 @settings(max_examples=150, deadline=None)

@@ -5,30 +5,10 @@ import torch
 
 from collegium.alignment.plan import Carry
 from collegium.losses.divergences import entropy
-from collegium.signals.contracts import Batch, Positions, TeacherOutput, predicted_positions
+from collegium.signals.contracts import predicted_positions
 from collegium.signals.signals import TopKSignal
 from collegium.teachers.aligned import AlignedTeacher
-from tests.alignment.test_exactness import NEED, PAIRS, aligned, batch_of
-from tests.support.markov import MarkovTeacher
-
-
-TEXTS = ("abcdefabcde", "bcbcdef", "cdab", "a")
-
-
-class ListingTeacher(MarkovTeacher):
-    """Says only its `k` most probable tokens."""
-
-    k = 1000
-
-    def score(self, batch: Batch, positions: Positions, **kwargs: object) -> TeacherOutput:
-        full = super().score(batch, positions, need=NEED).signal.logprobs  # type: ignore[union-attr]
-        top = full.topk(min(self.k, full.shape[1]), -1)
-        ids, order = top.indices.sort(-1)
-        at_label = full.gather(-1, positions.labels[:, None]).squeeze(-1)
-        logprobs = top.values.gather(-1, order)
-        ids = ids.masked_fill(logprobs == -torch.inf, -1)
-        listed = TopKSignal(ids, logprobs.masked_fill(ids < 0, 0.0), entropy(full), at_label, full.shape[1])
-        return TeacherOutput(listed)
+from tests.support.aligned_pairs import NEED, PAIRS, TEXTS, ListingTeacher, aligned, batch_of
 
 
 def listing(pair: int, k: int) -> AlignedTeacher:

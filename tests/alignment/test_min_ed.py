@@ -8,8 +8,7 @@ from collegium.alignment.token_bytes import TokenBytes
 from collegium.alignment.vocabulary import make_map
 from collegium.signals.contracts import predicted_positions
 from collegium.signals.signals import TopKSignal
-from tests.alignment.test_exactness import PAIRS, aligned, batch_of, carried
-from tests.alignment.test_lists import TEXTS, ListingTeacher
+from tests.support.aligned_pairs import PAIRS, TEXTS, ListingTeacher, aligned, batch_of, carried
 from tests.support.small_tokenizers import byte_level, sentencepiece_bpe
 
 

@@ -9,7 +9,7 @@ from collegium.alignment.token_bytes import TokenBytes
 from collegium.base.errors import DataError
 from collegium.base.references import resolve_reference
 from collegium.models.pretrained import load_tokenizer
-from tests.alignment.test_token_bytes import random_text
+from tests.support.random_text import random_text
 
 
 TOKENIZERS = {

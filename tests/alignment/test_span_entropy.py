@@ -8,7 +8,7 @@ from collegium.fused.teacher_stats import teacher_stats
 from collegium.signals.contracts import AlignedSpans, predicted_positions
 from collegium.signals.signals import CarriedSignal
 from collegium.teachers.batch_plan import per_student_token
-from tests.alignment.test_exactness import NEED, PAIRS, aligned, batch_of
+from tests.support.aligned_pairs import NEED, PAIRS, aligned, batch_of
 
 
 def test_labels_that_are_left_out_change_no_other_entropy() -> None:

@@ -1,7 +1,6 @@
 """Bytes of tokens: nothing is lost on the way to tokens and back."""
 
 import random
-import sys
 
 import numpy as np
 import pytest
@@ -10,37 +9,13 @@ from hypothesis import strategies as st
 
 from collegium.alignment.token_bytes import TokenBytes
 from collegium.base.errors import DataError
+from tests.support.random_text import random_text
 from tests.support.small_tokenizers import LOSSLESS, byte_level, sentencepiece_bpe, unigram, word_piece
 
 
 @pytest.fixture(params=LOSSLESS)
 def table(request: pytest.FixtureRequest) -> TokenBytes:
     return TokenBytes(LOSSLESS[request.param]())
-
-
-def random_text(source: random.Random) -> str:
-    """Characters of all planes, words and blanks, in any order."""
-    pieces = [
-        "the",
-        " walking",
-        "  ",
-        "\n",
-        "\t",
-        "é",
-        "e\u0301",
-        "漢",
-        "🙂",
-        "▁",
-        "<0x41>",
-        "</s>",
-        "\u200b",
-        "\ufeff",
-        "\r\n",
-    ]
-    length = source.randrange(0, 24)
-    any_character = (chr(source.randrange(sys.maxunicode + 1)) for _ in iter(int, 1))
-    valid = (c for c in any_character if not 0xD800 <= ord(c) < 0xE000)
-    return "".join(source.choice(pieces) if source.random() < 0.5 else next(valid) for _ in range(length))
 
 
 def test_ten_thousand_random_texts_lose_no_byte(table: TokenBytes) -> None:

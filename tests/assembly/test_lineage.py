@@ -11,7 +11,7 @@ from collegium.assembly.model_lineage import stored_parameters
 from collegium.base.errors import RecipeError
 from collegium.recipe.file import load_recipe, read_mapping, validated
 from collegium.report.card.licences import obstacles
-from tests.cli.test_command_line import run
+from tests.support.command import run
 from tests.support.runs import write_recipe
 
 

@@ -14,7 +14,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from collegium.base.errors import DataError
-from collegium.cli.app import main
+from tests.support.command import files_below, run
+from tests.support.objectives import batch_of
 from tests.support.pico import byte_tokenizer, pico_llama
 from tests.support.runs import write_recipe
 
@@ -22,28 +23,11 @@ from tests.support.runs import write_recipe
 COMMAND = [sys.executable, "-m", "collegium"]
 
 
-def run(
-    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a command, in this process."""
-    monkeypatch.setattr(sys, "argv", ["collegium", *arguments])
-    try:
-        code = main()
-    except SystemExit as exit_:
-        code = int(exit_.code or 0)
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-
 @pytest.fixture
 def recipe(tmp_path, model_folder, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLLEGIUM_CACHE", str(tmp_path / "cache"))
     return write_recipe(tmp_path / "files", model_folder)
-
-
-def files_below(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
 def test_train_evaluate_preflight(recipe, tmp_path, monkeypatch, capsys):
@@ -465,7 +449,6 @@ def test_adapters_share_their_base(recipe, tmp_path, model_folder, monkeypatch, 
     assert len({teacher.fingerprint for teacher in built}) == 3
 
     from collegium.signals.contracts import predicted_positions
-    from tests.training.test_objective import batch_of
 
     batch = batch_of()
     positions = predicted_positions(batch)

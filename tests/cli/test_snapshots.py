@@ -22,8 +22,8 @@ import pytest
 import collegium.pipeline.run  # noqa: F401  # now: some libraries speak when they are imported
 from collegium.base import errors
 from collegium.training.callbacks import Stopped
-from tests.pipeline.test_push import finished_run
 from tests.support.command import command
+from tests.support.made_up_lineage import finished_run
 from tests.support.runs import write_recipe
 
 

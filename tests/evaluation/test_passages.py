@@ -11,7 +11,7 @@ from collegium.losses.fusion import mixture_logprobs
 from collegium.losses.weighting import Weighting
 from collegium.models.head import ProjectionHead
 from collegium.models.pretrained import last_hidden_states
-from tests.evaluation.test_student_figures import held_out_of, teachers
+from tests.support.held_out import held_out_of, teachers
 from tests.support.pico import TEXTS, VOCAB_SIZE, byte_tokenizer, pico_llama
 
 

@@ -8,9 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from collegium.data.blocks import pack_documents
-from collegium.data.collate import BlockCollator
-from collegium.evaluation.language_modeling import HeldOut, Rule
+from collegium.evaluation.language_modeling import Rule
 from collegium.evaluation.summary import calibration_error, summarize
 from collegium.losses.calibration import confidence_gaps
 from collegium.losses.fusion import geometric_logprobs
@@ -18,8 +16,8 @@ from collegium.losses.weighting import Weighting
 from collegium.models.head import ProjectionHead
 from collegium.models.pretrained import last_hidden_states
 from collegium.signals.contracts import Batch
-from collegium.teachers.local import LocalTeacher
-from tests.support.pico import TEXTS, VOCAB_SIZE, byte_tokenizer, pico_llama
+from tests.support.held_out import held_out_of, teachers
+from tests.support.pico import VOCAB_SIZE, pico_llama
 
 
 OPTIONS = {"confidence": 0.9, "num_samples": 100, "seed": 0}
@@ -52,22 +50,6 @@ def test_ends_of_bins():
     gaps = confidence_gaps(torch.tensor([0.0, 0.5, 1.0]), torch.tensor([0.0, 0.0, 0.0]), 2)
     assert gaps.tolist() == [[0, 0], [0.5, 0], [0, 1]]
     assert confidence_gaps(torch.zeros(0), torch.zeros(0), 15).shape == (0, 15)
-
-
-def teachers(broken=False):
-    models = [pico_llama(seed) for seed in (1, 2)]
-    if broken:
-        models[1].lm_head.weight.data[:] = torch.nan
-    return [
-        LocalTeacher(name, model, vocab_size=VOCAB_SIZE, fingerprint=name, target_temperature=1.5)
-        for name, model in zip(("one", "two"), models, strict=True)
-    ]
-
-
-def held_out_of(asked, chunk_size=7):
-    blocks = pack_documents([{"text": text} for text in TEXTS], byte_tokenizer(), block_size=32)
-    collator = BlockCollator(pad_token_id=258, domains=["text"])
-    return HeldOut({"text": blocks}, collator, batch_size=3, teachers=asked, chunk_size=chunk_size)
 
 
 STUDENT = pico_llama(0)

@@ -12,7 +12,7 @@ from collegium.base.errors import RecipeError
 from collegium.pipeline.run import prepare
 from collegium.recipe.file import load_recipe
 from collegium.signals.contracts import Batch, predicted_positions
-from tests.cli.test_command_line import run
+from tests.support.command import run
 from tests.support.pico import pico_llama
 from tests.support.runs import packed, write_recipe
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.cli.test_command_line import run
+from tests.support.command import run
 from tests.support.pico import TEXTS
 from tests.support.runs import write_recipe
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_command_line import files_below, run
+from tests.support.command import files_below, run
 from tests.support.pico import pico_llama
 from tests.support.runs import write_recipe
 from tests.support.small_tokenizers import byte_level, unigram, word_piece

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.cli.test_command_line import run
+from tests.support.command import run
 from tests.support.runs import write_recipe
 
 

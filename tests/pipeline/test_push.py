@@ -11,31 +11,13 @@ import pytest
 from huggingface_hub import constants
 
 from collegium.pipeline import push
-from collegium.report.card.render import render_card
-from tests.cli.test_command_line import run
+from tests.support.command import run
 from tests.support.fake_hub import FakeHub, serving
-from tests.support.made_up_lineage import evaluation, teacher
+from tests.support.made_up_lineage import finished_run, teacher
 
 
 TOKEN = "hf_CanaryTokenThatNobodyMayEverSee"
 REPO = "someone/small-student"
-
-
-def finished_run(folder: Path, **changes) -> Path:
-    """A run folder as training leaves it."""
-    content = evaluation(**changes)
-    student = folder / "student"
-    student.mkdir(parents=True)
-    (student / "config.json").write_text("{}")
-    (student / "model.safetensors").write_bytes(bytes(range(256)) * 64)
-    (student / "tokenizer.json").write_text('{"é": 1}', encoding="utf-8")
-    (student / "README.md").write_text(render_card(content, "name: x\n"), encoding="utf-8")
-    (student / ".README.md.tmp").write_text("half-written")
-    (folder / "evaluation.json").write_text(json.dumps(content))
-    (folder / "recipe.yaml").write_text("output_dir: /home/someone/secret")
-    (folder / "metrics.jsonl").write_text("{}")
-    (folder / "checkpoints").mkdir()
-    return folder
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from collegium.recipe.file import load_recipe
-from tests.cli.test_command_line import run
+from tests.support.command import run
 from tests.support.pico import TEXTS, byte_tokenizer, pico_llama
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_command_line import run
+from tests.support.command import run
 from tests.support.runs import write_recipe
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from collegium.base.errors import RecipeError
 from collegium.recipe.file import load_recipe
-from tests.cli.test_command_line import run
+from tests.support.command import run
 from tests.support.runs import write_recipe
 
 

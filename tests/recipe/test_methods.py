@@ -10,8 +10,8 @@ from collegium.assembly.objective import build_objective
 from collegium.recipe.methods import METHODS
 from collegium.recipe.recipe import Recipe
 from collegium.signals.contracts import predicted_positions
+from tests.support.objectives import batch_of, run, student_with, teachers_of
 from tests.support.pico import pico_llama
-from tests.training.test_objective import batch_of, run, student_with, teachers_of
 
 
 ROOT = Path(__file__).parents[2]

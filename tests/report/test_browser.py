@@ -9,8 +9,7 @@ import shutil
 import pytest
 
 from collegium.pipeline.report import report
-from tests.report.test_page import cycling
-from tests.support.hostile import HOSTILE
+from tests.support.hostile import HOSTILE, cycling
 from tests.support.made_up_run import write_run
 
 

@@ -7,34 +7,10 @@ import pytest
 from markdown_it import MarkdownIt
 
 from collegium.report.card.markup import code_block, escaped, table
+from tests.support.hostile import HOSTILE_MARKDOWN
 
 
-HOSTILE = [
-    "<script>alert(1)</script>",
-    "<img src=x onerror=alert(1)>",
-    "[click](javascript:alert(1))",
-    "![](https://example.org/x.png)",
-    "https://example.org",
-    "www.example.org",
-    "someone@example.org",
-    "a | b | c",
-    "a\n\n# Title",
-    "**bold** _it_ ~~no~~ `code`",
-    "&lt;b&gt; &amp;",
-    "- item",
-    "1. item",
-    "> quote",
-    "a\\|b",
-    "```\nend",
-    "$$x$$",
-    "-->",
-    "--- \nlicense: mit\n---",
-    "@someone #1",
-    "__init__",
-]
-
-
-@pytest.mark.parametrize("text", HOSTILE)
+@pytest.mark.parametrize("text", HOSTILE_MARKDOWN)
 def test_hostile_text_renders_as_it_is(text):
     parser = MarkdownIt("gfm-like", {"html": True, "linkify": False})
     shown = escaped(text)

@@ -17,7 +17,7 @@ from collegium.report.curves import curves_of
 from collegium.report.page import render
 from collegium.report.records import read_run
 from collegium.report.words import verdict
-from tests.support.hostile import HOSTILE
+from tests.support.hostile import HOSTILE, cycling
 from tests.support.made_up_run import evaluation, write_run
 
 
@@ -46,17 +46,6 @@ html head meta title link style body header h1 nav ul li a main article section 
 figcaption svg g path defs clippath rect use text line tspan circle pattern table caption thead tbody tr th td
 small span b code pre details summary footer
 """
-
-
-def cycling(count=0):
-    """Replaces every text by the next hostile one."""
-    state = {"next": count}
-
-    def word(text: str) -> str:
-        state["next"] += 1
-        return HOSTILE[state["next"] % len(HOSTILE)]
-
-    return word
 
 
 def test_records_and_words_come_without_torch():

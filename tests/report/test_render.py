@@ -10,7 +10,7 @@ from markdown_it import MarkdownIt
 from collegium.report.card.on_disk import front_matter, stated_licence
 from collegium.report.card.public_recipe import public
 from collegium.report.card.render import render_card
-from tests.report.test_markup import HOSTILE
+from tests.support.hostile import HOSTILE_MARKDOWN
 from tests.support.made_up_lineage import evaluation, figure, lineage, source, teacher
 
 
@@ -119,7 +119,7 @@ def test_the_same_input_makes_the_same_bytes():
     assert render_card(content, "name: x\n") == render_card(again, "name: x\n")
 
 
-@pytest.mark.parametrize("text", HOSTILE)
+@pytest.mark.parametrize("text", HOSTILE_MARKDOWN)
 def test_hostile_words_change_nothing_but_themselves(text):
     def card(word: str) -> tuple[str, str]:
         about = {"model": word, "origin": "local", "licence": word}

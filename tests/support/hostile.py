@@ -62,3 +62,38 @@ HOSTILE = [
     "  leading\ttab\r\nand lines\n\n",
     "<script/src=data:,window.hit=60>",
 ]
+
+HOSTILE_MARKDOWN = [
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "[click](javascript:alert(1))",
+    "![](https://example.org/x.png)",
+    "https://example.org",
+    "www.example.org",
+    "someone@example.org",
+    "a | b | c",
+    "a\n\n# Title",
+    "**bold** _it_ ~~no~~ `code`",
+    "&lt;b&gt; &amp;",
+    "- item",
+    "1. item",
+    "> quote",
+    "a\\|b",
+    "```\nend",
+    "$$x$$",
+    "-->",
+    "--- \nlicense: mit\n---",
+    "@someone #1",
+    "__init__",
+]
+
+
+def cycling(count=0):
+    """Replaces every text by the next hostile one."""
+    state = {"next": count}
+
+    def word(text: str) -> str:
+        state["next"] += 1
+        return HOSTILE[state["next"] % len(HOSTILE)]
+
+    return word

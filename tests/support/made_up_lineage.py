@@ -1,7 +1,11 @@
 """A lineage and an evaluation as a run writes them, made up: no model is needed to write a card."""
 
 import copy
+import json
+from pathlib import Path
 from typing import Any
+
+from collegium.report.card.render import render_card
 
 
 def figure(value: float) -> dict[str, float]:
@@ -113,3 +117,20 @@ def evaluation(**changes: Any) -> dict[str, Any]:
         "domains": domains,
         "lineage": lineage(**changes),
     }
+
+
+def finished_run(folder: Path, **changes: Any) -> Path:
+    """A run folder as training leaves it."""
+    content = evaluation(**changes)
+    student = folder / "student"
+    student.mkdir(parents=True)
+    (student / "config.json").write_text("{}")
+    (student / "model.safetensors").write_bytes(bytes(range(256)) * 64)
+    (student / "tokenizer.json").write_text('{"é": 1}', encoding="utf-8")
+    (student / "README.md").write_text(render_card(content, "name: x\n"), encoding="utf-8")
+    (student / ".README.md.tmp").write_text("half-written")
+    (folder / "evaluation.json").write_text(json.dumps(content))
+    (folder / "recipe.yaml").write_text("output_dir: /home/someone/secret")
+    (folder / "metrics.jsonl").write_text("{}")
+    (folder / "checkpoints").mkdir()
+    return folder

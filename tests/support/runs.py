@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 from collegium.data.blocks import PackedBlocks, pack_documents
 from collegium.training.objective import Objective
@@ -59,6 +59,22 @@ def trainer_of(
 def weights_of(trainer: DistillationTrainer) -> dict[str, torch.Tensor]:
     """A copy of everything that is trained."""
     return {name: value.detach().clone() for name, value in trainer.distillation_model.named_parameters()}
+
+
+def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+    """Whether both have the same weights, bit for bit."""
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def stop_after(trainer: DistillationTrainer, step: int) -> None:
+    """End training after a step, as a signal would."""
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            control.should_training_stop = state.global_step >= step
+            return control
+
+    trainer.add_callback(Stop())
 
 
 RECIPE = """

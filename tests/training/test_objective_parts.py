@@ -22,10 +22,9 @@ from collegium.training.terms.dynamic import DynamicDistillation
 from collegium.training.terms.features import HiddenStatesTerm
 from collegium.training.terms.likelihood import AlmTerm
 from collegium.training.terms.routing import Router
+from tests.support.objectives import batch_of, counts_of, run, student_with, teachers_of
 from tests.support.pico import pico_llama
-from tests.support.runs import trainer_of, weights_of
-from tests.training.test_objective import batch_of, counts_of, run, student_with, teachers_of
-from tests.training.test_trainer import same, stop_after
+from tests.support.runs import same, stop_after, trainer_of, weights_of
 
 
 NAMES = ["llama-1", "llama-2"]

@@ -20,8 +20,7 @@ from collegium.training.on_policy import OnPolicy, PolicyGradient
 from collegium.training.rollout import Sampling
 from collegium.training.trainer import DistillationTrainer
 from tests.support.pico import byte_tokenizer, pico_llama
-from tests.support.runs import arguments, packed, weights_of
-from tests.training.test_trainer import same, stop_after
+from tests.support.runs import arguments, packed, same, stop_after, weights_of
 
 
 JSD = functools.partial(generalized_jsd, beta=0.5)

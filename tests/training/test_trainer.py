@@ -20,7 +20,7 @@ from collegium.training.terms.balancing import GradientFree
 from collegium.training.terms.features import HiddenStatesTerm
 from collegium.training.trainer import DistillationTrainer
 from tests.support.pico import TEXTS, byte_tokenizer, pico_llama
-from tests.support.runs import arguments, packed, trainer_of, weights_of
+from tests.support.runs import arguments, packed, same, stop_after, trainer_of, weights_of
 from tests.support.small_tokenizers import sentencepiece_bpe
 
 
@@ -35,10 +35,6 @@ def objective_with_features(*, balance: bool = False) -> Objective:
         balancer=GradientFree(term_names(1)) if balance else None,
         chunk_size=13,
     )
-
-
-def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
-    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
 @pytest.mark.parametrize("balance", [False, True])
@@ -100,17 +96,6 @@ def test_resumed_is_uninterrupted_bit_for_bit(tmp_path):
     second = trainer(tmp_path / "stopped")
     second.train(resume_from_checkpoint=True)
     assert same(weights_of(whole), weights_of(second))
-
-
-def stop_after(trainer: DistillationTrainer, step: int) -> None:
-    from transformers import TrainerCallback
-
-    class Stop(TrainerCallback):
-        def on_step_end(self, args, state, control, **_):
-            control.should_training_stop = state.global_step >= step
-            return control
-
-    trainer.add_callback(Stop())
 
 
 def test_resume_with_nothing_to_resume_starts(tmp_path):

@@ -15,6 +15,7 @@ from collegium.training.objective import Objective
 from collegium.training.terms.cross_tokenizer import CrossTokenizerLoss, GoldTerm, UldTerm
 from collegium.training.terms.dual_space import DualSpaceTerm
 from collegium.training.terms.likelihood import AlmTerm
+from tests.support.objectives import assert_same, counts_of
 from tests.support.own_references import Reference, alm, dskd, gold, uld
 from tests.support.own_vocabularies import (
     STUDENT,
@@ -28,7 +29,6 @@ from tests.support.own_vocabularies import (
     stretches_of,
 )
 from tests.support.pico import pico_llama
-from tests.training.test_objective import assert_same, counts_of
 
 
 NAMES = ["t7", "t8"]

@@ -9,7 +9,7 @@ from collegium.signals.contracts import predicted_positions
 from collegium.training.objective import Objective
 from collegium.training.terms.dynamic import DynamicDistillation
 from collegium.training.terms.features import HiddenStatesTerm
-from tests.training.test_objective import V, batch_of, counts_of, student_with, teachers_of
+from tests.support.objectives import V, batch_of, counts_of, student_with, teachers_of
 
 
 KD_WEIGHT = 0.6

@@ -17,8 +17,8 @@ from collegium.teachers.local import LocalTeacher
 from collegium.training.objective import Objective
 from collegium.training.terms.features import FeatureMapTerm, HiddenStatesTerm
 from collegium.training.terms.relations import AttentionTerm, RelationTerm
+from tests.support.objectives import assert_same, batch_of, counts_of, run, student_with, teachers_of
 from tests.support.pico import pico_llama
-from tests.training.test_objective import assert_same, batch_of, counts_of, run, student_with, teachers_of
 
 
 SHAPE = AttentionShape(4, 2, 8)

@@ -19,8 +19,8 @@ from collegium.models.words import word_starts
 from collegium.signals.contracts import InnerLayers, InnerStates
 from collegium.training.objective import Objective
 from collegium.training.terms.structure import StructureTerm
+from tests.support.objectives import assert_same, batch_of, counts_of, run, student_with, teachers_of
 from tests.support.pico import VOCAB_SIZE, byte_tokenizer
-from tests.training.test_objective import assert_same, batch_of, counts_of, run, student_with, teachers_of
 
 
 STARTS = word_starts(byte_tokenizer(), VOCAB_SIZE)
