@@ -1,27 +1,60 @@
-"""What CONTRIBUTING.md asks of every file in src/, checked on its syntax tree."""
+"""What CONTRIBUTING.md asks of the package and its tests, checked on their syntax trees.
+
+The checkers are in `tests/support/code_rules.py`; each is tried on small wrong examples first.
+"""
 
 import ast
 import importlib
 import inspect
 import re
+import statistics
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from collegium.recipe.sections.base import Section
+from tests.support import code_rules as rules
 
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "collegium"
 FILES = sorted(PACKAGE.rglob("*.py"))
+ROOMS = sorted(path.parent for path in PACKAGE.glob("*/__init__.py"))
+TESTS = ROOT / "tests"
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
+MAX_MEDIAN_LINES = 150
+MAX_POSITIONAL = 6
+MAX_TUPLE = 3
+MAX_VAGUE_DOCSTRINGS = 0.16
+MAX_PAIRS_PER_LINE = 0.008
+MIN_ENGINE_COMMENTS = 0.0
 
 LONGER_THAN_ALLOWED: dict[str, str] = {}
 """`file.py` or `file.py:Class.function` -> why. This list may only become shorter."""
+
+MANY_POSITIONAL: dict[str, int] = {
+    "assembly/samples.py": 1,
+    "cli/app.py": 2,
+    "cli/student.py": 1,
+    "evaluation/passages.py": 1,
+    "fused/elementwise.py": 4,
+    "fused/listed.py": 2,
+    "pipeline/preflight/estimate/trial.py": 1,
+    "training/objective.py": 1,
+    "training/trainer.py": 1,
+}
+"""Functions with too many positional parameters, by file. This list may only become shorter."""
+
+WIDE_TUPLES: dict[str, int] = {"fused/elementwise.py": 1, "fused/teacher_stats.py": 4, "pipeline/check.py": 1}
+"""Functions that return a wide tuple, by file. This list may only become shorter."""
+
+WITHOUT_TESTS = {"demo"}
+"""Rooms without a folder of tests. This list may only become shorter."""
 
 WITHOUT_TORCH = [
     "collegium",
@@ -31,21 +64,14 @@ WITHOUT_TORCH = [
     "collegium.pipeline.push",
 ]
 
-FORBIDDEN_MODULES = {
-    "pickle",
-    "cPickle",
-    "dill",
-    "cloudpickle",
-    "joblib",
-    "marshal",
-    "shelve",
-    "yaml",
-}
-FORBIDDEN_CALLS = {"eval", "exec", "torch.load", "numpy.load", "yaml.load"}
-SPECIAL = {"__init__", "__call__"}
 MAY_NAME_IGNORE_INDEX = {"signals/contracts.py", "data/collate.py"}
 
-Function = ast.FunctionDef | ast.AsyncFunctionDef
+ENGINE = [
+    *sorted(path for path in (PACKAGE / "fused").glob("*.py") if path.name != "__init__.py"),
+    PACKAGE / "alignment" / "plan.py",
+    PACKAGE / "training" / "checkpoint.py",
+]
+"""The files that are hardest to read, which explain themselves in comments."""
 
 
 def relative(path: Path) -> str:
@@ -56,110 +82,16 @@ def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def functions(tree: ast.AST, prefix: str = "") -> list[tuple[str, Function]]:
-    """Functions and methods with their dotted names; a nested one comes after what it is in."""
-    found: list[tuple[str, Function]] = []
-    for node in ast.iter_child_nodes(tree):
-        inner = prefix
-        if isinstance(node, Function):
-            found.append((f"{prefix}{node.name}", node))
-            inner = f"{prefix}{node.name}.<locals>."
-        elif isinstance(node, ast.ClassDef):
-            inner = f"{prefix}{node.name}."
-        found += functions(node, inner)
-    return found
-
-
-def line_count(node: Function) -> int:
-    return (node.end_lineno or 0) - node.lineno + 1
-
-
-def too_long(files: dict[str, str]) -> set[str]:
-    names = set()
-    for name, text in files.items():
-        if len(text.splitlines()) > MAX_FILE_LINES:
-            names.add(name)
-        for function, node in functions(ast.parse(text)):
-            if line_count(node) > MAX_FUNCTION_LINES:
-                names.add(f"{name}:{function}")
-    return names
-
-
-def imported_names(tree: ast.AST) -> dict[str, str]:
-    """Local name -> what it stands for: `np` -> numpy, `load` -> torch.load."""
-    names = {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                names[alias.asname or alias.name.split(".")[0]] = (
-                    alias.name if alias.asname else alias.name.split(".")[0]
-                )
-        elif isinstance(node, ast.ImportFrom):
-            for alias in node.names:
-                names[alias.asname or alias.name] = f"{node.module}.{alias.name}"
-    return names
-
-
-def called_name(node: ast.expr, names: dict[str, str]) -> str | None:
-    """Full dotted name of what is called, if it was imported or is a builtin."""
-    if isinstance(node, ast.Name):
-        return names.get(node.id, node.id)
-    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name | ast.Attribute):
-        owner = node.value
-        known = not isinstance(owner, ast.Name) or owner.id in names
-        return f"{called_name(owner, names)}.{node.attr}" if known else None
-    return None
-
-
-def unsafe(tree: ast.AST) -> list[str]:
-    """Uses of what can run code hidden in a file."""
-    names, found = imported_names(tree), []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found += [a.name for a in node.names if a.name.split(".")[0] in FORBIDDEN_MODULES]
-        elif isinstance(node, ast.ImportFrom):
-            found += [m for m in [node.module or ""] if m.split(".")[0] in FORBIDDEN_MODULES]
-        elif isinstance(node, ast.Call):
-            name = called_name(node.func, names) or ""
-            found += [name] if name in FORBIDDEN_CALLS else []
-            found += [f"allow_pickle in {name}" for k in node.keywords if k.arg == "allow_pickle"]
-    return found
-
-
-def names_ignore_index(tree: ast.AST) -> list[int]:
-    lines = []
-    for node in ast.walk(tree):
-        negative = isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub)
-        if (
-            (isinstance(node, ast.Name) and node.id == "IGNORE_INDEX")
-            or (isinstance(node, ast.Attribute) and node.attr == "IGNORE_INDEX")
-            or (isinstance(node, ast.alias) and node.name == "IGNORE_INDEX")
-            or (negative and isinstance(node.operand, ast.Constant) and node.operand.value == 100)
-        ):
-            lines.append(getattr(node, "lineno", 0))
-    return lines
-
-
-def is_public(dotted: str) -> bool:
-    return all(not p.startswith(("_", "<")) or p in SPECIAL for p in dotted.split("."))
-
-
-def with_kwargs(tree: ast.AST) -> list[str]:
-    """Public functions with **kwargs; events of callbacks are called with it by transformers."""
-    events = {
-        f"{node.name}.{child.name}"
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ClassDef)
-        and any(ast.unparse(base).endswith("TrainerCallback") for base in node.bases)
-        for child in node.body
-        if isinstance(child, Function) and child.name.startswith("on_")
-    }
-    public = [(name, node) for name, node in functions(tree) if is_public(name)]
-    return [name for name, node in public if node.args.kwarg and name not in events]
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0]
 
 
 def all_sections(section: type[Section] = Section) -> list[type[Section]]:
     return [section, *(s for sub in section.__subclasses__() for s in all_sections(sub))]
+
+
+def too_long(files: dict[str, str]) -> set[str]:
+    return rules.longer_than(files, max_file_lines=MAX_FILE_LINES, max_function_lines=MAX_FUNCTION_LINES)
 
 
 class TestTheCheckers:
@@ -181,7 +113,7 @@ class TestTheCheckers:
         ],
     )
     def test_unsafe_is_found(self, code):
-        assert unsafe(ast.parse(code))
+        assert rules.unsafe(ast.parse(code))
 
     @pytest.mark.parametrize(
         "code",
@@ -193,13 +125,13 @@ class TestTheCheckers:
         ],
     )
     def test_safe_is_left_alone(self, code):
-        assert not unsafe(ast.parse(code))
+        assert not rules.unsafe(ast.parse(code))
 
     @pytest.mark.parametrize(
         "code", ["x = -100", "from a import IGNORE_INDEX", "a.IGNORE_INDEX", "f(labels != -100)"]
     )
     def test_ignore_index_is_found(self, code):
-        assert names_ignore_index(ast.parse(code))
+        assert rules.names_ignore_index(ast.parse(code))
 
     def test_kwargs_are_found(self):
         code = """
@@ -212,13 +144,108 @@ def g(a, **rest): ...
 class Log(TrainerCallback):
     def on_log(self, args, **kwargs): ...
 """
-        assert with_kwargs(ast.parse(code)) == ["A.__init__", "g"]
+        assert rules.with_kwargs(ast.parse(code)) == ["A.__init__", "g"]
 
     def test_length_is_found(self):
         body = "\n".join(f"    x{i} = {i}" for i in range(MAX_FUNCTION_LINES))
         text = f"class A:\n  def f(self):\n{body}\n" + "\n" * MAX_FILE_LINES
         assert too_long({"a.py": text}) == {"a.py", "a.py:A.f"}
         assert too_long({"a.py": "def f():\n    return 1\n"}) == set()
+
+    def test_many_positional_parameters_are_found(self):
+        code = """
+def f(a, b, c, d, e, f, g): ...
+def g(a, b, /, c, d, e, f, g=1, *, h): ...
+class A:
+    def seven(self, a, b, c, d, e, f, g): ...
+    def six(self, a, b, c, d, e, f): ...
+    @classmethod
+    def of(cls, a, b, c, d, e, f): ...
+def keywords(a, *, b, c, d, e, f, g): ...
+"""
+        assert rules.many_positional(ast.parse(code)) == ["f", "g", "A.seven"]
+
+    @pytest.mark.parametrize(
+        ("result", "is_wide"),
+        [
+            ("tuple[int, int, int, int]", True),
+            ("tuple[int, int, int, int] | None", True),
+            ("Iterator[tuple[str, str, str, int]]", True),
+            ("'tuple[A, B, C, D]'", True),
+            ("tuple[int, int, int]", False),
+            ("tuple[int, ...]", False),
+            ("Figures", False),
+            ("dict[str, list[int]]", False),
+        ],
+    )
+    def test_wide_tuples_are_found(self, result, is_wide):
+        assert (
+            rules.wide_tuples(ast.parse(f"def f(x: tuple[int, int, int, int]) -> {result}: ..."))
+            == ["f"] * is_wide
+        )
+
+    def test_a_function_without_annotation_has_no_wide_tuple(self):
+        assert rules.wide_tuples(ast.parse("def f(): return 1, 2, 3, 4")) == []
+
+    @pytest.mark.parametrize("word", ["What", "Of", "How", "Whether", "Where"])
+    def test_vague_docstrings_are_found(self, word):
+        assert rules.begins_vaguely(f"{word} a thing is.") and rules.begins_vaguely(f"{word}: a thing.")
+
+    @pytest.mark.parametrize(
+        "text", ["Whatever can score tokens.", "Offsets of tokens.", "`Of` a thing.", "Reads."]
+    )
+    def test_other_docstrings_are_left_alone(self, text):
+        assert rules.begins_vaguely(text) == text.startswith("`Of`")
+
+    def test_docstrings_are_those_of_modules_classes_and_functions(self):
+        code = '"""One."""\nx = 1\n"""No."""\nclass A:\n    """Two."""\n    def f(self):\n        """Three."""'
+        assert sorted(rules.docstrings(ast.parse(code))) == ["One.", "Three.", "Two."]
+
+    def test_pairs_are_found(self):
+        code = "a, b = 1, 2\n(c, d) = (a, b)\nc, d = f()\ne = 1, 2\nfor a, b in (1, 2), (3, 4): pass"
+        assert rules.pairs(ast.parse(code)) == [1, 2]
+
+    def test_comments_are_counted(self):
+        assert rules.comment_lines('# one\nx = "# not"  # two\n"""# not"""\n') == 2
+
+    def test_imports_from_other_tests_are_found(self):
+        code = "from tests.cli.test_outcome import run\nimport tests.test_layout\nfrom tests.support import pico"
+        assert rules.of_other_tests(ast.parse(code)) == ["tests.cli.test_outcome.run", "tests.test_layout"]
+        assert rules.of_other_tests(ast.parse("from tests.support.latest import texts")) == []
+
+    @pytest.mark.parametrize(
+        "code",
+        [
+            "N = 0\ndef f():\n    global N",
+            "SEEN = {}\ndef f(x):\n    SEEN[x] = 1",
+            "SEEN: list[int] = []\ndef f(x):\n    SEEN.append(x)",
+            "SEEN = set()\ndef f(x):\n    SEEN.add(x)",
+            "SEEN = collections.defaultdict(int)\ndef f(x):\n    SEEN[x] += 1",
+            "SEEN = [1]\ndef f():\n    del SEEN[0]",
+            "@functools.cache\ndef f(): ...",
+            "class A:\n    @lru_cache(maxsize=1)\n    def f(self): ...",
+        ],
+    )
+    def test_module_state_is_found(self, code):
+        assert rules.module_state(ast.parse(code))
+
+    @pytest.mark.parametrize(
+        "code",
+        [
+            "NAMES = {'a': 1}\ndef f(x):\n    return NAMES[x]",
+            "def f(x):\n    seen = []\n    seen.append(x)\n    return seen",
+            "SIZES = (1, 2)",
+        ],
+    )
+    def test_constants_are_left_alone(self, code):
+        assert not rules.module_state(ast.parse(code))
+
+    def test_a_room_that_says_too_little_is_found(self):
+        whole = "Text, from sources to batches.\n\nMay import `base`. Begin with `sources`, then `packing`."
+        assert rules.room_docstring_lacks(whole) == []
+        assert rules.begins_with(whole) == ["sources", "packing"]
+        assert rules.room_docstring_lacks(None) == ["a first sentence", "what it may import", "where to begin"]
+        assert rules.room_docstring_lacks("Text.\n\nRests on `base`.") == ["where to begin"]
 
 
 def test_there_is_something_to_check():
@@ -239,20 +266,95 @@ def test_files_and_functions_stay_short():
     assert sorted(allowed - found) == [], "short enough now: remove it from the list"
 
 
+def test_half_of_the_files_are_short():
+    lengths = [len(path.read_text(encoding="utf-8").splitlines()) for path in FILES]
+    assert statistics.median(lengths) <= MAX_MEDIAN_LINES
+
+
+@pytest.mark.parametrize(
+    ("checker", "allowed", "advice"),
+    [
+        (rules.many_positional, MANY_POSITIONAL, "make them keyword-only, or group them in a small dataclass"),
+        (rules.wide_tuples, WIDE_TUPLES, "return a NamedTuple or a small dataclass"),
+    ],
+)
+def test_meaning_goes_by_name_not_by_place(checker, allowed, advice):
+    for name, found in {relative(path): checker(parse(path)) for path in FILES}.items():
+        assert len(found) <= allowed.get(name, 0), f"{name}: {found}: {advice}"
+
+
+def test_docstrings_begin_with_a_verb_or_a_name():
+    found = {relative(path): rules.docstrings(parse(path)) for path in FILES}
+    vague = [(name, text) for name, texts in found.items() for text in texts if rules.begins_vaguely(text)]
+    assert len(vague) <= MAX_VAGUE_DOCSTRINGS * sum(map(len, found.values())), vague
+
+
+def test_one_assignment_a_line():
+    lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in FILES)
+    found = [f"{relative(path)}:{line}" for path in FILES for line in rules.pairs(parse(path))]
+    assert len(found) <= MAX_PAIRS_PER_LINE * lines, found
+
+
+def test_the_engine_says_why():
+    texts = [path.read_text(encoding="utf-8") for path in ENGINE]
+    comments = sum(map(rules.comment_lines, texts))
+    assert comments >= MIN_ENGINE_COMMENTS * sum(len(text.splitlines()) for text in texts)
+
+
+def test_the_root_holds_rooms_and_nothing_else():
+    entries = {path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"}
+    assert entries == {*(room.name for room in ROOMS), "__init__.py", "__main__.py", "py.typed"}
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    layers = settings["tool"]["importlinter"]["contracts"][0]["layers"]
+    drawn = {room for layer in layers for room in layer.split(" | ")}
+    assert drawn - {"(__main__)"} == {room.name for room in ROOMS}
+
+
+@pytest.mark.parametrize("room", ROOMS, ids=relative)
+def test_a_room_says_what_it_is_and_where_to_begin(room):
+    docstring = ast.get_docstring(parse(room / "__init__.py"))
+    assert rules.room_docstring_lacks(docstring) == []
+    begin = rules.begins_with(docstring)
+    missing = [name for name in begin if not (room / f"{name}.py").exists() and not (room / name).is_dir()]
+    assert begin and missing == []
+
+
+@pytest.mark.parametrize("room", ROOMS, ids=relative)
+def test_a_room_has_tests_of_its_own(room):
+    assert room.name in WITHOUT_TESTS or list((TESTS / room.name).rglob("test_*.py"))
+
+
+def test_tests_are_grouped_as_the_rooms_are():
+    folders = {path.name for path in TESTS.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert folders <= {*(room.name for room in ROOMS), "support"}
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert "pythonpath" not in settings["tool"]["pytest"]["ini_options"]
+
+
+@pytest.mark.parametrize("path", sorted(TESTS.rglob("*.py")), ids=lambda path: path.relative_to(TESTS).as_posix())
+def test_no_test_imports_another(path):
+    assert rules.of_other_tests(parse(path)) == [], "move what is shared into tests/support"
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if room_of(path) == "losses"], ids=relative)
+def test_losses_hold_no_state(path):
+    assert rules.module_state(parse(path)) == []
+
+
 @pytest.mark.parametrize("path", FILES, ids=relative)
 def test_nothing_runs_code_from_files(path):
-    assert unsafe(parse(path)) == []
+    assert rules.unsafe(parse(path)) == []
 
 
 @pytest.mark.parametrize("path", FILES, ids=relative)
 def test_public_functions_name_their_arguments(path):
-    assert with_kwargs(parse(path)) == [], "name the arguments instead of **kwargs"
+    assert rules.with_kwargs(parse(path)) == [], "name the arguments instead of **kwargs"
 
 
 @pytest.mark.parametrize("path", FILES, ids=relative)
 def test_ignore_index_is_read_at_the_border_alone(path):
     if relative(path) not in MAY_NAME_IGNORE_INDEX:
-        assert names_ignore_index(parse(path)) == [], "use contracts.predicted_positions"
+        assert rules.names_ignore_index(parse(path)) == [], "use contracts.predicted_positions"
 
 
 @pytest.mark.parametrize("path", FILES, ids=relative)
