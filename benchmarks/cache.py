@@ -112,7 +112,11 @@ def _collate() -> BlockCollator:
 
 def _build(folder: Path, teacher: LocalTeacher, rows: Sequence[Row], mode: str) -> CacheBuilder:
     identity = TeacherIdentity(
-        teacher.fingerprint, teacher.name, VOCAB_SIZE, teacher.hidden_size, teacher.num_layers
+        teacher.fingerprint,
+        teacher.name,
+        VOCAB_SIZE,
+        teacher.underlying_model.hidden_size,
+        teacher.underlying_model.num_layers,
     )
     plan = Manifest(identity, "benchmark", {"train": len(rows)}, CacheSettings(mode=mode))  # type: ignore[arg-type]
     return CacheBuilder(Folder.at(folder), lambda: teacher, rows, _collate(), plan, batch_size=1)

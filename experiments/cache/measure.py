@@ -39,7 +39,7 @@ from collegium.teachers.cached import CachedTeacher
 
 
 HERE = Path(__file__).parent
-NEED = frozenset({Capability.TOP_K})
+NEED = frozenset({Capability.SAMPLES})
 BATCH, CHUNK, ERROR_BLOCKS = 4, 128, 3
 TEACHER, NEAR = "web", "stories"
 TRAINED = ("p>=0.001", "p>=0.003", "k=64", "draws=50", "hidden_states")

@@ -22,7 +22,7 @@ from transformers.models import (
 from collegium.base.errors import DataError
 from collegium.models.inner_states import attention_of, attention_shape, decoder_layers, recording
 from collegium.models.pretrained import trunk_of
-from collegium.signals.contracts import InnerLayers
+from collegium.signals.inner_states import InnerLayers
 from tests.support.pico import pico_llama
 
 

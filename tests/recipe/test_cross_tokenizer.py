@@ -154,8 +154,8 @@ def test_what_is_built_is_what_the_recipe_says():
 def test_boundaries_are_of_teachers_with_another_tokenizer():
     aligned = aligned_teacher(7)
     alm = build([{"kind": "alm"}], [aligned, local_teacher(8, VOCAB_SIZE)]).cross_tokenizer.terms[0]
-    assert torch.equal(alm.boundary, boundary_tokens(aligned.aligner.student))
-    assert torch.equal(alm.boundary_0, boundary_tokens(aligned.aligner.teacher)) and alm.boundary_1 is None
+    assert torch.equal(alm.boundary, boundary_tokens(aligned.aligner.student.pieces))
+    assert torch.equal(alm.boundary_0, boundary_tokens(aligned.aligner.teacher.pieces)) and alm.boundary_1 is None
     pieces = aligned.aligner.teacher.pieces
     found = {pieces[token_id] for token_id in alm.boundary_0.tolist()}
     assert {None, b" ", b"\n", b"\t"} <= found

@@ -19,6 +19,7 @@ from collegium.cache.manifest import CacheSettings, Manifest, Mode, TeacherIdent
 from collegium.data.blocks import pack_documents
 from collegium.data.collate import BlockCollator
 from collegium.signals.contracts import Batch, Capability, Positions, TeacherOutput
+from collegium.teachers.defaults import TeacherDefaults
 from collegium.teachers.local import LocalTeacher
 from tests.support.pico import TEXTS, VOCAB_SIZE, byte_tokenizer, pico_llama
 
@@ -50,7 +51,7 @@ def pico_teacher(seed: int = 1) -> LocalTeacher:
     return LocalTeacher("pico", pico_llama(seed), vocab_size=VOCAB_SIZE, fingerprint=f"pico-{seed}")
 
 
-class CountingTeacher:
+class CountingTeacher(TeacherDefaults):
     """A teacher that counts the blocks it scores, and how often it was loaded.
 
     Args:
@@ -62,14 +63,6 @@ class CountingTeacher:
         self._teacher, self._on_blocks = teacher, on_blocks
         self.name, self.provides, self.fingerprint = teacher.name, teacher.provides, teacher.fingerprint
         self.num_blocks = self.num_loads = 0
-
-    @property
-    def hidden_size(self) -> int:
-        return self._teacher.hidden_size
-
-    @property
-    def num_layers(self) -> int:
-        return self._teacher.num_layers
 
     def score(self, batch: Batch, positions: Positions, *, need: frozenset[Capability]) -> TeacherOutput:
         if self._on_blocks is not None:

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from collegium.alignment.token_bytes import TokenBytes
 from collegium.signals.contracts import Batch, Capability, Positions, TeacherOutput
 from collegium.signals.signals import DenseSignal
+from collegium.teachers.defaults import TeacherDefaults
 
 
 def letters_tokenizer(
@@ -26,7 +27,7 @@ def letters_tokenizer(
     )
 
 
-class MarkovTeacher:
+class MarkovTeacher(TeacherDefaults):
     """Predicts from the last two tokens, and only what its tokenizer would write."""
 
     name, fingerprint = "markov", "markov"

@@ -94,7 +94,7 @@ def alm(reference, tau, threshold=None):
     """Without a threshold: each stretch by itself, as it is."""
     (q, p), total = reference.probs(), 0.0
     debias = threshold is not None and reference.aligned
-    ids = [boundary_tokens(TABLES[name]).tolist() for name in ("student", "other")]
+    ids = [boundary_tokens(TABLES[name].pieces).tolist() for name in ("student", "other")]
     chunk = [torch.ones((), dtype=q.dtype), torch.ones((), dtype=q.dtype)]
     for i, s in enumerate(reference.stretches):
         chunk[0] = chunk[0] * math.prod(q[row, reference.labels[row]] for row in s.student)

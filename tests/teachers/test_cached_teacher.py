@@ -28,7 +28,7 @@ from tests.support.pico import VOCAB_SIZE, byte_tokenizer, pico_llama
 from tests.support.runs import arguments, packed, weights_of
 
 
-NEED = frozenset({Capability.TOP_K})
+NEED = frozenset({Capability.SAMPLES})
 LISTS = {"max_kept": VOCAB_SIZE, "min_probability": 1e-7}
 SETTINGS = {
     "hidden": CacheSettings(mode="hidden_states", rows_per_shard=5),
@@ -49,9 +49,7 @@ def collator(**options):
 
 def build(location, seed, settings, **options):
     teacher, rows = local(seed, **options), packed()
-    identity = TeacherIdentity(
-        teacher.fingerprint, teacher.name, VOCAB_SIZE, teacher.hidden_size, teacher.num_layers
-    )
+    identity = TeacherIdentity(teacher.fingerprint, teacher.name, VOCAB_SIZE, 32, 2)
     plan = Manifest(identity, "pico text", {"train": len(rows)}, settings)
     blocks = [rows[i] for i in range(len(rows))]
     CacheBuilder(Folder.at(location), lambda: teacher, blocks, collator(), plan, batch_size=3).build()
@@ -267,8 +265,8 @@ def test_a_teacher_that_is_not_a_number_is_absent(tmp_path):
             teacher._base.causal_lm.model.norm.weight[0] = torch.nan
         return teacher
 
-    teacher, rows = spoiled(), packed()
-    identity = TeacherIdentity("bad", "bad", VOCAB_SIZE, teacher.hidden_size, teacher.num_layers)
+    rows = packed()
+    identity = TeacherIdentity("bad", "bad", VOCAB_SIZE, 32, 2)
     plan = Manifest(identity, "pico text", {"train": len(rows)}, CacheSettings())
     CacheBuilder(Folder.at(tmp_path / "bad"), spoiled, rows, collator(), plan).build()
     batch = batch_of([0, 1])
@@ -280,7 +278,7 @@ def test_a_teacher_that_is_not_a_number_is_absent(tmp_path):
 def test_hidden_states_need_a_head_that_is_a_linear_map(tmp_path):
     teacher, rows = local(1), packed()
     teacher._base.causal_lm.lm_head.register_forward_hook(lambda *_: None)
-    identity = TeacherIdentity("x", "x", VOCAB_SIZE, teacher.hidden_size, teacher.num_layers)
+    identity = TeacherIdentity("x", "x", VOCAB_SIZE, 32, 2)
     plan = Manifest(identity, "pico text", {"train": len(rows)}, SETTINGS["hidden"])
     with pytest.raises(TeacherError, match="use mode: top_k"):
         CacheBuilder(Folder.at(tmp_path / "x"), lambda: teacher, rows, collator(), plan).build()

@@ -18,7 +18,7 @@ from tests.support.pico import VOCAB_SIZE, pico_llama
 from tests.support.runs import packed
 
 
-NEED = frozenset({Capability.TOP_K})
+NEED = frozenset({Capability.SAMPLES})
 DOMAINS = ["cats", "dogs", "birds"]
 
 

@@ -12,7 +12,8 @@ from collegium.losses.fusion import mixture_logprobs
 from collegium.losses.weighting import Weighting
 from collegium.models.head import ProjectionHead
 from collegium.models.pretrained import last_hidden_states
-from collegium.signals.contracts import Batch, InnerStates, TeacherOutput, predicted_positions
+from collegium.signals.contracts import Batch, TeacherOutput, predicted_positions
+from collegium.signals.inner_states import InnerStates
 from collegium.signals.signals import ProjectedSignal
 from collegium.training.objective import Objective, default_chunk_size
 from collegium.training.terms.features import HiddenStatesTerm

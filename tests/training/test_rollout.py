@@ -11,7 +11,7 @@ from collegium.losses.fusion import geometric_logprobs, mixture_logprobs
 from collegium.losses.weighting import Weighting
 from collegium.models.head import ProjectionHead
 from collegium.models.pretrained import causal_lm_of, last_hidden_states, trunk_of
-from collegium.signals.contracts import Batch, GeneratingTeacher, predicted_positions
+from collegium.signals.contracts import Batch, Capability, predicted_positions
 from collegium.teachers.local import LocalTeacher, SharedBase
 from collegium.training.rollout import Author, Sampling, evaluating, left_padded, numbers_of, prompt_of, roll_out
 from tests.support.pico import pico_llama
@@ -229,7 +229,7 @@ def test_adapters_over_one_base_write_each_as_itself():
     prompts, mask = left_padded([torch.arange(5), torch.arange(9)], PAD, torch.device("cpu"))
     names = ("default", "other", None)
     teachers = [LocalTeacher(str(n), base, vocab_size=260, fingerprint="", adapter=n) for n in names]
-    assert all(isinstance(teacher, GeneratingTeacher) for teacher in teachers)
+    assert all(Capability.GENERATE in teacher.provides for teacher in teachers)
     with torch.no_grad():
         decoders = [teacher.next_tokens(2) for teacher in teachers]
         first = [decoder.prefill(prompts, mask) for decoder in decoders]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ def build_teachers(recipe: Recipe, ingredients: Ingredients, *, device: torch.de
     """
     running = [s for s in recipe.teachers if isinstance(s, LocalTeacherSection) and not s.cached]
     loaded = {t.name: t for t in load_teachers(running, ingredients.tokenizer, device=device)}
-    opened = {s.name: open_cache(recipe, s, ingredients) for s in recipe.teachers if s.name not in loaded}
+    opened = {s.name: open_cache(recipe, s, ingredients).teacher for s in recipe.teachers if s.name not in loaded}
     teachers = [loaded.get(section.name) or opened[section.name] for section in recipe.teachers]
     return [within_domains(t, s, ingredients) for t, s in zip(teachers, recipe.teachers, strict=True)]
 
@@ -49,9 +50,16 @@ def within_domains(teacher: Teacher, section: TeachingSection, ingredients: Ingr
     return RestrictedTeacher(teacher, [ingredients.domains.index(name) for name in section.domains])
 
 
+class OpenCache(NamedTuple):
+    """A teacher read from its cache, and what the cache says of itself."""
+
+    teacher: Teacher
+    manifest: Manifest
+
+
 def open_cache(
     recipe: Recipe, section: LocalTeacherSection | CachedTeacherSection, ingredients: Ingredients
-) -> CachedTeacher | AlignedTeacher:
+) -> OpenCache:
     """A teacher read from its cache, aligned if its tokenizer is another than the student's.
 
     Raises:
@@ -60,18 +68,20 @@ def open_cache(
     """
     own = own_ingredients(recipe, section, ingredients)
     if own is ingredients:
-        return _open_own(recipe, section, own)
+        teacher = _open_own(recipe, section, own)
+        return OpenCache(teacher, teacher.manifest)
     inner = _open_own(recipe, section.at_one, own)
     if inner.manifest.settings.mode != "hidden_states":
         require_plain(recipe, section)
     aligner = Aligner.of(ingredients.tokenizer, own.tokenizer)
-    return AlignedTeacher(
+    aligned = AlignedTeacher(
         inner,
         aligner,
         alignment_policy(section),
         by_documents=JoinedText(own.text, aligner),
         temperatures=section.temperatures,
     )
+    return OpenCache(aligned, inner.manifest)
 
 
 def require_plain(recipe: Recipe, section: TeachingSection) -> None:

@@ -156,9 +156,9 @@ def _raw_teacher(recipe: Recipe, section: Section, ingredients: Ingredients, dev
                 f"made at: give weight_temperature {settings.weight_temperature!r} and target_temperature "
                 f"{settings.target_temperature!r} instead of `fit`"
             )
-        return open_cache(recipe, raw, ingredients)
+        return open_cache(recipe, raw, ingredients).teacher
     if raw.cached and recipe.cache.mode == "hidden_states":
-        return open_cache(recipe, raw, ingredients)
+        return open_cache(recipe, raw, ingredients).teacher
     return load_teachers([raw], ingredients.tokenizer, device=device)[0]
 
 

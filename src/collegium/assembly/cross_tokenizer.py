@@ -8,7 +8,6 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from collegium.alignment.token_bytes import TokenBytes
 from collegium.base.errors import TeacherError
 from collegium.models.pretrained import causal_lm_of
 from collegium.recipe.sections.cross_tokenizer import (
@@ -21,9 +20,7 @@ from collegium.recipe.sections.cross_tokenizer import (
 from collegium.recipe.sections.objective import ObjectiveSection
 from collegium.recipe.sections.schedule import schedule_of
 from collegium.signals.contracts import Teacher
-from collegium.teachers.aligned import AlignedTeacher
-from collegium.teachers.local import LocalTeacher
-from collegium.teachers.restricted import RestrictedTeacher
+from collegium.signals.inner_states import Embedding
 from collegium.training.terms.cross_tokenizer import CrossTokenizerLoss, CrossTokenizerTerm, GoldTerm, UldTerm
 from collegium.training.terms.dual_space import DualSpaceTerm
 from collegium.training.terms.likelihood import AlmTerm
@@ -43,7 +40,7 @@ def build_cross_tokenizer(
     if not section.compares_vocabularies:
         return None
     for teacher in teachers:
-        if isinstance(teacher, RestrictedTeacher) and isinstance(teacher.teacher, AlignedTeacher):
+        if teacher.own_vocabulary is not None and teacher.domains is not None:
             raise TeacherError(
                 f"teacher {teacher.name!r} has another tokenizer and is asked about some domains only, so it does "
                 "not show its own vocabulary: leave out its domains, or objective.cross_tokenizer"
@@ -89,8 +86,8 @@ def _term(
                     cast(Tensor, embedding.weight).shape[-1],
                     causal_lm_of(student).config.get_text_config().hidden_size,
                 ),
-                [teacher.hidden_size for teacher in running],
-                embeds=[teacher.embed for teacher in running],
+                [width for width, _ in running],
+                embeds=[embed for _, embed in running],
                 temperature=section.temperature,
                 importance=importance,
                 weight=weight,
@@ -99,40 +96,36 @@ def _term(
 
 def _boundaries(teachers: Sequence[Teacher]) -> tuple[Tensor, list[Tensor | None]] | None:
     """Tokens that begin with white space or end a text: of the student, and of teachers with another tokenizer."""
-    aligners = [teacher.aligner if isinstance(teacher, AlignedTeacher) else None for teacher in teachers]
-    student = next((aligner.student for aligner in aligners if aligner is not None), None)
+    own = [teacher.own_vocabulary for teacher in teachers]
+    student = next((vocabulary.student for vocabulary in own if vocabulary is not None), None)
     if student is None:
         return None
-    theirs = [None if aligner is None else boundary_tokens(aligner.teacher) for aligner in aligners]
+    theirs = [None if vocabulary is None else boundary_tokens(vocabulary.teacher) for vocabulary in own]
     return boundary_tokens(student), theirs
 
 
-def boundary_tokens(table: TokenBytes) -> Tensor:
+def boundary_tokens(pieces: Sequence[bytes | None]) -> Tensor:
     """Ids of tokens that begin with a space, tab or newline, or stand for no text, such as the end of one."""
-    ids = [
-        token_id
-        for token_id, piece in enumerate(table.pieces)
-        if piece is None or piece[:1] in (b" ", b"\t", b"\n")
-    ]
+    ids = [token_id for token_id, piece in enumerate(pieces) if piece is None or piece[:1] in (b" ", b"\t", b"\n")]
     return torch.tensor(ids, dtype=torch.int64)
 
 
-def _running(key: str, teacher: Teacher) -> LocalTeacher:
-    """The model of a teacher that runs here.
+def _running(key: str, teacher: Teacher) -> tuple[int, Embedding]:
+    """Width and input embeddings of a teacher that runs here.
 
     Raises:
         TeacherError: it does not, or its embeddings are of another width than its hidden states.
     """
-    inner = teacher.teacher if isinstance(teacher, AlignedTeacher | RestrictedTeacher) else teacher
-    if not isinstance(inner, LocalTeacher):
+    model = teacher.native.underlying_model
+    if model is None or model.embed is None:
         raise TeacherError(
             f"teacher {teacher.name!r}: {key} (kind: dskd) reads hidden states and input embeddings of a teacher "
             "that runs here: set kind: local and cached: false, or use kind: uld, gold or alm"
         )
-    width = inner.embed(torch.zeros(1, dtype=torch.int64)).shape[-1]
-    if width != inner.hidden_size:
+    width = model.embed(torch.zeros(1, dtype=torch.int64)).shape[-1]
+    if width != model.hidden_size:
         raise TeacherError(
             f"teacher {teacher.name!r}: {key} (kind: dskd) adds its input embeddings, of width {width}, to its "
-            f"hidden states, of width {inner.hidden_size}: use kind: uld, gold or alm"
+            f"hidden states, of width {model.hidden_size}: use kind: uld, gold or alm"
         )
-    return inner
+    return model.hidden_size, model.embed

@@ -1,13 +1,14 @@
 """Terms on inner states: where the kind of a section meets its class."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from collegium.alignment.tokenizer_match import vocab_size_of
 from collegium.base.errors import DataError, TeacherError
-from collegium.models.inner_states import AttentionShape, attention_shape
+from collegium.models.inner_states import attention_shape
 from collegium.models.pretrained import causal_lm_of
 from collegium.models.words import word_starts
 from collegium.recipe.sections.features import (
@@ -22,15 +23,26 @@ from collegium.recipe.sections.features import (
 from collegium.recipe.sections.objective import ObjectiveSection
 from collegium.recipe.sections.schedule import schedule_of
 from collegium.signals.contracts import Teacher
-from collegium.teachers.cached import CachedTeacher
-from collegium.teachers.local import LocalTeacher
+from collegium.signals.inner_states import AttentionShape, UnderlyingModel
 from collegium.training.terms.features import FeatureMapTerm, FeatureTerm, HiddenStatesTerm
 from collegium.training.terms.relations import AttentionTerm, RelationTerm
 from collegium.training.terms.structure import StructureTerm
 
 
 Student = PreTrainedModel | PeftModel
-KnownTeacher = LocalTeacher | CachedTeacher
+
+
+@dataclass(frozen=True)
+class KnownTeacher:
+    """A teacher whose inner states can be matched, with the model that gives them."""
+
+    teacher: Teacher
+    model: UnderlyingModel
+
+    @property
+    def name(self) -> str:
+        """Of the teacher."""
+        return self.teacher.name
 
 
 def build_features(
@@ -61,7 +73,8 @@ def build_feature_term(
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> FeatureTerm:
     """One term; `key` is its place in the recipe. The tokenizer says where words begin, for phrases."""
-    known = [teacher for teacher in teachers if isinstance(teacher, KnownTeacher)]
+    models = [(teacher, teacher.underlying_model) for teacher in teachers]
+    known = [KnownTeacher(teacher, model) for teacher, model in models if model is not None]
     if len(known) != len(teachers):
         raise TeacherError("feature_weight needs the inner states of local teachers; set it to 0")
     if section.needs_attention:
@@ -82,7 +95,7 @@ def _term(
 ) -> FeatureTerm:
     text = causal_lm_of(student).config.get_text_config()
     size = (text.hidden_size, text.num_hidden_layers)
-    sizes = [(teacher.hidden_size, teacher.num_layers) for teacher in teachers]
+    sizes = [(teacher.model.hidden_size, teacher.model.num_layers) for teacher in teachers]
     weight = schedule_of(section.weight)
     importance = _importance(section, teachers)
     match section:
@@ -141,7 +154,7 @@ def _attention_term(
             return AttentionTerm(
                 "scores" if scores else "divergence",
                 depth,
-                [teacher.num_layers for teacher in teachers],
+                [teacher.model.num_layers for teacher in teachers],
                 layer_map=section.layer_map,
                 layer_reduction=section.layer_reduction,
                 stage_share=None if isinstance(section, AttentionScoresSection) else section.stage_share,
@@ -151,7 +164,7 @@ def _attention_term(
         case RelationsSection():
             return RelationTerm(
                 (attention_shape(student), depth),
-                [(_shape(teacher), section.layer_of(teacher.name, teacher.num_layers)) for teacher in teachers],
+                [(_shape(t), section.layer_of(t.name, t.model.num_layers)) for t in teachers],
                 of=section.of,
                 num_relation_heads=section.num_relation_heads,
                 importance=importance,
@@ -166,19 +179,19 @@ def _importance(section: FeatureSection, teachers: Sequence[KnownTeacher]) -> li
 
 
 def _shape(teacher: KnownTeacher) -> AttentionShape:
-    shape = teacher.attention_shape if isinstance(teacher, LocalTeacher) else None
-    assert shape is not None, "see _check_attention"
-    return shape
+    assert teacher.model.attention is not None, "see _check_attention"
+    return teacher.model.attention
 
 
 def _check_attention(key: str, teachers: Sequence[KnownTeacher]) -> None:
-    for teacher in teachers:
-        if isinstance(teacher, CachedTeacher):
+    for known in teachers:
+        teacher = known.teacher
+        if teacher.is_cached:
             raise TeacherError(
                 f"teacher {teacher.name!r}: {key} reads queries, keys and values, which no cache holds: run the "
                 "teacher (cached: false), or use kind: hidden_states"
             )
-        if teacher.attention_shape is None:
+        if known.model.attention is None:
             raise TeacherError(
                 f"teacher {teacher.name!r}: {key} reads queries, keys and values, but how its attention lays them "
                 "out is not known here: use kind: hidden_states"
@@ -187,18 +200,17 @@ def _check_attention(key: str, teachers: Sequence[KnownTeacher]) -> None:
 
 def _check_layers(section: FeatureSection, key: str, term: FeatureTerm, teachers: Sequence[KnownTeacher]) -> None:
     """That each teacher has, and gives, the layers that a term reads."""
-    for teacher, layers in zip(teachers, term.teacher_layers, strict=True):
-        if isinstance(teacher, CachedTeacher):
-            at_end = isinstance(section, HiddenStatesSection) and not section.final_norm
-            if at_end or not layers.hidden <= set(teacher.known_layers):
-                known = list(teacher.known_layers) or "none"
-                raise TeacherError(
-                    f"teacher {teacher.name!r}: {key} matches its layers {sorted(layers.hidden)}, its cache knows "
-                    f"{known}: set {key}.layer_map to last (after the final norm) and make the "
-                    "cache with cache.mode: hidden_states, or run the teacher (cached: false)"
-                )
-        elif beyond := [layer for layer in layers.attention if layer > teacher.num_layers]:
+    before_norm = isinstance(section, HiddenStatesSection) and not section.final_norm
+    for known, layers in zip(teachers, term.teacher_layers, strict=True):
+        teacher, model = known.teacher, known.model
+        if teacher.is_cached and ((before_norm and not model.before_norm) or layers.hidden - model.hidden_layers):
+            raise TeacherError(
+                f"teacher {teacher.name!r}: {key} matches its layers {sorted(layers.hidden)}, its cache knows "
+                f"{sorted(model.hidden_layers) or 'none'}: set {key}.layer_map to last (after the final norm) and "
+                "make the cache with cache.mode: hidden_states, or run the teacher (cached: false)"
+            )
+        if beyond := [layer for layer in layers.attention if layer > model.num_layers]:
             raise DataError(
                 f"{key}: layer {max(beyond)} of teacher {teacher.name!r} is asked for, which has "
-                f"{teacher.num_layers}: give a number up to that, or a share below 1"
+                f"{model.num_layers}: give a number up to that, or a share below 1"
             )

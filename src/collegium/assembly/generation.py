@@ -26,8 +26,7 @@ from collegium.evaluation.language_modeling import Rule
 from collegium.evaluation.text_overlap import require_sacrebleu
 from collegium.recipe.recipe import Recipe
 from collegium.recipe.sections.evaluation import GenerationSection
-from collegium.signals.contracts import GeneratingTeacher, Teacher
-from collegium.teachers.restricted import RestrictedTeacher
+from collegium.signals.contracts import Capability, Teacher
 
 
 def measure_generation(
@@ -135,10 +134,9 @@ def build_prompts(ingredients: Ingredients, section: GenerationSection | None) -
 
 @dataclass(frozen=True)
 class Authors:
-    """Teachers that write together, each in its domains (None: all); none where they cannot."""
+    """Teachers that write together, each in its domains; none where they cannot."""
 
-    teachers: Sequence[GeneratingTeacher]
-    domains: Sequence[Sequence[int] | None]
+    teachers: Sequence[Teacher]
     rule: Rule | None
     in_words: str
 
@@ -146,8 +144,8 @@ class Authors:
         """Their continuations; None in a domain that none of them is for."""
         absent = [
             teacher.name
-            for teacher, own in zip(self.teachers, self.domains, strict=True)
-            if own is not None and domain not in own
+            for teacher in self.teachers
+            if teacher.domains is not None and domain not in teacher.domains
         ]
         if self.rule is None or len(absent) == len(self.teachers):
             return None
@@ -161,17 +159,14 @@ def build_authors(recipe: Recipe, teachers: Sequence[Teacher]) -> Authors:
         return _nobody("the recipe has no teachers, or no rule that fuses them without a student")
     if not writes_ahead(rule):
         return _nobody("the rule's weights follow the token that is to be written")
-    inner = [teacher.teacher if isinstance(teacher, RestrictedTeacher) else teacher for teacher in teachers]
-    writers = [teacher for teacher in inner if isinstance(teacher, GeneratingTeacher)]
-    if len(writers) < len(teachers):
-        silent = next(teacher.name for teacher in inner if not isinstance(teacher, GeneratingTeacher))
+    silent = [teacher.name for teacher in teachers if Capability.GENERATE not in teacher.provides]
+    if silent:
         return _nobody(
-            f"teacher {silent!r} knows stored text only, or has another tokenizer, so it does not write"
+            f"teacher {silent[0]!r} knows stored text only, or has another tokenizer, so it does not write"
         )
-    domains = [teacher.domains if isinstance(teacher, RestrictedTeacher) else None for teacher in teachers]
-    names = ", ".join(teacher.name for teacher in writers)
-    return Authors(writers, domains, rule, f"{names}, fused by the recipe's rule")
+    names = ", ".join(teacher.name for teacher in teachers)
+    return Authors(teachers, rule, f"{names}, fused by the recipe's rule")
 
 
 def _nobody(reason: str) -> Authors:
-    return Authors((), (), None, f"left out: {reason}")
+    return Authors((), None, f"left out: {reason}")

@@ -24,9 +24,7 @@ from collegium.evaluation.passages import read_passages
 from collegium.losses.weighting import Weighting
 from collegium.recipe.recipe import Recipe
 from collegium.recipe.sections.evaluation import SamplesSection
-from collegium.signals.contracts import GeneratingTeacher, Teacher
-from collegium.teachers.aligned import AlignedTeacher
-from collegium.teachers.restricted import RestrictedTeacher
+from collegium.signals.contracts import Capability, Teacher
 
 
 def build_samples(
@@ -110,15 +108,16 @@ def _teachers(
     for section, teacher in zip(recipe.teachers, teachers, strict=True):
         if section.domains and domain not in section.domains:
             continue
-        inner = teacher.teacher if isinstance(teacher, RestrictedTeacher) else teacher
-        if isinstance(inner, AlignedTeacher):
-            tokenizer = teacher_tokenizer(section)
-            if tokenizer is None or not isinstance(inner.teacher, GeneratingTeacher):
-                continue
+        if Capability.GENERATE not in teacher.native.provides:
+            continue
+        if teacher.own_vocabulary is None:
+            tokenizer = ingredients.tokenizer
+            written = fused_continuations([teacher.native], alone, tokens, how)
+        else:
+            own_tokenizer = teacher_tokenizer(section)
+            assert own_tokenizer is not None, "a model that runs here has one"
+            tokenizer = own_tokenizer
             ids: Any = tokenizer(prompt, return_tensors="pt")["input_ids"]
             own = writing_of(tokenizer, how.new_tokens, vocab_size_of(tokenizer))
-            written = fused_continuations([inner.teacher], alone, ids.to(tokens.device), own)
-            yield f"teacher {section.name}", detokenized(tokenizer, written)[0]
-        elif isinstance(inner, GeneratingTeacher):
-            written = fused_continuations([inner], alone, tokens, how)
-            yield f"teacher {section.name}", detokenized(ingredients.tokenizer, written)[0]
+            written = fused_continuations([teacher.native], alone, ids.to(tokens.device), own)
+        yield f"teacher {section.name}", detokenized(tokenizer, written)[0]

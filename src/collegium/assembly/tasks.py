@@ -17,10 +17,8 @@ from collegium.evaluation.tasks import TaskItems, TaskResult, measure_task, summ
 from collegium.recipe.recipe import Recipe
 from collegium.recipe.sections.models import LocalTeacherSection
 from collegium.recipe.sections.tasks import TaskEvaluationSection
-from collegium.signals.contracts import Teacher
-from collegium.teachers.aligned import AlignedTeacher
+from collegium.signals.contracts import Capability, Teacher
 from collegium.teachers.local import LocalTeacher
-from collegium.teachers.restricted import RestrictedTeacher
 
 
 def build_tasks(recipe: Recipe) -> list[TaskItems]:
@@ -102,22 +100,18 @@ def teacher_sheets(
     Raises:
         TeacherError: one cannot be loaded.
     """
-    inner = [t.teacher if isinstance(t, RestrictedTeacher) else t for t in teachers]
-    inner = [t.teacher if isinstance(t, AlignedTeacher) else t for t in inner]
-    running = {t.name: t for t in inner if isinstance(t, LocalTeacher)}
+    running = {t.name: t.native for t in teachers if Capability.GENERATE in t.native.provides}
     sections = [s for s in recipe.teachers if isinstance(s, LocalTeacherSection)]
     lacking = [s.at_one for s in sections if s.name not in running]
     for teacher in load_teachers(lacking, ingredients.tokenizer, device=device):
-        local = teacher.teacher if isinstance(teacher, AlignedTeacher) else teacher
-        assert isinstance(local, LocalTeacher), "just loaded"
-        running[local.name] = local
+        running[teacher.name] = teacher.native
     return [_teacher_sheet(recipe, s, running[s.name], ingredients.tokenizer, device) for s in sections]
 
 
 def _teacher_sheet(
     recipe: Recipe,
     section: LocalTeacherSection,
-    teacher: LocalTeacher,
+    teacher: Teacher,
     tokenizer: PreTrainedTokenizerBase,
     device: torch.device,
 ) -> AnswerSheet:

@@ -7,11 +7,9 @@ take half a minute.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -19,45 +17,14 @@ from transformers import PreTrainedTokenizerBase
 from collegium.data.documents import Document
 from collegium.data.tasks.items import TaskItem
 from collegium.data.tokenization import DocumentTokenizer
-from collegium.signals.contracts import NextToken
-
-
-class GrowingTexts(Protocol):
-    """Some prompts and what comes after them."""
-
-    def prefill(self, input_ids: Int[Tensor, "R P"], attention_mask: Bool[Tensor, "R P"]) -> NextToken:
-        """Read the prompts, padded on the left."""
-        ...
-
-    def step(self, tokens: Int[Tensor, " R"]) -> NextToken:
-        """Read one more token of each."""
-        ...
-
-    def score(
-        self, continuations: Int[Tensor, "R C T"], attended: Bool[Tensor, "R C T"]
-    ) -> Float[Tensor, "R C T"]:
-        """Log-probabilities of C continuations of each prompt at temperature 1, 0 on padding."""
-        ...
-
-
-class AnsweringModel(Protocol):
-    """A model that reads and writes text, such as `collegium.teachers.LocalTeacher`."""
-
-    @property
-    def name(self) -> str:
-        """Name in tables."""
-        ...
-
-    def next_tokens(self, max_new_tokens: int) -> GrowingTexts:
-        """Begin to continue a batch of prompts."""
-        ...
+from collegium.signals.contracts import Teacher
 
 
 class AnswerSheet:
     """A model with its tokenizer.
 
     Args:
-        model: The model.
+        model: A model that writes: a teacher that provides `Capability.GENERATE`.
         tokenizer: Its tokenizer.
         add_bos: Begin prompts with BOS.
         device: Where batches go.
@@ -66,7 +33,7 @@ class AnswerSheet:
 
     def __init__(
         self,
-        model: AnsweringModel,
+        model: Teacher,
         tokenizer: PreTrainedTokenizerBase,
         *,
         add_bos: bool,

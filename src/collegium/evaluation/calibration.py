@@ -95,7 +95,7 @@ def _score(
         rows = [blocks[i] for i in range(start, min(start + batch_size, len(blocks)))]
         batch = Batch.from_inputs({name: value.to(device) for name, value in collator(rows).items()})
         positions = predicted_positions(batch)
-        signal = teacher.score(batch, positions, need=frozenset({Capability.TOP_K})).signal
+        signal = teacher.score(batch, positions, need=frozenset({Capability.SAMPLES})).signal
         if isinstance(signal, TopKSignal):
             raise TeacherError(
                 f"teacher {teacher.name!r}: its cache holds lists, which serve only the temperatures they were "

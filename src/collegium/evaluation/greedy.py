@@ -21,14 +21,7 @@ from collegium.evaluation.language_modeling import Rule, covered_weights
 from collegium.fused.teacher_stats import teacher_stats
 from collegium.losses.joint_weighting import JointWeighting
 from collegium.losses.weighting import READ_LABELS, Weighting
-from collegium.signals.contracts import (
-    Batch,
-    Capability,
-    GeneratingTeacher,
-    NextToken,
-    TeacherStats,
-    predicted_positions,
-)
+from collegium.signals.contracts import Batch, Capability, NextToken, Teacher, TeacherStats, predicted_positions
 
 
 @dataclass(frozen=True)
@@ -99,7 +92,7 @@ def writes_ahead(rule: Rule) -> bool:
 
 @torch.no_grad()
 def fused_continuations(
-    teachers: Sequence[GeneratingTeacher],
+    teachers: Sequence[Teacher],
     rule: Rule,
     prompts: Int[Tensor, "R P"],
     how: Writing,
@@ -136,7 +129,7 @@ class _FusedText:
     """Texts of one batch while they grow, with the teachers' figures at each position."""
 
     def __init__(
-        self, teachers: Sequence[GeneratingTeacher], rule: Rule, absent: Collection[str], domain: int | None
+        self, teachers: Sequence[Teacher], rule: Rule, absent: Collection[str], domain: int | None
     ) -> None:
         self.teachers, self.rule, self.domain = teachers, rule, domain
         self.present = torch.tensor([teacher.name not in absent for teacher in teachers])

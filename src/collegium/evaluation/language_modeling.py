@@ -144,7 +144,7 @@ class HeldOutDomain:
         positions = predicted_positions(batch)
         numbers = inputs["document_ids"].flatten()[positions.index].tolist()
         documents = torch.tensor([self._document_index[n] for n in numbers], dtype=torch.int64)
-        need = frozenset({Capability.TOP_K})
+        need = frozenset({Capability.SAMPLES})
         signals = tuple(teacher.score(batch, positions, need=need).signal for teacher in self.teachers)
         stats = None
         if signals:

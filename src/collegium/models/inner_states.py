@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 
 from collegium.base.errors import DataError
 from collegium.models.pretrained import causal_lm_of, trunk_of
-from collegium.signals.contracts import InnerLayers, InnerStates
+from collegium.signals.inner_states import AttentionShape, InnerLayers, InnerStates
 
 
 Heads = Float[Tensor, "B S H d"]
@@ -42,21 +42,6 @@ FUSED: Mapping[str, tuple[str, ...]] = {
 CodeGen's `qkv_proj` and BigCode's `c_attn` have other orders, so a name alone is not trusted.
 """
 NORMS = (("q_norm", "k_norm"), ("q_layernorm", "k_layernorm"))
-
-
-@dataclass(frozen=True)
-class AttentionShape:
-    """Heads of an attention layer.
-
-    Attributes:
-        num_heads: Heads of queries.
-        num_key_value_heads: Heads of keys and values.
-        head_dim: Width of one.
-    """
-
-    num_heads: int
-    num_key_value_heads: int
-    head_dim: int
 
 
 @dataclass(frozen=True)

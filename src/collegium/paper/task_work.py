@@ -19,7 +19,6 @@ from collegium.evaluation.tasks import TaskResult, baselines
 from collegium.paper.specification import in_folder
 from collegium.pipeline.run import device, prepare
 from collegium.recipe.recipe import Recipe
-from collegium.teachers.local import LocalTeacher
 
 
 def student_tasks(model: PreTrainedModel, recipe: Recipe, ingredients: Ingredients) -> dict[str, Any] | None:
@@ -54,8 +53,9 @@ def measure_specialists(content: Mapping[str, Any], output: Path, path: Path) ->
         own = [task for task in tasks if section.domains is None or task.name in section.domains]
         for result in answer_tasks(sheet, own):
             found[result.items.name]["teachers"][section.name] = _as_numbers(result)
-        assert isinstance(sheet.model, LocalTeacher), "teachers that do tasks are such"
-        sizes[section.name] = sheet.model.num_parameters
+        model = sheet.model.underlying_model
+        assert model is not None, "teachers that do tasks run here"
+        sizes[section.name] = model.num_parameters
     write_text(path, json.dumps({"tasks": found, "parameters": sizes}))
 
 

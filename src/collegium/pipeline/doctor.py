@@ -23,8 +23,6 @@ from collegium.base.terminal import say
 from collegium.data.prepared import PreparedText
 from collegium.recipe.recipe import Recipe
 from collegium.recipe.sections.models import CachedTeacherSection, LocalTeacherSection
-from collegium.teachers.aligned import AlignedTeacher
-from collegium.teachers.cached import CachedTeacher
 
 
 LOW_DISK = 2e9
@@ -155,12 +153,9 @@ def _cache(
             return Check(
                 name, "not there: its text in the teacher's tokens is not", "run `collegium cache RECIPE`"
             )
-        teacher = open_cache(recipe, section, ingredients)
+        manifest = open_cache(recipe, section, ingredients).manifest
     except (DataError, RecipeError, TeacherError) as error:
         return Check(name, "cannot be read", str(error))
-    opened = teacher.teacher if isinstance(teacher, AlignedTeacher) else teacher
-    assert isinstance(opened, CachedTeacher), "opened from a cache"
-    manifest = opened.manifest
     size = sum(shard.bytes for shard in manifest.shards)
     return Check(name, f"{manifest.num_rows:,} blocks, {size / 1e6:,.1f} MB")
 

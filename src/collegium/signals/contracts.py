@@ -10,8 +10,8 @@ that [n V] tensors exist one chunk and one teacher at a time. For V = 49,152 and
 signal is 201 MB per teacher, a projected one of width 576 is 2.4 MB.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol, runtime_checkable
 
@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from collegium.signals.inner_states import Embedding, InnerLayers, InnerStates, UnderlyingModel
 from collegium.signals.metrics import Mean
 from collegium.signals.signals import TeacherSignal
 
@@ -158,56 +159,6 @@ class Positions:
 
 
 @dataclass(frozen=True)
-class InnerLayers:
-    """Layers whose inner states are asked for; the first layer is 1.
-
-    Attributes:
-        hidden: Layers whose output is asked for, 0 being the embedding output.
-        attention: Layers whose queries, keys and values are asked for.
-    """
-
-    hidden: frozenset[int] = frozenset()
-    attention: frozenset[int] = frozenset()
-
-    def __or__(self, other: "InnerLayers") -> "InnerLayers":
-        return InnerLayers(self.hidden | other.hidden, self.attention | other.attention)
-
-    def __bool__(self) -> bool:
-        return bool(self.hidden or self.attention)
-
-
-@dataclass(frozen=True)
-class InnerStates:
-    """Inner states of a student or teacher by layer, the first layer being 1; empty where not asked for.
-
-    Attributes:
-        hidden_states: Output of layers, 0 being the embeddings'. The last one is after the final norm, as in
-            `output_hidden_states` of transformers. A cache knows the last layer only.
-        before_norm: The last layer's output before the final norm, under its number.
-        queries: Before rotary embedding, after a norm of queries if the model has one.
-        keys: Likewise; with grouped queries there are fewer heads.
-        values: As many heads as keys.
-        scales: What multiplies a product of query and key before the softmax; 1 / sqrt(d) if not given.
-    """
-
-    hidden_states: Mapping[int, Float[Tensor, "B S E"]] = field(default_factory=dict)
-    before_norm: Mapping[int, Float[Tensor, "B S E"]] = field(default_factory=dict)
-    queries: Mapping[int, Float[Tensor, "B H S d"]] = field(default_factory=dict)
-    keys: Mapping[int, Float[Tensor, "B K S d"]] = field(default_factory=dict)
-    values: Mapping[int, Float[Tensor, "B K S d"]] = field(default_factory=dict)
-    scales: Mapping[int, float] = field(default_factory=dict)
-
-    def to(self, device: torch.device) -> "InnerStates":
-        """The same states with their tensors on `device`."""
-        moved: dict[str, Any] = {
-            item.name: {layer: tensor.to(device) for layer, tensor in getattr(self, item.name).items()}
-            for item in fields(self)
-            if item.name != "scales"
-        }
-        return replace(self, **moved)
-
-
-@dataclass(frozen=True)
 class AlignedSpans:
     """The shortest stretches of text that begin and end between two tokens of both tokenizations.
 
@@ -220,6 +171,19 @@ class AlignedSpans:
     student: Int[Tensor, " N"]
     teacher: Int[Tensor, " U"]
     num_bytes: Int[Tensor, " G"]
+
+
+@dataclass(frozen=True)
+class OwnVocabulary:
+    """The tokens of a teacher with another tokenizer beside those of the student.
+
+    Attributes:
+        student: Bytes of each of the student's tokens; None for one that stands for no text, such as BOS.
+        teacher: The same of the teacher's own tokens.
+    """
+
+    student: Sequence[bytes | None]
+    teacher: Sequence[bytes | None]
 
 
 @dataclass(frozen=True)
@@ -242,7 +206,7 @@ class OwnView:
     segments: Int[Tensor, " U"]
     spans: AlignedSpans
     shared_tokens: Int[Tensor, "P 2"]
-    embed: Callable[[Int[Tensor, "*"]], Float[Tensor, "* E"]] | None = None
+    embed: Embedding | None = None
 
 
 @dataclass(frozen=True)
@@ -300,30 +264,6 @@ class ItemCounts:
     attended: Tensor
 
 
-@runtime_checkable
-class Teacher(Protocol):
-    """Anything that can score tokens: local, cached, remote, or with another tokenizer."""
-
-    @property
-    def name(self) -> str:
-        """Name in recipes, metrics and errors."""
-        ...
-
-    @property
-    def provides(self) -> frozenset[Capability]:
-        """What `score` can be asked for."""
-        ...
-
-    @property
-    def fingerprint(self) -> str:
-        """Identity of weights, revision and tokenizer."""
-        ...
-
-    def score(self, batch: Batch, positions: Positions, *, need: frozenset[Capability]) -> TeacherOutput:
-        """Distributions at `positions`, and inner states if `need` asks for them."""
-        ...
-
-
 @dataclass(frozen=True)
 class NextToken:
     """What a teacher says about the next token of each sequence.
@@ -348,13 +288,91 @@ class NextTokens(Protocol):
         """Read one more token of each sequence."""
         ...
 
+    def score(
+        self, continuations: Int[Tensor, "R C T"], attended: Bool[Tensor, "R C T"]
+    ) -> Float[Tensor, "R C T"]:
+        """Log-probabilities of C continuations of each prompt at temperature 1, 0 on padding."""
+        ...
+
 
 @runtime_checkable
-class GeneratingTeacher(Teacher, Protocol):
-    """A teacher that provides `Capability.GENERATE`: it answers for text that did not exist before."""
+class Teacher(Protocol):
+    """Anything that can score tokens: local, cached, served, or with another tokenizer.
+
+    `collegium.teachers.defaults.TeacherDefaults` answers for a kind that has nothing special to say.
+    """
+
+    @property
+    def name(self) -> str:
+        """Name in recipes, metrics and errors."""
+        ...
+
+    @property
+    def provides(self) -> frozenset[Capability]:
+        """Capabilities that `score` can be asked for, and `next_tokens` where it has GENERATE."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of weights, revision and tokenizer."""
+        ...
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether it is read from a cache, and so knows stored text only."""
+        ...
+
+    @property
+    def domains(self) -> tuple[int, ...] | None:
+        """Domains that it speaks about, numbered as in `Batch.domain_ids`; absent elsewhere. None: all of them."""
+        ...
+
+    @property
+    def own_vocabulary(self) -> "OwnVocabulary | None":
+        """Its tokens beside the student's, if its tokenizer is another one."""
+        ...
+
+    @property
+    def native(self) -> "Teacher":
+        """The teacher as it is by itself: in its own vocabulary and about all text. Usually the same object."""
+        ...
+
+    @property
+    def underlying_model(self) -> UnderlyingModel | None:
+        """The model whose inner states `score` gives; None if it never does, as where tokens are others."""
+        ...
+
+    @property
+    def reads_ahead(self) -> bool:
+        """Whether `read` has something to do for a batch before it is scored, in a worker of the data loader."""
+        ...
+
+    def read(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors for `Batch.stored` under its name, from what the collator made; `score` does it if nobody did.
+
+        Raises:
+            DataError: it knows nothing of this text.
+        """
+        ...
+
+    def limit_inner_states(self, layers: InnerLayers) -> None:
+        """Let `score` give inner states of these layers only from now on, which saves memory."""
+        ...
+
+    def score(self, batch: Batch, positions: Positions, *, need: frozenset[Capability]) -> TeacherOutput:
+        """Distributions at `positions`, and inner states if `need` asks for them.
+
+        Raises:
+            TeacherError: it does not provide what is needed.
+        """
+        ...
 
     def next_tokens(self, max_new_tokens: int) -> NextTokens:
-        """Begin to continue a batch of prompts by at most so many tokens."""
+        """Begin to continue a batch of prompts by at most so many tokens, of whatever domain they are.
+
+        Raises:
+            TeacherError: it does not provide GENERATE.
+        """
         ...
 
 

@@ -25,12 +25,15 @@ from collegium.fused.teacher_stats import teacher_stats
 from collegium.signals.contracts import (
     Batch,
     Capability,
+    NextTokens,
     OwnView,
+    OwnVocabulary,
     Positions,
     Teacher,
     TeacherOutput,
     predicted_positions,
 )
+from collegium.signals.inner_states import InnerLayers
 from collegium.signals.signals import (
     CarriedSignal,
     Carrier,
@@ -49,7 +52,7 @@ from collegium.teachers.batch_plan import (
     without,
     without_entries,
 )
-from collegium.teachers.cached import CachedTeacher
+from collegium.teachers.defaults import cannot_write, require_provided
 
 
 Approximation = Literal["none", "split", "inside"]
@@ -148,8 +151,35 @@ class AlignedTeacher:
 
     @property
     def is_cached(self) -> bool:
-        """Whether it is read from a cache."""
-        return isinstance(self.teacher, CachedTeacher)
+        """As the teacher."""
+        return self.teacher.is_cached
+
+    @property
+    def domains(self) -> tuple[int, ...] | None:
+        """As the teacher."""
+        return self.teacher.domains
+
+    @property
+    def own_vocabulary(self) -> OwnVocabulary | None:
+        """The teacher's tokens, unless they are the student's own."""
+        if self.is_direct:
+            return None
+        return OwnVocabulary(self.aligner.student.pieces, self.aligner.teacher.pieces)
+
+    @property
+    def native(self) -> Teacher:
+        """Of the teacher."""
+        return self.teacher.native
+
+    @property
+    def underlying_model(self) -> None:
+        """None: inner states stand at other positions than the student's."""
+        return None
+
+    @property
+    def reads_ahead(self) -> bool:
+        """It cuts the text into its own tokens where batches are made."""
+        return not self.is_direct or self.teacher.reads_ahead
 
     @property
     def is_direct(self) -> bool:
@@ -157,21 +187,21 @@ class AlignedTeacher:
         return self._by_documents is None and self.aligner.student.fingerprint == self.aligner.teacher.fingerprint
 
     def read(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The plan of a batch, as tensors, and what a cache says of it; nothing where it is direct."""
+        """The plan of a batch, as tensors, and what the teacher reads of it."""
         if self.is_direct:
-            return {}
+            return self.teacher.read(inputs)
         if self._by_documents is None:
             names = ("input_ids", "attention_mask", "position_ids")
             tokens, mask, positions = (inputs[name].cpu().numpy() for name in names)
             starts = inputs.get("segment_starts")
             known = None if starts is None else starts.cpu().numpy()
             return tensors_of(self.aligner.plan(tokens, mask.astype(bool), positions, known))
-        assert isinstance(self.teacher, CachedTeacher), "read by documents"
         plan = tensors_of(self.aligner.join(*self._by_documents.read(inputs)))
         return {**plan, **{CACHED + name: values for name, values in self.teacher.read(plan).items()}}
 
     def score(self, batch: Batch, positions: Positions, *, need: frozenset[Capability]) -> TeacherOutput:
         """Distributions at the student's positions. See `collegium.signals.contracts.Teacher`."""
+        require_provided(self, need)
         if self.is_direct:
             return self._direct(batch, positions, need)
         stored = batch.stored.get(self.name)
@@ -181,7 +211,7 @@ class AlignedTeacher:
         plan = BatchPlan({name: tensor.to(batch.input_ids.device) for name, tensor in stored.items()})
         own_batch = plan.batch(self.name)
         own_positions = predicted_positions(own_batch)
-        signal = self.teacher.score(own_batch, own_positions, need=need & self.provides).signal
+        signal = self.teacher.score(own_batch, own_positions, need=need).signal
         places = places_of(batch, positions)
         spans = plan.spans(places)
         entropy = self._span_entropy(signal, own_positions, plan)
@@ -196,6 +226,7 @@ class AlignedTeacher:
         # The last is what -1 points at.
         numbers = torch.nn.functional.pad(segment_numbers(batch), (0, 1), value=-1)
         segments = numbers[plan.teacher_segments]
+        model = self.teacher.underlying_model
         own = OwnView(
             signal=signal,
             inputs=own_batch.input_ids.flatten()[own_positions.index],
@@ -203,9 +234,16 @@ class AlignedTeacher:
             segments=segments,
             spans=spans,
             shared_tokens=self._shared,
-            embed=getattr(self.teacher, "embed", None),
+            embed=None if model is None else model.embed,
         )
         return TeacherOutput(carried, own=own)
+
+    def limit_inner_states(self, layers: InnerLayers) -> None:
+        """Nothing: inner states are not given."""
+
+    def next_tokens(self, max_new_tokens: int) -> NextTokens:
+        """Refuse: what it writes is in other tokens. `native` writes."""
+        raise cannot_write(self)
 
     def _by_prefix(
         self, signal: TeacherSignal, own_labels: Tensor, plan: BatchPlan, places: Tensor, labels: Tensor

@@ -7,7 +7,7 @@ otherwise gets it read there and then.
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,14 +21,16 @@ from collegium.cache.hidden import StoredHead
 from collegium.cache.keys import keys_of
 from collegium.cache.reader import CacheReader
 from collegium.cache.shard import Arrays
-from collegium.signals.contracts import Batch, Capability, InnerStates, Positions, TeacherOutput
+from collegium.signals.contracts import Batch, Capability, Positions, Teacher, TeacherOutput
+from collegium.signals.inner_states import InnerStates, UnderlyingModel
 from collegium.signals.signals import ProjectedSignal, TailPolicy, TopKSignal
+from collegium.teachers.defaults import TeacherDefaults, require_provided
 
 
 FIGURES = ("entropy", "weight_entropy", "label_logprob", "weight_label_logprob")
 
 
-class CachedTeacher:
+class CachedTeacher(TeacherDefaults):
     """A teacher in a cache.
 
     Args:
@@ -94,19 +96,21 @@ class CachedTeacher:
         return f"{self.manifest.teacher.fingerprint}/{self.manifest.identity}"
 
     @property
-    def hidden_size(self) -> int:
-        """Width of its hidden states."""
-        return self.manifest.teacher.hidden_size
+    def is_cached(self) -> bool:
+        """It knows the text of its cache only."""
+        return True
 
     @property
-    def num_layers(self) -> int:
-        """Number of its layers."""
-        return self.manifest.teacher.num_layers
+    def underlying_model(self) -> UnderlyingModel:
+        """The model that filled the cache; only the states after its final norm may be there."""
+        teacher = self.manifest.teacher
+        known = frozenset({teacher.num_layers}) if self._keeps_hidden else frozenset[int]()
+        return UnderlyingModel(teacher.hidden_size, teacher.num_layers, hidden_layers=known)
 
     @property
-    def known_layers(self) -> tuple[int, ...]:
-        """Layers whose hidden states it gives."""
-        return (self.num_layers,) if self._keeps_hidden else ()
+    def reads_ahead(self) -> bool:
+        """It reads the cache where batches are made."""
+        return True
 
     def read(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What is stored of the blocks of a batch, as tensors.
@@ -126,9 +130,10 @@ class CachedTeacher:
         return self._lists(rows, np.roll(input_ids, -1, 1)[follows])
 
     def _states(self, rows: Sequence[Arrays], mask: NDArray[np.bool_]) -> NDArray[np.float16]:
-        states = np.zeros((*mask.shape, self.hidden_size), np.float16)  # [B S E]
+        width = self.manifest.teacher.hidden_size
+        states = np.zeros((*mask.shape, width), np.float16)  # [B S E]
         for block, attended, row in zip(states, mask, rows, strict=True):
-            block[attended] = row["hidden"].reshape(-1, self.hidden_size)
+            block[attended] = row["hidden"].reshape(-1, width)
         return states
 
     def _lists(self, rows: Sequence[Arrays], labels: NDArray[np.int64]) -> dict[str, Tensor]:
@@ -146,6 +151,7 @@ class CachedTeacher:
 
     def score(self, batch: Batch, positions: Positions, *, need: frozenset[Capability]) -> TeacherOutput:
         """What is stored at these positions. See `collegium.signals.contracts.Teacher`."""
+        require_provided(self, need)
         stored = batch.stored.get(self.name)
         if stored is None:
             stored = self.read(vars(batch))
@@ -179,7 +185,7 @@ class CachedTeacher:
             weight_temperature=self._weight_temperature,
             target_temperature=self._target_temperature,
         )
-        return TeacherOutput(signal, InnerStates({self.num_layers: hidden}))
+        return TeacherOutput(signal, InnerStates({self.manifest.teacher.num_layers: hidden}))
 
 
 def _followed(mask: Bool[Tensor, "B S"], position_ids: Int[Tensor, "B S"]) -> Bool[Tensor, "B S"]:
@@ -199,19 +205,6 @@ def _no_lists() -> dict[str, Tensor]:
     }
 
 
-class Stored(Protocol):
-    """A teacher that reads what it says."""
-
-    @property
-    def name(self) -> str:
-        """Name in `Batch.stored`."""
-        ...
-
-    def read(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What is stored of the blocks of a batch."""
-        ...
-
-
 class ReadAhead:
     """Makes batches that hold what their caches store of them.
 
@@ -220,7 +213,7 @@ class ReadAhead:
         teachers: Those that are read.
     """
 
-    def __init__(self, collate: Callable[[Sequence[Any]], dict[str, Any]], teachers: Sequence[Stored]) -> None:
+    def __init__(self, collate: Callable[[Sequence[Any]], dict[str, Any]], teachers: Sequence[Teacher]) -> None:
         self._collate, self._teachers = collate, tuple(teachers)
 
     def __call__(self, rows: Sequence[Any]) -> dict[str, Any]:

@@ -10,11 +10,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from collegium.alignment.tokenizer_match import tokenizer_difference, vocab_size_of
 from collegium.models.pretrained import check_model, load_model, load_tokenizer, place, reference_fingerprint
-from collegium.signals.contracts import InnerLayers, Teacher
-from collegium.teachers.aligned import AlignedTeacher, align
-from collegium.teachers.cached import CachedTeacher, ReadAhead
+from collegium.signals.contracts import Teacher
+from collegium.signals.inner_states import InnerLayers
+from collegium.teachers.aligned import align
+from collegium.teachers.cached import ReadAhead
 from collegium.teachers.local import LocalTeacher
-from collegium.teachers.restricted import RestrictedTeacher
 
 
 def as_teachers(
@@ -53,12 +53,7 @@ def reading_ahead(
     collate: Callable[[Sequence[Any]], dict[str, Any]], teachers: Sequence[Teacher]
 ) -> Callable[[Sequence[Any]], dict[str, Any]]:
     """A collator that does beforehand what teachers among these can: reading a cache, aligning tokens."""
-    ready = [
-        teacher
-        for teacher in teachers
-        if isinstance(teacher, CachedTeacher | AlignedTeacher)
-        or (isinstance(teacher, RestrictedTeacher) and teacher.reads_ahead)
-    ]
+    ready = [teacher for teacher in teachers if teacher.reads_ahead]
     return ReadAhead(collate, ready) if ready else collate
 
 
@@ -72,8 +67,7 @@ def _name_of(teacher: Teacher | PreTrainedModel | str) -> str:
 def read_inner_layers(teachers: Sequence[Teacher], layers: Sequence[InnerLayers]) -> None:
     """Let those that run here hold the inner states of these layers only; all, where nothing is said."""
     for teacher, asked in zip(teachers, layers, strict=False):
-        if isinstance(teacher, LocalTeacher):
-            teacher.inner_layers = asked
+        teacher.limit_inner_states(asked)
 
 
 def _different(names: Sequence[str]) -> list[str]:

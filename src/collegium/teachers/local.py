@@ -8,6 +8,7 @@ a chunk at a time. Adapters over one base share its weights: five adapter teache
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import cast
 
 import torch
@@ -24,10 +25,12 @@ from collegium.losses.divergences import entropy
 from collegium.losses.precision import full_precision
 from collegium.models.decoding import Decoder
 from collegium.models.head import ProjectionHead
-from collegium.models.inner_states import AttentionShape, attention_shape, recording
+from collegium.models.inner_states import attention_shape, recording
 from collegium.models.pretrained import causal_lm_of, trunk_of
-from collegium.signals.contracts import Batch, Capability, InnerLayers, NextToken, Positions, TeacherOutput
+from collegium.signals.contracts import Batch, Capability, NextToken, Positions, TeacherOutput
+from collegium.signals.inner_states import AttentionShape, InnerLayers, UnderlyingModel
 from collegium.signals.signals import Head, ProjectedSignal
+from collegium.teachers.defaults import TeacherDefaults, require_provided
 
 
 @dataclass
@@ -81,7 +84,7 @@ class AdapterHead:
         return self.head(hidden)
 
 
-class LocalTeacher:
+class LocalTeacher(TeacherDefaults):
     """A frozen Hugging Face causal language model, or an adapter over one.
 
     Args:
@@ -92,9 +95,6 @@ class LocalTeacher:
         adapter: Name of the adapter in `base`; None for the base itself.
         weight_temperature: Divides the logits before the entropy that sets the weight is taken.
         target_temperature: Divides the logits of the distribution that is mixed.
-
-    Attributes:
-        inner_layers: Layers whose inner states are read where they are needed; all if None.
     """
 
     def __init__(
@@ -113,45 +113,55 @@ class LocalTeacher:
         self._base = base if isinstance(base, SharedBase) else SharedBase(base)
         self._adapter = adapter
         self._temperatures = (weight_temperature, target_temperature)
-        self.inner_layers: InnerLayers | None = None
+        self._inner_layers: InnerLayers | None = None
         self._base.model.requires_grad_(False)
         self._base.model.eval()
         head = ProjectionHead.from_model(self._base.causal_lm, vocab_size)
         holds_adapters = isinstance(head.projection, BaseTunerLayer | ModulesToSaveWrapper)
         self._head: Head = AdapterHead(head, self._base, adapter) if holds_adapters else head
 
-    @property
+    @cached_property
     def provides(self) -> frozenset[Capability]:
         """Everything; queries, keys and values only of an attention whose layout is known."""
-        return frozenset(Capability) - (frozenset() if self.attention_shape else {Capability.ATTENTION})
+        return frozenset(Capability) - (frozenset() if self._attention else {Capability.ATTENTION})
+
+    @cached_property
+    def underlying_model(self) -> UnderlyingModel:
+        """The model with its own adapter; other adapters on the base do not count."""
+        text = self._base.causal_lm.config.get_text_config()
+        return UnderlyingModel(
+            hidden_size=int(text.hidden_size),
+            num_layers=self._num_layers,
+            hidden_layers=frozenset(range(self._num_layers + 1)),
+            before_norm=True,
+            attention=self._attention,
+            embed=self._embed,
+            num_parameters=self._num_parameters(),
+        )
 
     @property
-    def attention_shape(self) -> AttentionShape | None:
-        """Heads of its last layer; None if they are not known."""
+    def _num_layers(self) -> int:
+        return int(self._base.causal_lm.config.get_text_config().num_hidden_layers)
+
+    @cached_property
+    def _attention(self) -> AttentionShape | None:
         try:
             return attention_shape(self._base.causal_lm)
         except DataError:
             return None
 
-    @property
-    def hidden_size(self) -> int:
-        """Width of its hidden states."""
-        return int(self._base.causal_lm.config.get_text_config().hidden_size)
-
-    @property
-    def num_layers(self) -> int:
-        """Number of its layers."""
-        return int(self._base.causal_lm.config.get_text_config().num_hidden_layers)
-
-    @property
-    def num_parameters(self) -> int:
-        """Of the base and of its own adapter, tied ones once; those of other adapters on the base do not count."""
+    def _num_parameters(self) -> int:
         named = self._base.model.named_parameters()
         return sum(p.numel() for name, p in named if ".lora_" not in name or f".{self._adapter}." in name)
+
+    def limit_inner_states(self, layers: InnerLayers) -> None:
+        """Read these layers only. See `collegium.signals.contracts.Teacher`."""
+        self._inner_layers = layers
 
     @torch.no_grad()
     def score(self, batch: Batch, positions: Positions, *, need: frozenset[Capability]) -> TeacherOutput:
         """Run the trunk. See `collegium.signals.contracts.Teacher`."""
+        require_provided(self, need)
         self._base.select(self._adapter)
         device = next(self._base.causal_lm.get_input_embeddings().parameters()).device
         layers = self._layers(need)
@@ -173,22 +183,21 @@ class LocalTeacher:
         return TeacherOutput(signal, None if read is None else read.states().to(hidden.device))
 
     @torch.no_grad()
-    def embed(self, token_ids: Int[Tensor, "*"]) -> Float[Tensor, "* E"]:
-        """Input embeddings of some tokens."""
+    def _embed(self, token_ids: Int[Tensor, "*"]) -> Float[Tensor, "* E"]:
         embedding = self._base.causal_lm.get_input_embeddings()
         device = next(embedding.parameters()).device
         embedded: Tensor = embedding(token_ids.to(device))
         return embedded.to(token_ids.device)
 
     def next_tokens(self, max_new_tokens: int) -> "LocalNextTokens":
-        """Begin a continuation. See `collegium.signals.contracts.GeneratingTeacher`."""
+        """Begin a continuation. See `collegium.signals.contracts.Teacher`."""
         decoder = Decoder(trunk_of(self._base.model), self._head, max_new_tokens)
         return LocalNextTokens(decoder, self._base, self._adapter, self._temperatures)
 
     def _layers(self, need: frozenset[Capability]) -> InnerLayers:
         """Layers to read."""
-        all_layers = frozenset(range(self.num_layers + 1))
-        layers = self.inner_layers or InnerLayers(all_layers, all_layers - {0})
+        all_layers = frozenset(range(self._num_layers + 1))
+        layers = self._inner_layers or InnerLayers(all_layers, all_layers - {0})
         return InnerLayers(
             layers.hidden if Capability.HIDDEN_STATES in need else frozenset(),
             layers.attention if Capability.ATTENTION in need else frozenset(),

@@ -15,7 +15,17 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from collegium.base.errors import DataError
-from collegium.signals.contracts import PLACES_IN_DOCUMENTS, Batch, Capability, Positions, Teacher, TeacherOutput
+from collegium.signals.contracts import (
+    PLACES_IN_DOCUMENTS,
+    Batch,
+    Capability,
+    NextTokens,
+    OwnVocabulary,
+    Positions,
+    Teacher,
+    TeacherOutput,
+)
+from collegium.signals.inner_states import InnerLayers
 from collegium.signals.signals import (
     CarriedSignal,
     Carrier,
@@ -24,14 +34,13 @@ from collegium.signals.signals import (
     TeacherSignal,
     TopKSignal,
 )
-from collegium.teachers.aligned import AlignedTeacher
-from collegium.teachers.cached import CachedTeacher
+from collegium.teachers.defaults import require_provided
 
 
 class RestrictedTeacher:
     """Any teacher, within its domains.
 
-    Inner states are not given: they are matched at all text.
+    Inner states are not given: they are matched at all text. Nor is its own vocabulary, if it has one.
 
     Args:
         teacher: The teacher.
@@ -39,48 +48,68 @@ class RestrictedTeacher:
     """
 
     def __init__(self, teacher: Teacher, domains: Sequence[int]) -> None:
-        self.teacher, self.domains = teacher, tuple(domains)
+        self._teacher = teacher
+        self._domains = tuple(domains)
 
     @property
     def name(self) -> str:
         """Of the teacher."""
-        return self.teacher.name
+        return self._teacher.name
 
     @property
     def provides(self) -> frozenset[Capability]:
         """What the teacher provides, but inner states."""
-        return self.teacher.provides - {Capability.HIDDEN_STATES, Capability.ATTENTION}
+        return self._teacher.provides - {Capability.HIDDEN_STATES, Capability.ATTENTION}
 
     @property
     def fingerprint(self) -> str:
         """Of the teacher: where it is asked changes nothing of what it says."""
-        return self.teacher.fingerprint
+        return self._teacher.fingerprint
 
     @property
     def is_cached(self) -> bool:
-        """Whether it is read from a cache."""
-        aligned = isinstance(self.teacher, AlignedTeacher) and self.teacher.is_cached
-        return aligned or isinstance(self.teacher, CachedTeacher)
+        """As the teacher."""
+        return self._teacher.is_cached
+
+    @property
+    def domains(self) -> tuple[int, ...]:
+        """Its domains."""
+        return self._domains
+
+    @property
+    def own_vocabulary(self) -> OwnVocabulary | None:
+        """Of the teacher."""
+        return self._teacher.own_vocabulary
+
+    @property
+    def native(self) -> Teacher:
+        """Of the teacher."""
+        return self._teacher.native
+
+    @property
+    def underlying_model(self) -> None:
+        """None: inner states are not given."""
+        return None
 
     @property
     def reads_ahead(self) -> bool:
-        """Whether it has something to do where batches are made."""
-        return isinstance(self.teacher, CachedTeacher | AlignedTeacher)
+        """As the teacher."""
+        return self._teacher.reads_ahead
 
     def read(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What is read of those blocks of a batch that are of its domains.
+        """What the teacher reads of those blocks of a batch that are of its domains.
 
         Raises:
             DataError: the batch does not say what domains it is of, or a block is not in the cache.
         """
-        assert isinstance(self.teacher, CachedTeacher | AlignedTeacher), "asked of these only"
         own = self._own(inputs.get("domain_ids"))
         names = ("input_ids", "attention_mask", "position_ids", *PLACES_IN_DOCUMENTS)
         given = {name: inputs[name] for name in names if inputs.get(name) is not None}
-        return self.teacher.read({name: values[own.to(values.device)] for name, values in given.items()})
+        return self._teacher.read({name: values[own.to(values.device)] for name, values in given.items()})
 
     def score(self, batch: Batch, positions: Positions, *, need: frozenset[Capability]) -> TeacherOutput:
         """Distributions in its domains. See `collegium.signals.contracts.Teacher`."""
+        require_provided(self, need)
         own = self._own(batch.domain_ids)
         blocks = own.nonzero().squeeze(-1)
         stored = {name: stored for name, stored in batch.stored.items() if name == self.name}
@@ -109,7 +138,14 @@ class RestrictedTeacher:
             segment_starts=None if batch.segment_starts is None else batch.segment_starts[blocks],
             segment_ends=None if batch.segment_ends is None else batch.segment_ends[blocks],
         )
-        return TeacherOutput(spread(self.teacher.score(part, within, need=need & self.provides).signal, valid))
+        return TeacherOutput(spread(self._teacher.score(part, within, need=need).signal, valid))
+
+    def limit_inner_states(self, layers: InnerLayers) -> None:
+        """Nothing: inner states are not given."""
+
+    def next_tokens(self, max_new_tokens: int) -> NextTokens:
+        """Continue prompts of any domain: callers look at `domains` first, as a prompt does not name its own."""
+        return self._teacher.next_tokens(max_new_tokens)
 
     def _own(self, domain_ids: Tensor | None) -> Tensor:
         if domain_ids is None:

@@ -22,16 +22,8 @@ from collegium.fused.teacher_stats import TeacherWeighting
 from collegium.losses.divergences import forward_kl
 from collegium.losses.fusion import mixture_logprobs
 from collegium.losses.weighting import GivenScores, Weighting
-from collegium.signals.contracts import (
-    Batch,
-    Capability,
-    InnerLayers,
-    InnerStates,
-    ItemCounts,
-    LossOutput,
-    Positions,
-    TeacherOutput,
-)
+from collegium.signals.contracts import Batch, Capability, ItemCounts, LossOutput, Positions, TeacherOutput
+from collegium.signals.inner_states import InnerLayers, InnerStates
 from collegium.signals.metrics import Mean
 from collegium.signals.signals import Head
 from collegium.training.terms.balancing import Balancer

@@ -12,7 +12,7 @@ forward pass. `policy_gradient` scores its rollouts twice: here for the rewards,
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,14 +37,7 @@ from collegium.losses.policy import (
 from collegium.losses.weighting import Weighting
 from collegium.models.head import ProjectionHead
 from collegium.models.pretrained import trunk_of
-from collegium.signals.contracts import (
-    Batch,
-    Capability,
-    GeneratingTeacher,
-    PositionWeights,
-    Teacher,
-    predicted_positions,
-)
+from collegium.signals.contracts import Batch, Capability, PositionWeights, Teacher, predicted_positions
 from collegium.signals.metrics import Mean
 from collegium.signals.signals import TeacherSignal
 from collegium.training.model import DistillationModel
@@ -193,7 +186,7 @@ class OnPolicy:
             model.student,
             trunk_of(model.student),
             ProjectionHead.from_model(model.causal_lm, model.vocab_size),
-            cast(Sequence[GeneratingTeacher], teachers) if self.sampling.teacher_share > 0 else (),
+            teachers if self.sampling.teacher_share > 0 else (),
             weighting if isinstance(weighting, Weighting) else Weighting("uniform"),
             model.objective.target.fusion,
         )

@@ -24,7 +24,7 @@ from collegium.losses.precision import full_precision
 from collegium.losses.sampling import at, draw, mixed_logprobs, shaped_logprobs
 from collegium.losses.weighting import Weighting, entropy_weights, static_weights, uniform_weights
 from collegium.models.decoding import Decoder
-from collegium.signals.contracts import Batch, GeneratingTeacher, NextToken
+from collegium.signals.contracts import Batch, NextToken, Teacher
 from collegium.signals.signals import Head
 
 
@@ -127,7 +127,7 @@ class Author:
     model: nn.Module
     trunk: nn.Module
     head: Head
-    teachers: Sequence[GeneratingTeacher]
+    teachers: Sequence[Teacher]
     weighting: Weighting
     fusion: Fusion
 

@@ -36,13 +36,13 @@ NAMES = ["t7", "t8"]
 
 
 def boundaries():
-    return boundary_tokens(TABLES["student"]), [boundary_tokens(TABLES["other"]), None]
+    return boundary_tokens(TABLES["student"].pieces), [boundary_tokens(TABLES["other"].pieces), None]
 
 
 def dual_space(teachers):
     torch.manual_seed(3)
     sizes = [40 if teacher.name == "t7" else 32 for teacher in teachers]
-    embeds = [getattr(teacher, "embed", None) or teacher.teacher.embed for teacher in teachers]
+    embeds = [teacher.native.underlying_model.embed for teacher in teachers]
     return DualSpaceTerm([t.name for t in teachers], (32, 32), sizes, embeds=embeds)
 
 

@@ -12,7 +12,7 @@ from collegium.losses.relations import Scorer, attention_divergence, relation_di
 from collegium.models.inner_states import AttentionShape, recording
 from collegium.models.pretrained import trunk_of
 from collegium.recipe.sections.features import AttentionMapsSection, RelationsSection
-from collegium.signals.contracts import InnerLayers
+from collegium.signals.inner_states import InnerLayers
 from collegium.teachers.local import LocalTeacher
 from collegium.training.objective import Objective
 from collegium.training.terms.features import FeatureMapTerm, HiddenStatesTerm

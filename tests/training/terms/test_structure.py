@@ -16,7 +16,7 @@ from collegium.losses.structure import (
     token_items,
 )
 from collegium.models.words import word_starts
-from collegium.signals.contracts import InnerLayers, InnerStates
+from collegium.signals.inner_states import InnerLayers, InnerStates
 from collegium.training.objective import Objective
 from collegium.training.terms.structure import StructureTerm
 from tests.support.objectives import assert_same, batch_of, counts_of, run, student_with, teachers_of

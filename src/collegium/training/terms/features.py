@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from collegium.base.schedule import Schedule
 from collegium.losses.features import LayerMap, block_pairs, feature_map_transfer, layer_pairs, squared_error
-from collegium.signals.contracts import Batch, Capability, InnerLayers, InnerStates
+from collegium.signals.contracts import Batch, Capability
+from collegium.signals.inner_states import InnerLayers, InnerStates
 
 
 LayerReduction = Literal["mean", "sum"]

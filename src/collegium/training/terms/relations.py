@@ -19,8 +19,8 @@ from collegium.losses.relations import (
     relation_divergence,
     relation_heads,
 )
-from collegium.models.inner_states import AttentionShape
-from collegium.signals.contracts import Batch, Capability, InnerLayers, InnerStates
+from collegium.signals.contracts import Batch, Capability
+from collegium.signals.inner_states import AttentionShape, InnerLayers, InnerStates
 from collegium.training.terms.features import FeatureTerm, LayerReduction, LayerwiseTerm
 
 

@@ -24,7 +24,8 @@ from collegium.losses.structure import (
     structure_loss,
     token_items,
 )
-from collegium.signals.contracts import Batch, Capability, InnerLayers, InnerStates
+from collegium.signals.contracts import Batch, Capability
+from collegium.signals.inner_states import InnerLayers, InnerStates
 from collegium.training.terms.features import FeatureTerm
 
 
