@@ -10,6 +10,7 @@ from collegium.base.schedule import Schedule
 from collegium.recipe.file import dump_recipe, load_recipe, parse_recipe
 from collegium.recipe.recipe import Recipe
 from collegium.signals.contracts import Capability
+from collegium.teachers.defaults import TeacherDefaults
 from collegium.teachers.restricted import RestrictedTeacher
 from collegium.training.terms.cross_tokenizer import GoldTerm, UldTerm
 from collegium.training.terms.dual_space import DualSpaceTerm
@@ -172,7 +173,7 @@ def test_a_teacher_of_some_domains_with_another_tokenizer_is_refused():
         build([{"kind": "uld"}], teachers)
 
 
-class Remote:
+class Remote(TeacherDefaults):
     """A teacher that gives distributions and runs elsewhere."""
 
     name, fingerprint = "t7", "remote"

@@ -13,6 +13,7 @@ from collegium.losses.divergences import forward_kl, generalized_jsd, reverse_kl
 from collegium.losses.fusion import geometric_logprobs, mixture_logprobs
 from collegium.losses.weighting import Weighting
 from collegium.signals.contracts import Batch, Capability, predicted_positions
+from collegium.teachers.defaults import TeacherDefaults
 from collegium.teachers.local import LocalTeacher
 from collegium.training.model import DistillationModel
 from collegium.training.objective import Objective
@@ -283,7 +284,7 @@ def test_learning_from_its_own_text_reduces_the_reverse_kl(tmp_path):
     assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.3
 
 
-class StoredOnly:
+class StoredOnly(TeacherDefaults):
     name, fingerprint, provides = "stored", "", frozenset({Capability.TOP_K, Capability.SAMPLES})
 
     def score(self, batch, positions, *, need):

@@ -20,7 +20,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from collegium.evaluation.language_modeling import Rule, covered_weights
 from collegium.fused.teacher_stats import teacher_stats
 from collegium.losses.joint_weighting import JointWeighting
-from collegium.losses.weighting import READ_LABELS, Weighting
+from collegium.losses.weighting import Weighting
 from collegium.signals.contracts import Batch, Capability, NextToken, Teacher, TeacherStats, predicted_positions
 
 
@@ -82,12 +82,7 @@ def _until_stop(tokens: list[int], stop_token_id: int | None) -> list[int]:
 
 def writes_ahead(rule: Rule) -> bool:
     """Whether the weights of a rule are known before the token that they are asked about."""
-    weighting = rule.weighting
-    if isinstance(weighting, Weighting):
-        return weighting.kind not in READ_LABELS or weighting.granularity.startswith("causal")
-    if isinstance(weighting, JointWeighting):
-        return weighting.kind != "ca_mkd" or weighting.granularity.startswith("causal")
-    return False
+    return isinstance(rule.weighting, Weighting | JointWeighting) and rule.weighting.is_known_ahead
 
 
 @torch.no_grad()

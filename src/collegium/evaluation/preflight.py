@@ -20,7 +20,7 @@ from collegium.evaluation.target_figures import TargetFigures, measure_target_fi
 from collegium.losses.calibration import FittedTemperature
 from collegium.losses.fusion import geometric_logprobs
 from collegium.losses.joint_weighting import JointWeighting
-from collegium.losses.weighting import READ_ENTROPIES, Weighting
+from collegium.losses.weighting import Weighting
 from collegium.signals.contracts import Positions, TeacherStats
 
 
@@ -157,10 +157,14 @@ def run_preflight(
 
 def stretches_of(rule: Rule) -> tuple[str, ...]:
     """Over which stretches certainty is judged: tokens, documents, and the rule's own if it reads entropies."""
+    own = entropy_stretch(rule)
+    return tuple(dict.fromkeys(("token", *([] if own is None else [own]), "sequence")))
+
+
+def entropy_stretch(rule: Rule) -> str | None:
+    """The stretch over which a rule averages the entropies that set its weights; None if it reads none."""
     weighting = rule.weighting
-    reads = isinstance(weighting, Weighting | JointWeighting) and weighting.kind in (*READ_ENTROPIES, "ebkd")
-    own = (weighting.granularity,) if reads and isinstance(weighting, Weighting | JointWeighting) else ()
-    return tuple(dict.fromkeys(("token", *own, "sequence")))
+    return weighting.entropy_stretch if isinstance(weighting, Weighting | JointWeighting) else None
 
 
 def _means(found: Mapping[str, TargetFigures], name: str) -> Row:

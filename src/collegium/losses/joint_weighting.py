@@ -4,6 +4,7 @@ What they share: a teacher gets more the less it has of some figure, in proporti
 sum. That is close to uniform for many teachers: with five of them no weight is above 1/4.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -50,6 +51,26 @@ def _complement(share: Float[Tensor, "n M"], valid: Bool[Tensor, "n M"]) -> Floa
 
 
 @dataclass(frozen=True)
+class JointRule:
+    """What one kind of joint weighting does.
+
+    Attributes:
+        weights: Weights [n M] from a figure of each teacher [n M] and where it is valid.
+        reads_labels: Whether that figure is the cross-entropy; else it is the entropy.
+    """
+
+    weights: Callable[[Tensor, Tensor], Tensor]
+    reads_labels: bool
+
+
+JOINT_RULES: Mapping[JointWeightingName, JointRule] = {
+    "ebkd": JointRule(ebkd_weights, reads_labels=False),
+    "ca_mkd": JointRule(ca_mkd_weights, reads_labels=True),
+}
+"""What each kind does; `JointWeighting` describes them."""
+
+
+@dataclass(frozen=True)
 class JointWeighting:
     """Weights that compare all teachers.
 
@@ -62,14 +83,24 @@ class JointWeighting:
     kind: JointWeightingName
     granularity: str = "token"
 
+    @property
+    def is_known_ahead(self) -> bool:
+        """Whether the weights at a position are known before its label."""
+        return not JOINT_RULES[self.kind].reads_labels or self.granularity.startswith("causal")
+
+    @property
+    def entropy_stretch(self) -> str | None:
+        """Granularity of the entropies that set the weights; None if none do."""
+        return None if JOINT_RULES[self.kind].reads_labels else self.granularity
+
     def __call__(self, stats: TeacherStats, positions: Positions) -> Float[Tensor, "N M"]:
         """Weights; rows sum to 1 over valid teachers."""
-        reads_labels = self.kind == "ca_mkd"
-        stretches = Stretches(positions, self.granularity, past_only=reads_labels)
-        rows, means = slice(0, len(positions)), []
+        rule = JOINT_RULES[self.kind]
+        stretches = Stretches(positions, self.granularity, past_only=rule.reads_labels)
+        everywhere = slice(0, len(positions))
+        means = []
         for m, figures in enumerate(figures_of(stats)):
-            figure = figures.cross_entropy if reads_labels else figures.entropy
-            said = torch.ones_like(figures.valid) if stretches.past_only else figures.valid
-            means.append(stretches.means(figure, said, rows, m))
-        weights = ca_mkd_weights if reads_labels else ebkd_weights
-        return weights(torch.stack(means, -1), stats.valid)
+            figure = figures.cross_entropy if rule.reads_labels else figures.entropy
+            counts = torch.ones_like(figures.valid) if stretches.past_only else figures.valid
+            means.append(stretches.means(figure, counts, everywhere, m))
+        return rule.weights(torch.stack(means, -1), stats.valid)

@@ -10,7 +10,8 @@ a vectorised sum over M and M - 1 entries may round differently. That is what ma
 "absent" equal bit for bit.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
 from typing import Literal, Protocol
@@ -35,12 +36,6 @@ WeightingName = Literal[
     "avg_ce",
     "bayes",
 ]
-
-READ_ENTROPIES = ("entropy", "inverse_entropy", "most_certain")
-"""Kinds that look at a teacher's entropy over a stretch of text."""
-
-READ_LABELS = ("mt_bert", "min_ce", "avg_ce")
-"""Kinds that look at a teacher's cross-entropy over a stretch; `bayes` reads labels too, but past ones only."""
 
 ENTROPY_EPSILON = 1e-8
 """Nats added to an entropy before it is inverted."""
@@ -171,12 +166,40 @@ class Weighting:
     decay: float = 0.97
     routes: tuple[int, ...] | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse a kind that there is not."""
+        if self.kind not in RULES:
+            raise ValueError(f"there is no weighting {self.kind!r}: give one of {', '.join(RULES)}")
+
+    @property
+    def rule(self) -> "ScoreRule":
+        """How this kind scores."""
+        return RULES[self.kind]
+
+    @property
+    def is_known_ahead(self) -> bool:
+        """Whether the weights at a position are known before its label."""
+        return self.rule.averages != "cross_entropy" or self.granularity.startswith("causal")
+
+    @property
+    def entropy_stretch(self) -> str | None:
+        """Granularity of the entropies that set the weights; None if none do."""
+        return self.granularity if self.rule.averages == "entropy" else None
+
     def __call__(self, stats: TeacherStats, positions: Positions) -> Float[Tensor, "N M"]:
         """Weights; rows sum to 1 over valid teachers."""
         scores = self.scorer(positions)
         everywhere = slice(0, len(positions))
         columns = [scores.of(m, figures, everywhere) for m, figures in enumerate(figures_of(stats))]
         return weights_from_scores(torch.stack(columns, -1), stats.valid, tau=scores.tau)
+
+    def of_next_token(self, entropy: Float[Tensor, "R M"], valid: Bool[Tensor, "R M"]) -> Float[Tensor, "R M"]:
+        """Weights before the next token of each text is known.
+
+        `entropy` and `static` weigh as in the loss, always at the granularity of a token, as later text is not
+        there yet; other kinds are uniform here.
+        """
+        return self.rule.of_next_token(self, entropy, valid)
 
     def scorer(self, positions: Positions) -> "Scores":
         """Scores of the teachers on these positions, to be asked chunk after chunk."""
@@ -195,13 +218,13 @@ class Scores:
     """
 
     def __init__(self, weighting: Weighting, positions: Positions) -> None:
-        self.weighting, self.positions = weighting, positions
-        reads_labels = weighting.kind in READ_LABELS
-        averages = reads_labels or weighting.kind in READ_ENTROPIES
-        granularity = weighting.granularity if averages else "token"
-        self.stretches = Stretches(positions, granularity, past_only=reads_labels)
-        self._carries: dict[int, Carry | None] = {}
-        if weighting.kind == "domain" and positions.domains is None:
+        self.weighting = weighting
+        self.positions = positions
+        averages = weighting.rule.averages
+        granularity = "token" if averages is None else weighting.granularity
+        self.stretches = Stretches(positions, granularity, past_only=averages == "cross_entropy")
+        self.carries: dict[int, Carry | None] = {}
+        if weighting.rule.reads_domains and positions.domains is None:
             raise ValueError(
                 "weights by domain, but the batch does not say which domain its blocks are of: "
                 "give BlockCollator the names of the domains"
@@ -210,44 +233,110 @@ class Scores:
     @property
     def tau(self) -> float:
         """What scores are divided by."""
-        if self.weighting.kind in ("most_certain", "min_ce"):
-            return 0.0
-        return self.weighting.tau if self.weighting.kind == "entropy" else 1.0
+        fixed = self.weighting.rule.tau
+        return self.weighting.tau if fixed is None else fixed
 
     def of(self, teacher: int, figures: Figures, rows: slice) -> Float[Tensor, " n"]:
         """Scores of one teacher; see `Scorer`."""
-        kind = self.weighting.kind
-        if kind in READ_ENTROPIES:
-            mean = self.stretches.means(figures.entropy, figures.valid, rows, teacher)
-            return -(mean + ENTROPY_EPSILON).log() if kind == "inverse_entropy" else -mean
-        if kind in READ_LABELS:
-            said = torch.ones_like(figures.valid) if self.stretches.past_only else figures.valid
-            mean = self.stretches.means(figures.cross_entropy, said, rows, teacher)
-            return {"mt_bert": -mean.log1p(), "min_ce": -mean, "avg_ce": (-mean).exp()}[kind]
-        if kind == "bayes":
-            return self._posterior(teacher, figures, rows)
-        if kind == "domain":
-            return self._routed(teacher, figures, rows)
-        if kind == "uniform":
-            return torch.zeros_like(figures.entropy)
-        assert self.weighting.values is not None, "static weights have values"
-        return figures.entropy.new_tensor(self.weighting.values[teacher]).log().expand_as(figures.entropy)
+        return self.weighting.rule.score(self, teacher, figures, rows)
 
-    def _posterior(self, teacher: int, figures: Figures, rows: slice) -> Tensor:
-        sums, self._carries[teacher] = fading_sums(
-            figures.cross_entropy.unsqueeze(-1),
-            self.positions.segments[rows],
-            self.weighting.decay,
-            past_only=True,
-            carry=self._carries.get(teacher),
-        )
-        return -sums.squeeze(-1)
 
-    def _routed(self, teacher: int, figures: Figures, rows: slice) -> Tensor:
-        assert self.positions.domains is not None and self.weighting.routes is not None, "seen in __init__"
-        routes = torch.tensor(self.weighting.routes, device=figures.entropy.device)
-        chosen = routes[self.positions.domains[rows]] == teacher
-        return torch.zeros_like(figures.entropy).masked_fill(~chosen, -torch.inf)
+# The rules. Each scores one teacher at some rows, from its figures there.
+
+
+def _equal(scores: Scores, teacher: int, figures: Figures, rows: slice) -> Float[Tensor, " n"]:
+    return torch.zeros_like(figures.entropy)
+
+
+def _fixed(scores: Scores, teacher: int, figures: Figures, rows: slice) -> Float[Tensor, " n"]:
+    assert scores.weighting.values is not None, "static weights have values"
+    return figures.entropy.new_tensor(scores.weighting.values[teacher]).log().expand_as(figures.entropy)
+
+
+def _routed(scores: Scores, teacher: int, figures: Figures, rows: slice) -> Float[Tensor, " n"]:
+    domains = scores.positions.domains
+    assert domains is not None and scores.weighting.routes is not None, "seen in Scores.__init__"
+    routes = torch.tensor(scores.weighting.routes, device=figures.entropy.device)
+    chosen = routes[domains[rows]] == teacher
+    return torch.zeros_like(figures.entropy).masked_fill(~chosen, -torch.inf)
+
+
+def _posterior(scores: Scores, teacher: int, figures: Figures, rows: slice) -> Float[Tensor, " n"]:
+    sums, scores.carries[teacher] = fading_sums(
+        figures.cross_entropy.unsqueeze(-1),
+        scores.positions.segments[rows],
+        scores.weighting.decay,
+        past_only=True,
+        carry=scores.carries.get(teacher),
+    )
+    return -sums.squeeze(-1)
+
+
+def _uniform_next(weighting: Weighting, entropy: Tensor, valid: Tensor) -> Tensor:
+    return uniform_weights(valid, dtype=entropy.dtype)
+
+
+def _static_next(weighting: Weighting, entropy: Tensor, valid: Tensor) -> Tensor:
+    assert weighting.values is not None, "static weights have values"
+    return static_weights(entropy.new_tensor(weighting.values), valid)
+
+
+def _entropy_next(weighting: Weighting, entropy: Tensor, valid: Tensor) -> Tensor:
+    return entropy_weights(entropy, tau=weighting.tau, valid=valid)
+
+
+@dataclass(frozen=True)
+class ScoreRule:
+    """What one kind of weighting does.
+
+    Attributes:
+        score: Scores of a teacher at some rows.
+        averages: The figure that is averaged over a stretch of text; None where `granularity` has no say.
+        tau: Divides the scores; None: `Weighting.tau` does.
+        reads_domains: Whether it must know the domain of each position.
+        of_next_token: See `Weighting.of_next_token`.
+    """
+
+    score: Callable[[Scores, int, Figures, slice], Tensor]
+    averages: Literal["entropy", "cross_entropy"] | None = None
+    tau: float | None = 1.0
+    reads_domains: bool = False
+    of_next_token: Callable[[Weighting, Tensor, Tensor], Tensor] = _uniform_next
+
+
+def _by_entropy(score: Callable[[Tensor], Tensor], *, tau: float | None = 1.0) -> ScoreRule:
+    """A rule that scores the mean entropy."""
+
+    def of(scores: Scores, teacher: int, figures: Figures, rows: slice) -> Tensor:
+        return score(scores.stretches.means(figures.entropy, figures.valid, rows, teacher))
+
+    return ScoreRule(of, averages="entropy", tau=tau)
+
+
+def _by_cross_entropy(score: Callable[[Tensor], Tensor], *, tau: float | None = 1.0) -> ScoreRule:
+    """A rule that scores the mean cross-entropy."""
+
+    def of(scores: Scores, teacher: int, figures: Figures, rows: slice) -> Tensor:
+        # A mean of the past alone has a say where the teacher is absent too: it counts as uniform there.
+        counts = torch.ones_like(figures.valid) if scores.stretches.past_only else figures.valid
+        return score(scores.stretches.means(figures.cross_entropy, counts, rows, teacher))
+
+    return ScoreRule(of, averages="cross_entropy", tau=tau)
+
+
+RULES: Mapping[WeightingName, ScoreRule] = {
+    "uniform": ScoreRule(_equal),
+    "static": ScoreRule(_fixed, of_next_token=_static_next),
+    "domain": ScoreRule(_routed, reads_domains=True),
+    "entropy": replace(_by_entropy(torch.neg, tau=None), of_next_token=_entropy_next),
+    "inverse_entropy": _by_entropy(lambda mean: -(mean + ENTROPY_EPSILON).log()),
+    "most_certain": _by_entropy(torch.neg, tau=0.0),
+    "mt_bert": _by_cross_entropy(lambda mean: -mean.log1p()),
+    "min_ce": _by_cross_entropy(torch.neg, tau=0.0),
+    "avg_ce": _by_cross_entropy(lambda mean: (-mean).exp()),
+    "bayes": ScoreRule(_posterior),
+}
+"""What each kind does; `Weighting` describes them."""
 
 
 def figures_of(stats: TeacherStats) -> list[Figures]:

@@ -22,7 +22,7 @@ from collegium.data.collate import with_continuations
 from collegium.losses.fusion import Fusion
 from collegium.losses.precision import full_precision
 from collegium.losses.sampling import at, draw, mixed_logprobs, shaped_logprobs
-from collegium.losses.weighting import Weighting, entropy_weights, static_weights, uniform_weights
+from collegium.losses.weighting import Weighting
 from collegium.models.decoding import Decoder
 from collegium.signals.contracts import Batch, NextToken, Teacher
 from collegium.signals.signals import Head
@@ -120,7 +120,7 @@ class Author:
         trunk: The part of it below the head.
         head: Projects its hidden states.
         teachers: All of them, if their share is above 0.
-        weighting: How much each counts; see `token_weights`.
+        weighting: How much each counts; see `Weighting.of_next_token`.
         fusion: Makes one distribution of theirs.
     """
 
@@ -168,25 +168,10 @@ class Author:
         return tokens, at(logits.log_softmax(-1), tokens), at(sampled, tokens)
 
     def _fused(self, views: Sequence[NextToken], valid: Tensor) -> Tensor:
-        weights = token_weights(self.weighting, torch.stack([view.entropy for view in views], -1), valid)
+        weights = self.weighting.of_next_token(torch.stack([view.entropy for view in views], -1), valid)
         weights = torch.where(valid.any(-1, keepdim=True), weights, 1.0 / len(views))
         logprobs = (view.logprobs.masked_fill(~valid[:, m, None], 0.0) for m, view in enumerate(views))
         return self.fusion(logprobs, weights)
-
-
-def token_weights(
-    weighting: Weighting, entropy: Float[Tensor, "R M"], valid: Bool[Tensor, "R M"]
-) -> Float[Tensor, "R M"]:
-    """Weights of teachers before the token that they are asked about is known.
-
-    Entropy and fixed weights are those of the loss, always at the granularity of a token, as later text is not
-    there yet; a weighting that reads labels or domains is uniform here.
-    """
-    if weighting.kind == "entropy":
-        return entropy_weights(entropy, tau=weighting.tau, valid=valid)
-    if weighting.kind == "static" and weighting.values is not None:
-        return static_weights(entropy.new_tensor(weighting.values), valid)
-    return uniform_weights(valid, dtype=entropy.dtype)
 
 
 @contextlib.contextmanager

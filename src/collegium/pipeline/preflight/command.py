@@ -19,10 +19,10 @@ from collegium.base.errors import RecipeError, UserError
 from collegium.base.terminal import is_main_rank, say
 from collegium.evaluation.cost import Clock, RunCost
 from collegium.evaluation.language_modeling import HeldOut
-from collegium.evaluation.preflight import Preflight, Resampling, run_preflight
+from collegium.evaluation.preflight import Preflight, Resampling, entropy_stretch, run_preflight
 from collegium.evaluation.preflight_verdict import cost_verdict, verdict
 from collegium.losses.joint_weighting import JointWeighting
-from collegium.losses.weighting import READ_ENTROPIES, Weighting
+from collegium.losses.weighting import Weighting
 from collegium.pipeline.comparison import PREFLIGHT
 from collegium.pipeline.preflight.as_tree import as_tree
 from collegium.pipeline.preflight.estimate.caches import PendingCache, pending_caches
@@ -100,7 +100,7 @@ def preflight(
         tokenizers=pairs,
         resampling=Resampling(evaluation.confidence, evaluation.bootstrap_samples, recipe.seed),
     )
-    reads_entropies = recipe.objective.weighting.kind in (*READ_ENTROPIES, "ebkd")
+    reads_entropies = entropy_stretch(chosen) is not None
     lines = verdict(result, confidence=evaluation.confidence, reads_entropies=reads_entropies)
     result = replace(result, verdict=(*lines, *cost_lines))
     if is_main_rank():  # beside what the run will take, once it is known
