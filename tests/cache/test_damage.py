@@ -77,7 +77,7 @@ def inputs_of(row):
 
 def logits_of(cached: CachedTeacher) -> list[torch.Tensor]:
     """What follows from a stored head; nothing in the other modes."""
-    return [] if cached._head is None else [cached._head(torch.ones(1, cached.hidden_size))]
+    return [] if cached._head is None else [cached._head(torch.ones(1, cached.underlying_model.hidden_size))]
 
 
 @pytest.fixture(scope="module")
