@@ -5,9 +5,7 @@ import json
 import math
 import os
 import shutil
-import struct
-from collections.abc import Callable, Sequence
-from itertools import accumulate, pairwise
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from collegium.base.errors import DataError
-from collegium.cache.codec import TokenLists
 from collegium.cache.exchange import ROWS_PER_GROUP, export_parquet
 from collegium.cache.manifest import Mode
 from collegium.cache.reader import CacheReader

@@ -94,7 +94,7 @@ _Part = tuple[Int[Tensor, " L"], Int[Tensor, " L"], Float[Tensor, " L"]]
 def _of_main(
     signal: TopKSignal, own_probs: Tensor, first: Tensor, start: Tensor, path: Tensor, vocab_size: int
 ) -> _Part:
-    """What is listed where both have cut; a token without counterpart stays in the tail."""
+    """Entries listed where both have cut; a token without counterpart stays in the tail."""
     token_ids = signal.token_ids.long()[start]  # [N K]
     ids = torch.where(token_ids < 0, vocab_size, first[token_ids.clamp_min(0)])
     probs = own_probs[start] * path.unsqueeze(-1)
@@ -104,9 +104,10 @@ def _of_main(
 
 
 def _of_entries(signal: TopKSignal, own_probs: Tensor, rows: CarryRows) -> _Part:
-    """What is listed at the cut before and goes on behind the place."""
+    """Entries listed at the cut before that go on behind the place."""
     known = rows.entry_follows >= 0
-    place, follows = rows.entry_rows[known], rows.entry_follows[known]
+    place = rows.entry_rows[known]
+    follows = rows.entry_follows[known]
     probs = _listed_probs(signal, own_probs, rows.before[place], rows.entry_tokens[known])
     found = probs > 0
     return place[found], follows[found], probs[found]
@@ -136,7 +137,9 @@ def unknown_share_at_most(signal: TopKSignal, rows: CarryRows, inside: Bool[Tens
     least = own_probs.masked_fill(signal.token_ids < 0, torch.inf).amin(-1)
     most = torch.minimum(least, (1.0 - own_probs.sum(-1)).clamp_min(0.0))  # of a token that is not listed
     here = inside[rows.entry_rows]
-    place, tokens, follows = rows.entry_rows[here], rows.entry_tokens[here], rows.entry_follows[here]
+    place = rows.entry_rows[here]
+    tokens = rows.entry_tokens[here]
+    follows = rows.entry_follows[here]
     before = rows.before[place]
     probs = _listed_probs(signal, own_probs, before, tokens)
     ending = torch.where(probs > 0, probs, most[before]).masked_fill(follows >= 0, 0.0)

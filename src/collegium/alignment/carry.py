@@ -37,7 +37,7 @@ from collegium.signals.signals import (
 
 @dataclass(frozen=True)
 class CarryRows:
-    """Where the distributions at N places come from; see `collegium.alignment.plan.AlignmentPlan`.
+    """Source of the distributions at N places; see `collegium.alignment.plan.AlignmentPlan`.
 
     Attributes:
         main: Row of the teacher that predicts from the same text; -1 for none.
@@ -121,7 +121,8 @@ def carried_logprobs(
     pooled = probs.new_zeros((len(probs), vocab_size + 1)).index_add_(1, first, probs)
     path, chain = path_probs(gold, rows)
     known = rows.entry_follows >= 0
-    place, follows = rows.entry_rows[known], rows.entry_follows[known]
+    place = rows.entry_rows[known]
+    follows = rows.entry_follows[known]
     entries = probs[rows.before[place], rows.entry_tokens[known]]
     crossing = path.new_zeros(len(rows)).index_add_(0, place, entries)
     # Both too small for a float: what is said from the same text is still known.
@@ -140,7 +141,8 @@ def carried_logprobs(
         carried = pooled.new_zeros((len(rows), vocab_size + 1))
     carried.index_put_((place, follows), entries / total[place], accumulate=True)
     split = rows.chain.nonzero().squeeze(-1)
-    source, share = first[own_labels[rows.main[split]]], moved[split] / total[split]
+    source = first[own_labels[rows.main[split]]]
+    share = moved[split] / total[split]
     carried[split, source] = (carried[split, source] - share).clamp_min(0.0)
     carried.index_put_((split, rows.labels[split]), share, accumulate=True)
     return carried[:, :vocab_size].log_().clamp_min_(LOG_ZERO)
@@ -247,13 +249,14 @@ def logits_at(signal: TeacherSignal, rows: Int[Tensor, " R"]) -> Float[Tensor, "
 def unknown_share(
     signal: ProjectedSignal | DenseSignal, rows: CarryRows, inside: Bool[Tensor, " N"]
 ) -> Float[Tensor, " N"]:
-    """Of what a teacher may have written at places inside one of its tokens, the share that ends there.
+    """Share, of what a teacher may have written at places inside one of its tokens, that ends there.
 
     What follows such a token it would have said from a text that it did not read. Of the head only the rows of
     the tokens concerned are needed, as the share does not depend on the others. 0 outside of `inside`.
     """
     here = inside[rows.entry_rows]
-    place, tokens = rows.entry_rows[here], rows.entry_tokens[here]
+    place = rows.entry_rows[here]
+    tokens = rows.entry_tokens[here]
     head = signal.head if isinstance(signal, ProjectedSignal) else None
     linear = head.as_linear() if isinstance(head, TransparentHead) else None
     if linear is not None and isinstance(signal, ProjectedSignal):

@@ -1,4 +1,4 @@
-"""What two tokenizers have in common, counted in their vocabularies and on some text.
+"""Counts what two tokenizers have in common, in their vocabularies and on some text.
 
 No model is needed: which of a teacher's predictions reach a student is decided by the text alone. Equal sizes
 of vocabularies say nothing, and neither do unequal ones: entries that fill up a model's vocabulary are no
@@ -60,7 +60,8 @@ class ModelTokenizer:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, num_rows: int | None = None) -> None:
-        self.tokenizer, self._num_rows = tokenizer, num_rows
+        self.tokenizer = tokenizer
+        self._num_rows = num_rows
 
     @cached_property
     def table(self) -> TokenBytes:
@@ -93,13 +94,13 @@ class ModelTokenizer:
 
     @cached_property
     def begins_with_bos(self) -> bool:
-        """Whether it puts BOS before a text by itself."""
+        """True if it puts BOS before a text by itself."""
         bos = self.tokenizer.bos_token_id
         return isinstance(bos, int) and self.tokenizer.encode("a")[:1] == [bos]
 
     @cached_property
     def probes(self) -> list[list[int]]:
-        """How it cuts a few lines."""
+        """Its tokens for a few lines."""
         return [self.tokenizer.encode(probe, add_special_tokens=False) for probe in PROBES]
 
     def read(self, contents: Sequence[bytes]) -> list[ReadText]:
@@ -132,7 +133,8 @@ def compare(
         plan = None if same else _plan(student, teacher, texts)
     except DataError as error:
         return unusable(name, str(error))
-    facts, own = facts_of(student, texts), facts_of(teacher, own_texts)
+    facts = facts_of(student, texts)
+    own = facts_of(teacher, own_texts)
     overlap = _overlap(student, teacher, plan, same=same, texts=(texts, own_texts))
     return Comparison(
         teacher=name,
@@ -146,7 +148,7 @@ def compare(
 
 
 def kind_of(student: ModelTokenizer, teacher: ModelTokenizer) -> Kind:
-    """What two tokenizers are to one another."""
+    """Relation of two tokenizers."""
     added = student.added | teacher.added
     ordinary, others = (
         {token: token_id for token, token_id in side.vocab.items() if token not in added}
@@ -160,7 +162,7 @@ def kind_of(student: ModelTokenizer, teacher: ModelTokenizer) -> Kind:
 
 
 def _plan(student: ModelTokenizer, teacher: ModelTokenizer, texts: Sequence[ReadText]) -> AlignmentPlan:
-    """How the teacher reaches the student's positions.
+    """Plan by which the teacher reaches the student's positions.
 
     Raises:
         DataError: the tokens of one do not keep all of a text.
@@ -173,11 +175,14 @@ def _plan(student: ModelTokenizer, teacher: ModelTokenizer, texts: Sequence[Read
 
 def facts_of(side: ModelTokenizer, texts: Sequence[ReadText]) -> TokenizerFacts:
     """Figures of a tokenizer that has read some text."""
-    num_bytes, num_tokens = sum(len(text.content) for text in texts), _num_tokens(side, texts)
+    num_bytes = sum(len(text.content) for text in texts)
+    num_tokens = _num_tokens(side, texts)
     try:
-        lost, normalizers = sum(lost_bytes(text, side.table) for text in texts), side.table.left_out
+        lost = sum(lost_bytes(text, side.table) for text in texts)
+        normalizers = side.table.left_out
     except DataError:  # what its tokens stand for is not known
-        lost, normalizers = None, ()
+        lost = None
+        normalizers = ()
     tokenizer = side.tokenizer
     return TokenizerFacts(
         num_tokens=len(side.vocab),
@@ -272,7 +277,8 @@ def shares(plan: AlignmentPlan) -> dict[str, float]:
 
 
 def _differing(student: ModelTokenizer, teacher: ModelTokenizer) -> list[tuple[str, int | None, int | None]]:
-    ours, theirs = student.vocab, teacher.vocab
+    ours = student.vocab
+    theirs = teacher.vocab
     found = [
         (t, ours.get(t), theirs.get(t)) for t in student.added | teacher.added if ours.get(t) != theirs.get(t)
     ]

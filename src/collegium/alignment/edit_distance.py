@@ -52,7 +52,8 @@ def _compare(student: TokenBytes, teacher: TokenBytes, vocabulary: VocabularyMap
         same[teacher.eos] = True
     open_ids = np.flatnonzero((nearest >= 0) & ~same)
     choices = [(token_id, _spelling(piece)) for token_id, piece in enumerate(student.pieces) if piece]
-    ids, spellings = np.array([token_id for token_id, _ in choices]), [text for _, text in choices]
+    ids = np.array([token_id for token_id, _ in choices])
+    spellings = [text for _, text in choices]
     logger.info("comparing %d tokens with %d (once)", len(open_ids), len(spellings))
     for start in range(0, len(open_ids), AT_ONCE):
         part = open_ids[start : start + AT_ONCE]

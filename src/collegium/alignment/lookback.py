@@ -1,4 +1,4 @@
-"""What the student has read since a common cut, as keys into the map of vocabularies.
+"""The student's tokens since a common cut, as keys into the map of vocabularies.
 
 Tokens of a teacher's that begin at the last common cut and go on behind a place are entries of the place. One that
 begins at a cut further back and spans the last one would count too; where the map has such a token, what is

@@ -76,7 +76,8 @@ class TokenBytes:
         self.lengths: NDArray[np.int64] = np.array([len(piece or b"") for piece in self.pieces], np.int64)
         self.left_out = _left_out(tree["normalizer"])
         self._puts_space, self._backend = _lossless(tree)
-        bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+        bos = tokenizer.bos_token_id
+        eos = tokenizer.eos_token_id
         self.bos = bos if isinstance(bos, int) and tokenizer.encode("a")[:1] == [bos] else None
         self.eos = eos if isinstance(eos, int) else None
 
@@ -147,7 +148,9 @@ class TokenBytes:
     def _joined(
         self, parts: Sequence[str | bytes], encodings: Iterator[tokenizers.Encoding], spaced: bool
     ) -> "TokenizedBytes":
-        tokens, ends, size = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], 0
+        tokens = [np.zeros(0, np.int64)]
+        ends = [np.zeros(0, np.int64)]
+        size = 0
         for i, part in enumerate(parts):
             if isinstance(part, str):
                 space = spaced and i == 0
@@ -226,7 +229,7 @@ def _kinds(part: Any) -> set[str]:
 
 
 def _lossless(tree: dict[str, Any]) -> tuple[bool, tokenizers.Tokenizer]:
-    """Whether a tokenizer puts a space before a text, and one that neither does nor loses anything.
+    """Ask whether a tokenizer puts a space before a text; make one that neither does nor loses anything.
 
     Changes the tree, which was read for this; a copy would cost seconds for 262,144 tokens.
     """

@@ -1,4 +1,4 @@
-"""Whether two tokenizers are the same, told token by token.
+"""Decides whether two tokenizers are the same, token by token.
 
 Equal sizes say nothing (Qwen2.5's 151,936 and 152,064 are one tokenizer with other padding, and two
 tokenizers of 32,000 rarely agree), so the maps themselves are compared, and a few lines of text.
@@ -42,7 +42,8 @@ def require_same_tokenizer(
 
 def tokenizer_difference(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> str | None:
     """In words, what the second does otherwise than the first, the student's; None if nothing."""
-    ours, theirs = _without_filling(tokenizer), _without_filling(other)
+    ours = _without_filling(tokenizer)
+    theirs = _without_filling(other)
     differing = [token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token)]
     if differing:
         first = sorted(differing, key=lambda token: min(ours.get(token, 1 << 60), theirs.get(token, 1 << 60)))[:3]

@@ -1,4 +1,4 @@
-"""What follows from a comparison of two tokenizers, in words.
+"""Puts into words what follows from a comparison of two tokenizers.
 
 Equal sizes of vocabularies say nothing, and neither do unequal ones: entries that fill up a model's vocabulary
 are no tokens.
@@ -11,7 +11,7 @@ from typing import Literal
 
 Kind = Literal["same", "padding", "special", "other", "unusable"]
 """`same`; `padding`: but for entries that fill up a vocabulary; `special`: but for tokens that were added;
-`other`; `unusable`: what the teacher's tokens stand for cannot be told."""
+`other`; `unusable`: what the teacher's tokens stand for is not known."""
 
 Approximation = Literal["none", "split", "inside", "all"]
 """As `collegium.teachers.aligned.Approximation`; `all`: every position gets something, as by spelling (MinED)."""
@@ -33,7 +33,7 @@ class TokenizerFacts:
         normalizers: What it does to a text that loses something; it is done to the student's text when that is
             prepared, and left out for teachers.
         bytes_per_token: Of the text; None if there is none.
-        lost_bytes: Bytes of the text that its tokens do not give back; None if that cannot be told.
+        lost_bytes: Bytes of the text that its tokens do not give back; None if that is not known.
         num_bytes: Of the text.
     """
 
@@ -81,7 +81,7 @@ class Comparison:
         teacher: Name of the teacher.
         kind: What they are to one another.
         verdict: That in words.
-        warnings: What is to be mended or known, a sentence each.
+        warnings: Things to fix or to know, a sentence each.
         student: Figures of the student's; None if there is nothing to compare with.
         own: Of the teacher's.
         overlap: Of both.
@@ -97,7 +97,7 @@ class Comparison:
 
 
 def unusable(name: str, reason: str) -> Comparison:
-    """What is said of a teacher whose tokenizer cannot be used, or found."""
+    """Comparison of a teacher whose tokenizer cannot be used, or found."""
     return Comparison(name, "unusable", f"cannot be used: {reason}")
 
 
@@ -108,7 +108,7 @@ def verdict(
     overlap: Overlap,
     approximate: Approximation,
 ) -> str:
-    """What two tokenizers are to one another, in words.
+    """Relation of two tokenizers, in words.
 
     Args:
         kind: What they are.
@@ -139,7 +139,8 @@ def _reached(shares: dict[str, float] | None, approximate: Approximation) -> str
         "inside": ("split", "inside"),
         "all": ("split", "inside", "absent"),
     }[approximate]
-    exact, other = shares["exact"], sum(shares[name] for name in carried)
+    exact = shares["exact"]
+    other = sum(shares[name] for name in carried)
     return (
         f"{100 * exact:.1f} % of the text exact, {100 * other:.1f} % approximate, "
         f"the rest ({100 * (1 - exact - other):.1f} %) left to the other teachers"
@@ -147,7 +148,7 @@ def _reached(shares: dict[str, float] | None, approximate: Approximation) -> str
 
 
 def warnings(kind: Kind, student: TokenizerFacts, own: TokenizerFacts, overlap: Overlap) -> Iterator[str]:
-    """What is to be mended or known, a sentence each."""
+    """Things to fix or to know, a sentence each."""
     if overlap.shares is not None and overlap.shares["exact"] < ENOUGH:
         yield (
             f"under half of the text is exact ({100 * overlap.shares['exact']:.1f} %): take a student with this "
@@ -174,7 +175,7 @@ def _because(facts: TokenizerFacts) -> str:
 
 
 def _frame_warnings(student: TokenizerFacts, own: TokenizerFacts) -> Iterator[str]:
-    """Of the same tokenizer: nothing is aligned, so the teacher reads the student's BOS and EOS."""
+    """Warn of other BOS and EOS with one tokenizer: nothing is aligned, so the teacher reads the student's."""
     if student.eos != own.eos:
         yield (
             f"the student ends a text with {_shown(student.eos)}, the teacher with {_shown(own.eos)}: with "

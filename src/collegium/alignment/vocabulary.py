@@ -1,4 +1,4 @@
-"""How the tokens of a teacher and of a student correspond, made once for a pair and kept on disk.
+"""The map between the tokens of a teacher and of a student, made once for a pair and kept on disk.
 
 A teacher's token says which student token comes next: the first one that its bytes are cut into. That makes
 one map of the teacher's vocabulary onto the student's, under which no probability is lost. Where the student
@@ -85,7 +85,7 @@ def kept_arrays(
     names: Sequence[str],
     make: Callable[[], Mapping[str, NDArray[Any]]],
 ) -> dict[str, NDArray[Any]]:
-    """What is made once for a pair of vocabularies, read from the cache folder if it was made before.
+    """Arrays that are made once for a pair of vocabularies and read from the cache folder after that.
 
     Args:
         what: What it is, and the number of its format.
@@ -101,7 +101,7 @@ def kept_arrays(
             arrays = safetensors.numpy.load_file(path)
             return {name: arrays[name] for name in names}
         except (SafetensorError, KeyError, OSError) as error:
-            logger.warning("%s: is damaged (%s); it is made anew", path, error)
+            logger.warning("%s: is damaged (%s); it is made again", path, error)
     made = make()
     arrays = {name: np.ascontiguousarray(made[name]) for name in names}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -158,5 +158,6 @@ def _prefixes(
         keys = extend_keys(keys, cut[starts[tokens] + depth])
         goes_on = lengths[tokens] > depth + 1
         yield keys[~goes_on], np.full(int((~goes_on).sum()), -1), tokens[~goes_on]
-        keys, tokens = keys[goes_on], tokens[goes_on]
+        keys = keys[goes_on]
+        tokens = tokens[goes_on]
         yield keys, cut[starts[tokens] + depth + 1], tokens

@@ -1,4 +1,4 @@
-"""What goes wrong for users, each with the exit code of the command line. No torch here."""
+"""Errors that users can cause, each with the exit code of the command line. No torch here."""
 
 import errno
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ EXIT_CODES: Mapping[int, str] = {
     130: "stopped by SIGINT (Ctrl-C)",
     143: "stopped by SIGTERM",
 }
-"""What the exit codes of the command line mean."""
+"""Meaning of each exit code of the command line."""
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -35,12 +35,12 @@ def pass_on_full_disk(error: BaseException) -> None:
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:
-    """What an error of a library says, in one line of at most `limit` characters."""
+    """Message of a library's error, in one line of at most `limit` characters."""
     return " ".join(str(error).split())[:limit]
 
 
 class UserError(Exception):
-    """A mistake or a mishap that a user can mend; its text says how."""
+    """A mistake or mishap that a user can fix; the message says how."""
 
     exit_code = 1
     report: Mapping[str, Any] | None = None

@@ -1,4 +1,4 @@
-"""Where models and text are, without loading any: hub ids, folders, files, files inside packages."""
+"""Finds models and text without loading any: hub ids, folders, files, files inside packages."""
 
 import glob
 import importlib.util
@@ -12,7 +12,7 @@ _PACKAGE_PREFIX = "package:"
 
 
 def cache_dir() -> Path:
-    """Where dequantised weights and prepared text are kept (`COLLEGIUM_CACHE`)."""
+    """Folder of dequantised weights and prepared text (`COLLEGIUM_CACHE`)."""
     return Path(os.environ.get("COLLEGIUM_CACHE", Path.home() / ".cache" / "collegium"))
 
 
@@ -38,12 +38,12 @@ def resolve_reference(reference: str) -> str:
 
 
 def is_offline() -> bool:
-    """Whether the hub must not be asked."""
+    """True if the hub must not be asked."""
     return os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
 
 
 def is_local(reference: str) -> bool:
-    """Whether this is a path or a file in a package, and no hub id."""
+    """True for a path or a file in a package, False for a hub id."""
     return reference.startswith(("/", ".", "package:")) or Path(reference).exists()
 
 

@@ -1,8 +1,8 @@
-"""What people see: lines, progress and tables; rich on a terminal, plain text elsewhere.
+"""Output for people: lines, progress and tables; rich on a terminal, plain text elsewhere.
 
-Only the first rank speaks. Progress goes to stderr and results to stdout, so that results can be
-piped. NO_COLOR and TERM=dumb are honoured; rich is imported where there is a terminal to draw on, which
-costs a tenth of a second.
+Only the first rank prints. Progress goes to stderr and results to stdout, so that results can be
+piped. NO_COLOR and TERM=dumb are honoured. rich is imported only where there is a terminal to draw on, as
+that costs a tenth of a second.
 """
 
 import atexit
@@ -31,7 +31,7 @@ BAR_WIDTH = 16
 
 
 def is_main_rank() -> bool:
-    """Whether this process is the one that speaks."""
+    """True in the process that prints."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -42,7 +42,7 @@ def say(text: str) -> None:
 
 
 def is_terminal(stream: TextIO) -> bool:
-    """Whether lines of this stream can be drawn over; not where TERM says that it is dumb."""
+    """True if lines of this stream can be redrawn; not where TERM says that it is dumb."""
     return stream.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
 
 
@@ -65,7 +65,8 @@ class ProgressLine:
             done: How far it is, of `total`.
             total: Where it ends; without it the bar only shows that something moves.
         """
-        now, drawn = time.monotonic(), is_terminal(sys.stderr)
+        now = time.monotonic()
+        drawn = is_terminal(sys.stderr)
         if not is_main_rank() or now - self._last < (DRAWN_INTERVAL if drawn else PLAIN_INTERVAL):
             return
         self._last = now
@@ -109,7 +110,7 @@ def _new_bar() -> "Progress":
 
 
 def restore_cursor() -> None:
-    """Leave the terminal as it was, where a process ends without another word."""
+    """Leave the terminal as it was where a process ends without printing more."""
     if is_terminal(sys.stderr):
         os.write(2, b"\r\x1b[K\x1b[?25h")
 

@@ -13,7 +13,7 @@ _HIDDEN = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
 
 
 def visible(text: object) -> str:
-    """The text with everything in it to be seen; line breaks and tabs stay."""
+    """The text with everything in it made visible; line breaks and tabs stay."""
     return "".join(_shown(character) for character in str(text))
 
 

@@ -42,7 +42,7 @@ from collegium.signals.contracts import Teacher
 
 @dataclass(frozen=True)
 class CacheProgress:
-    """How far one process has come.
+    """Progress of one process.
 
     Attributes:
         tokens: Positions scored by this call.
@@ -107,7 +107,8 @@ class CacheBuilder:
         on_progress: Callable[[CacheProgress], None] | None = None,
     ) -> None:
         assert len(rows) == plan.num_rows, "the plan is of these rows"
-        self.folder, self.plan = folder, plan
+        self.folder = folder
+        self.plan = plan
         self._scorer = Scorer(
             teacher,
             rows,
@@ -155,7 +156,7 @@ class CacheBuilder:
         return folder_lock(local) if local is not None and self._ranks.rank == 0 else nullcontext()
 
     def rebuild(self, shards: Sequence[int]) -> None:
-        """Score these shards of a finished cache anew, in place of what is there."""
+        """Score these shards of a finished cache again, in place of what is there."""
         started = time.monotonic()
         for shard in shards:
             self._write_shard(shard, started, shards)

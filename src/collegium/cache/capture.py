@@ -1,4 +1,4 @@
-"""What is kept of a teacher's distributions, taken from its logits a chunk at a time.
+"""Takes what a cache keeps of a teacher's distributions from its logits, a chunk at a time.
 
 Everything but the list is exact, from the full distribution. The list is what lies above a probability,
 found by one comparison instead of a sort, which also gives the ids in order; only a position with more
@@ -30,7 +30,8 @@ from collegium.signals.signals import ProjectedSignal
 CHUNK_ELEMENTS = 6 * 2**20
 """Logits alive at once: 24 MB."""
 
-_HALF_TINY, _HALF_MAX = -6e4, 6e4
+_HALF_TINY = -6e4
+_HALF_MAX = 6e4
 _TINY = 1e-30
 
 
@@ -101,7 +102,7 @@ def _capture_rows(
 
 
 def _temperatures(settings: CacheSettings) -> tuple[float, float, float]:
-    """Of the distribution that is mixed, of the one that sets the weight, and of the list."""
+    """Temperatures of the distribution that is mixed, of the one that sets the weight, and of the list."""
     own = settings.target_temperature
     return own, settings.weight_temperature, own * settings.kd_temperature
 
@@ -149,14 +150,15 @@ def _drawn(logits: Tensor, log_total: Tensor, temperature: float, uniform: NDArr
     drawn = torch.searchsorted(ends, points, right=True).clamp_max(logits.shape[-1] - 1)
     rows = [np.unique(row, return_counts=True) for row in drawn.cpu().numpy()]
     total = np.concatenate([times for _, times in rows]).astype(np.float32) / num_samples
-    lengths, ids = np.array([len(found) for found, _ in rows]), np.concatenate([found for found, _ in rows])
+    lengths = np.array([len(found) for found, _ in rows])
+    ids = np.concatenate([found for found, _ in rows])
     return TokenLists(lengths, ids.astype(np.int64), total)
 
 
 def arrays_of_lists(
     figures: dict[str, NDArray[Any]], lists: TokenLists, rows: slice, settings: CacheSettings
 ) -> Arrays:
-    """What is stored of the positions of one block."""
+    """Arrays that are stored for the positions of one block."""
     ends = np.cumsum(lists.lengths)
     first = int(ends[rows.start] - lists.lengths[rows.start]) if rows.stop > rows.start else 0
     last = int(ends[rows.stop - 1]) if rows.stop > rows.start else 0
@@ -170,7 +172,7 @@ def arrays_of_lists(
 
 
 def arrays_of_hidden(hidden: Float[Tensor, "S E"], *, name: str) -> Arrays:
-    """What is stored of a block whose hidden states are kept.
+    """Arrays that are stored for a block whose hidden states are kept.
 
     Raises:
         TeacherError: they are too large for 16 bits.

@@ -25,7 +25,8 @@ from collegium.cache.reader import CacheReader
 ROWS_PER_GROUP = 8
 """Rows in memory at once: some 10 MB for blocks of 1,024 tokens."""
 
-_TOKENS, _NUMBERS = pa.list_(pa.int32()), pa.list_(pa.float32())
+_TOKENS = pa.list_(pa.int32())
+_NUMBERS = pa.list_(pa.float32())
 _SCHEMA = pa.schema(
     {
         "input_ids": _TOKENS,
@@ -78,7 +79,8 @@ def export_parquet(reader: CacheReader, rows: Iterable[Mapping[str, Any]], path:
 
 def _write(reader: CacheReader, rows: Iterator[Mapping[str, Any]], path: Path) -> int:
     facts = {"teacher": asdict(reader.manifest.teacher), "settings": asdict(reader.manifest.settings)}
-    schema, num_rows = _SCHEMA.with_metadata({"collegium": json.dumps(facts)}), 0
+    schema = _SCHEMA.with_metadata({"collegium": json.dumps(facts)})
+    num_rows = 0
     options = {"compression": "zstd", "use_dictionary": False, "write_page_checksum": True}
     with path.open("wb") as file:
         with pq.ParquetWriter(file, schema, **options) as writer:

@@ -1,4 +1,4 @@
-"""Where a cache lies: a folder on disk, or any URL that fsspec knows.
+"""The place of a cache: a folder on disk, or any URL that fsspec knows.
 
 On disk a file is written as `collegium.base.durable` does; elsewhere an object is put whole, which object
 stores make visible at once or not at all. Nothing is ever renamed or changed in place.

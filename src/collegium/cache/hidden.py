@@ -30,7 +30,7 @@ class StoredHead:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of its weight."""
+        """Type of its weight."""
         return self._linear.weight.dtype
 
     def to(self, device: torch.device) -> None:

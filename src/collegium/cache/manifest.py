@@ -1,4 +1,4 @@
-"""What a cache holds: a manifest in JSON, written last, that knows its own checksum.
+"""The manifest of a cache: JSON, written last, that knows its own checksum.
 
 It is read back only if its bytes are those that would be written, so that a change anywhere is seen.
 """
@@ -28,7 +28,7 @@ BAD_MANIFEST = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 @dataclass(frozen=True)
 class CacheSettings:
-    """What is kept of a teacher.
+    """Settings of what is kept of a teacher.
 
     Attributes:
         mode: `top_k`: the most probable tokens. `sampled`: tokens drawn from the distribution.

@@ -124,7 +124,8 @@ class CacheReader:
 
     def _file(self, number: int) -> ShardFile:
         if os.getpid() != self._process:  # after a fork, files would share their positions
-            self._files, self._process = OrderedDict(), os.getpid()
+            self._files = OrderedDict()
+            self._process = os.getpid()
         if number in self._files:
             self._files.move_to_end(number)
             return self._files[number]

@@ -26,7 +26,7 @@ BEGUN_NAME = "begun.json"
 
 @dataclass(frozen=True)
 class Record:
-    """What is known of a shard before there is a manifest.
+    """Facts about a shard before there is a manifest.
 
     Attributes:
         identity: Of the cache.
@@ -109,14 +109,14 @@ def require_same_plan(found: Manifest, wanted: Manifest, folder: Folder) -> None
 
 
 def manifest_fields(manifest: Manifest) -> dict[str, Any]:
-    """What decides the content of a cache, by name."""
+    """All that decides the content of a cache, by name."""
     tree = asdict(manifest)
     settings: dict[str, Any] = tree["settings"]
     return {"teacher": tree["teacher"]["fingerprint"], "text": tree["text"], "splits": tree["splits"], **settings}
 
 
 def require_own_shards(folder: Folder, plan: Manifest) -> None:
-    """Where nothing else says what a folder holds, refuse one with shards of another cache.
+    """Refuse a folder with shards of another cache, where nothing else says what it holds.
 
     Raises:
         DataError: naming the first of them.
@@ -177,7 +177,7 @@ def read_recorded(folder: Folder, manifest: Manifest, name: str) -> bytes:
 
 
 def file_damage(folder: Folder, name: str, sha256: str | None) -> str | None:
-    """What is wrong with a file that should have this checksum, or None."""
+    """Damage to a file that should have this checksum, in words; None if it is whole."""
     try:
         if folder.size(name) is None:
             return "it is missing"
@@ -187,7 +187,7 @@ def file_damage(folder: Folder, name: str, sha256: str | None) -> str | None:
 
 
 def damaged(folder: Folder, name: str, reason: str) -> DataError:
-    """What is said of a damaged file."""
+    """Error for a damaged file."""
     return DataError(f"{folder.path(name)}: is damaged: {reason}; run `collegium cache repair {folder.location}`")
 
 
@@ -200,7 +200,7 @@ def clean(folder: Folder, manifest: Manifest) -> None:
 
 
 def is_passing(name: str) -> bool:
-    """Whether a file of this name is there only while a cache is built."""
+    """True for the name of a file that is there only while a cache is built."""
     folder, _, base = name.rpartition("/")
     is_temporary = base.startswith(".") and base.endswith(".tmp")
     is_record = folder == "shards" and base.startswith("shard-") and base.endswith(".json")

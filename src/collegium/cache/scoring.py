@@ -45,8 +45,13 @@ class Scorer:
         batch_size: int,
         device: torch.device,
     ) -> None:
-        self._load, self._rows, self._collate, self._settings = teacher, rows, collate, settings
-        self._identity, self._batch_size, self._device = identity, batch_size, device
+        self._load = teacher
+        self._rows = rows
+        self._collate = collate
+        self._settings = settings
+        self._identity = identity
+        self._batch_size = batch_size
+        self._device = device
 
     @cached_property
     def _teacher(self) -> Teacher:
@@ -91,7 +96,8 @@ class Scorer:
         return inputs, Batch.from_inputs({**moved, "labels": labels})
 
     def _lists(self, batch: Batch, positions: Positions, keys: Sequence[int]) -> list[Arrays]:
-        settings, signal = self._settings, self._signal(batch, positions)
+        settings = self._settings
+        signal = self._signal(batch, positions)
         spans = rows_of_batch(batch, positions)
         uniform = None
         if settings.mode == "sampled":  # decided by the block, not by where it stands

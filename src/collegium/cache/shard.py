@@ -57,12 +57,12 @@ class StoredRow:
 
     @property
     def num_bytes(self) -> int:
-        """Of its arrays."""
+        """Size of its arrays."""
         return sum(array.nbytes for array in self.arrays.values())
 
     @property
     def digest(self) -> int:
-        """Of key and arrays."""
+        """Digest of key and arrays."""
         state = xxhash.xxh3_64(self.key.to_bytes(8, "little"))
         for name in sorted(self.arrays):
             array = np.ascontiguousarray(self.arrays[name])
@@ -111,7 +111,7 @@ def _list_column(arrays: Sequence[NDArray[Any]], kind: pa.DataType) -> pa.Array:
 
 
 def identity_of(source: Any) -> str | None:
-    """Of the cache that a file says it belongs to; None if it cannot be read."""
+    """Identity of the cache that a file says it belongs to; None if it cannot be read."""
     try:
         metadata = pq.ParquetFile(source).metadata.metadata or {}
         return str(json.loads(metadata[b"collegium"])["identity"])

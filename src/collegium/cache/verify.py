@@ -1,4 +1,4 @@
-"""Finds damage in a cache, and mends it: only what is damaged is written again."""
+"""Finds damage in a cache and repairs it: only what is damaged is written again."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -43,10 +43,10 @@ class Damage:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a look at every byte found.
+    """Findings after reading every byte.
 
     Attributes:
-        damages: Files that must be mended.
+        damages: Files that must be repaired.
         strangers: Files that are no part of the cache; they do no harm.
     """
 
@@ -78,7 +78,7 @@ def _damages(folder: Folder, manifest: Manifest) -> Iterator[Damage]:
 
 
 def shard_damage(folder: Folder, shard: Shard) -> str | None:
-    """What is wrong with a shard's file, or None."""
+    """Damage to a shard's file, in words; None if it is whole."""
     size = folder.size(shard.name)
     if size not in (None, shard.bytes):
         return f"it has {size} bytes, not {shard.bytes}"
@@ -109,7 +109,8 @@ def repair(builder: CacheBuilder) -> tuple[Manifest, Sequence[str]]:
     Raises:
         DataError: the folder holds another cache.
     """
-    folder, plan = builder.folder, builder.plan
+    folder = builder.folder
+    plan = builder.plan
     with builder.locked():
         found = finished_manifest(folder)
         if found is None:
@@ -160,8 +161,9 @@ def _known_keys(folder: Folder, found: Manifest | None) -> NDArray[np.uint64] | 
 def _record(
     folder: Folder, found: Manifest | None, plan: Manifest, number: int, known: NDArray[np.uint64] | None
 ) -> Record:
-    """Of a whole shard; its keys are read from the file where they are not known."""
-    span, name = shard_rows(plan, number), shard_name(number)
+    """Record of a whole shard; its keys are read from the file where they are not known."""
+    span = shard_rows(plan, number)
+    name = shard_name(number)
     if found is not None and known is not None:
         keys = tuple(int(key) for key in known[span.start : span.stop])
         return Record(plan.identity, found.shards[number], keys)

@@ -1,4 +1,4 @@
-"""Where the bytes of a document lie in prepared text.
+"""Finds the bytes of a document in prepared text.
 
 A teacher with another tokenizer has blocks of its own, prepared from the same sources. What the two have in
 common are documents and their bytes: a number names the same document in both (`PreparedText.require_same_text`),
@@ -82,7 +82,7 @@ class DocumentIndex:
         """Segments that hold any of the bytes from `start` up to `end` of a document, in reading order.
 
         Args:
-            document: Its number, which also tells held-out from training documents.
+            document: Its number, which also says whether it is held out.
             start: UTF-8 bytes of the document before the stretch.
             end: UTF-8 bytes of the document up to its end.
 

@@ -1,4 +1,4 @@
-"""What a source yields: one document, or the reason why there is none.
+"""A document as a source yields it, or the reason why there is none.
 
 Text that cannot be used is never repaired. It is handed on with its reason, so that whoever
 prepares the text can count it and stop when there is too much of it.
@@ -35,7 +35,8 @@ class Document:
     def checked(cls, value: object, *, prompt: object = "") -> "Document":
         """A document of `value` behind its prompt, if both are text which every tokenizer can read."""
         if prompt != "":
-            before, behind = cls.checked(prompt), cls.checked(value)
+            before = cls.checked(prompt)
+            behind = cls.checked(value)
             if problem := before.problem or behind.problem:
                 return cls("", problem)
             return cls(before.text + behind.text, prompt_characters=len(before.text))
@@ -52,7 +53,7 @@ class Document:
 
 
 def cut_index(text: str, limit: int) -> int:
-    """Where to cut `text`, at most `limit` characters from its start, if possible between words.
+    """Index at which to cut `text`: at most `limit` characters from its start, between words if possible.
 
     A single space goes with the word after it, as in byte-level tokenizers, whose tokens therefore
     stay as they are. A cut elsewhere costs about one token.

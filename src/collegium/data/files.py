@@ -1,4 +1,4 @@
-"""Where files are, what they are, and how they are opened."""
+"""Opens files, recognises their format and identifies their content."""
 
 import gzip
 import hashlib

@@ -62,14 +62,15 @@ class Tally:
             DataError: with the reasons.
         """
         bad = {reason: n for reason, n in self.counts.items() if reason not in _READABLE}
-        num_bad, num_documents = sum(bad.values()), self.num_documents
+        num_bad = sum(bad.values())
+        num_documents = self.num_documents
         if not at_end and num_documents < _JUDGED_FROM:
             return
         if num_bad > max_bad_fraction * num_documents:
             raise DataError(
                 f"source {self.source!r}: {num_bad} of {num_documents} documents cannot be read "
                 f"({_in_words(bad)}), more than max_bad_fraction = {max_bad_fraction:g}: "
-                "mend the files, or allow more"
+                "fix the files, or allow more"
             )
 
 

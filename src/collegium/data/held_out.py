@@ -73,7 +73,8 @@ def choose_held_out(
     Raises:
         DataError: if there are none, or too many documents cannot be read.
     """
-    chooser, tally = HeldOutChooser(wanted, taken), Tally(source.name)
+    chooser = HeldOutChooser(wanted, taken)
+    tally = Tally(source.name)
     source.load_state_dict({})
     for document in source:
         reason = drop_reason(document, limits)

@@ -49,11 +49,11 @@ class HubRows:
 
     @property
     def reference(self) -> str:
-        """What was asked for."""
+        """The data set as it was named."""
         return self._dataset
 
     def fingerprint(self, options: list[str | None]) -> str:
-        """Identity of what is read, and of how."""
+        """Identity of the rows and of how they are read."""
         asked = [self._config, self._split, *options]
         if not self._is_local:
             return combined_digest([self._dataset, self._revision, *asked], [])
@@ -69,7 +69,8 @@ class HubRows:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go to a position; `{}` is the beginning."""
-        self._state, self._stream = dict(state), None
+        self._state = dict(state)
+        self._stream = None
         if self._builder is not None and state and state["commit"] != self._builder.hash:
             self._builder = None
 
@@ -148,7 +149,7 @@ class HubSource:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Identity of what is read."""
+        """Identity of the text and of how it is read."""
         return self._rows.fingerprint(list(self._columns))
 
     def state_dict(self) -> dict[str, Any]:

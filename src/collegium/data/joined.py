@@ -27,7 +27,7 @@ _Row = tuple[int, str, int]
 
 
 class JoinedText:
-    """What a teacher reads of the student's batches, from its own prepared text.
+    """A teacher's own tokens for the student's batches, from its own prepared text.
 
     Args:
         text: Prepared with the teacher's tokenizer, from the student's sources.
@@ -60,7 +60,7 @@ class JoinedText:
         return own, self._reading(own, places)
 
     def _reading(self, own: Sequence[Text], wanted: Sequence[tuple[int, int, int]]) -> Reading:
-        """Of each segment its document and where it begins and ends in that.
+        """Read each segment, given its document and where it begins and ends in that.
 
         A block that the batch holds twice is read twice: each row of the teacher's belongs to one segment.
         """
@@ -93,12 +93,16 @@ class JoinedText:
     def _as_in(self, own: Text, stretch: tuple[int, int, int], tokens: Ints, place: SegmentPlace) -> Text | None:
         """The teacher's tokens, their ends counted from the student's first byte; None if the bytes differ."""
         _, start, end = stretch
-        ours, theirs = self._aligner.student.decode(own.tokens), self._aligner.teacher.decode(tokens)
-        our_space, their_space = _put_before(ours, end - start), _put_before(theirs, place.end - place.start)
+        ours = self._aligner.student.decode(own.tokens)
+        theirs = self._aligner.teacher.decode(tokens)
+        our_space = _put_before(ours, end - start)
+        their_space = _put_before(theirs, place.end - place.start)
         if our_space is None or their_space is None:
             return None
-        theirs, shift = theirs[their_space:], place.start - start + our_space
-        first, last = max(0, shift), min(len(ours), shift + len(theirs))
+        theirs = theirs[their_space:]
+        shift = place.start - start + our_space
+        first = max(0, shift)
+        last = min(len(ours), shift + len(theirs))
         if ours[first:last] != theirs[first - shift : last - shift]:
             return None
         return Text(tokens, np.maximum(text_of(tokens, self._aligner.teacher).ends - their_space, 0) + shift)

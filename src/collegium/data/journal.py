@@ -1,4 +1,4 @@
-"""How far a preparation has come: rewritten after every shard, removed at the end.
+"""Progress of a preparation on disk: rewritten after every shard, removed at the end.
 
 A shard ends inside some document. So the place of that document, the number of its tokens that are
 written, and the counts up to it are all there is to know.

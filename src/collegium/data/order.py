@@ -12,7 +12,7 @@ from torch.utils.data import Sampler
 
 
 class StatelessOrder(Sampler[int]):
-    """Indices of a data set, shuffled anew in each epoch.
+    """Indices of a data set, shuffled again in each epoch.
 
     Args:
         num_samples: Size of the data set.
@@ -43,7 +43,7 @@ class StatelessOrder(Sampler[int]):
 
 
 class DomainOrder(Sampler[int]):
-    """Indices drawn by the domains' proportions, which are set anew for each round of so many samples.
+    """Indices drawn by the domains' proportions, which are set again for each round of so many samples.
 
     A round holds each domain in its proportion, exactly but for rounding, shuffled. Within a domain the
     samples come in a shuffled order, each once before any comes again, whatever the rounds were. All that
@@ -76,8 +76,12 @@ class DomainOrder(Sampler[int]):
         if not domains or not all(len(domain) for domain in domains) or round_size < 1:
             sizes = [len(domain) for domain in domains]
             raise ValueError(f"rounds of {round_size} samples from domains of {sizes}: all must be at least 1")
-        self._domains, self._rounds, self._round_size = domains, rounds, round_size
-        self._seed, self._total, self._start = seed, total, start
+        self._domains = domains
+        self._rounds = rounds
+        self._round_size = round_size
+        self._seed = seed
+        self._total = total
+        self._start = start
 
     def __len__(self) -> int:
         return max(0, self._total - self._start)
@@ -111,8 +115,10 @@ class _DomainStream:
     """The endless order of one domain's samples; the permutation of the last epoch asked for is kept."""
 
     def __init__(self, samples: Sequence[int], seed: list[int]) -> None:
-        self._samples, self._seed = samples, seed
-        self._epoch, self._order = -1, np.zeros(0, np.int64)
+        self._samples = samples
+        self._seed = seed
+        self._epoch = -1
+        self._order = np.zeros(0, np.int64)
 
     def __getitem__(self, position: int) -> int:
         epoch, offset = divmod(position, len(self._samples))

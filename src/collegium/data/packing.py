@@ -131,7 +131,8 @@ class Packer:
     def flush(self) -> Iterator[Block]:
         """The block that is not full yet, if there is one and it predicts anything."""
         block = Block(tuple(self._segments), self._domain)
-        self._segments, self._room = [], self._block_size
+        self._segments = []
+        self._room = self._block_size
         if any(segment.num_predicted > 0 for segment in block.segments):
             yield block
 

@@ -70,7 +70,8 @@ class Preparation:
         self._on_progress = on_progress
         self._journal = Journal(fingerprint)
         self._pending: list[Block] = []
-        self._started, self._new_tokens = time.monotonic(), 0
+        self._started = time.monotonic()
+        self._new_tokens = 0
 
     def finish(self) -> None:
         """Go from the last whole shard, or the beginning, to the manifest."""
@@ -108,7 +109,8 @@ class Preparation:
 
     def _write_held_out(self, domain: str, documents: list[Document]) -> None:
         packer = self._packer(domain)
-        blocks, first = [], self._journal.next_document
+        blocks = []
+        first = self._journal.next_document
         for number, tokens in enumerate(self._tokenizer.encode_documents(documents), first):
             blocks += [block for block, _ in packer.add(number, tokens)]
         blocks += packer.flush()
@@ -118,8 +120,10 @@ class Preparation:
                 "nothing to predict: raise min_characters"
             )
         numbered = [{"document": first + i, "text": document.text} for i, document in enumerate(documents)]
-        files, directory = self._journal.files, self._directory
-        name, text_name = held_out_file(domain), held_out_text_file(domain)
+        files = self._journal.files
+        directory = self._directory
+        name = held_out_file(domain)
+        text_name = held_out_text_file(domain)
         files[name] = write_blocks(directory / name, blocks)
         files[text_name] = write_json_lines(directory / text_name, numbered)
         self._journal.next_document += len(documents)
@@ -129,7 +133,8 @@ class Preparation:
         return [json.loads(line)["text"] for path in paths for line in path.read_bytes().splitlines()]
 
     def _pack_source(self, source: Source, index: HeldOutIndex) -> None:
-        journal, name = self._journal, source.name
+        journal = self._journal
+        name = source.name
         tally = Tally(name, journal.counts.setdefault(name, {}))
         journal.tokens.setdefault(name, 0)
         packer = self._packer(name)
@@ -145,7 +150,8 @@ class Preparation:
                 "give more text, or lower held_out_documents or min_characters"
             )
         journal.source_index += 1
-        journal.source_state, journal.skip_tokens = {}, 0
+        journal.source_state = {}
+        journal.skip_tokens = 0
         journal.next_document = self._num_held_out() + journal.source_index
         for block in packer.flush():
             self._keep(block)
@@ -153,7 +159,9 @@ class Preparation:
     def _batches(self, source: Source, index: HeldOutIndex, tally: Tally) -> Iterator[list[_Item]]:
         limits = self._settings.limits[source.name]
         source.load_state_dict(self._journal.source_state)
-        state, num_documents, num_characters = source.state_dict(), tally.num_documents, 0
+        state = source.state_dict()
+        num_documents = tally.num_documents
+        num_characters = 0
         batch: list[_Item] = []
         documents = iter(source)
         while num_documents != limits.max_documents and (document := next(documents, None)):
@@ -166,7 +174,8 @@ class Preparation:
             num_characters += len(document.text)
             if num_characters >= _BATCH_CHARACTERS or len(batch) == _BATCH_DOCUMENTS:
                 yield batch
-                batch, num_characters = [], 0
+                batch = []
+                num_characters = 0
         if batch:
             yield batch
 
@@ -182,14 +191,17 @@ class Preparation:
     def _pack(self, state: dict[str, Any], document: TokenizedDocument, packer: Packer, name: str) -> str:
         """Pack one document; returns what became of it."""
         journal = self._journal
-        number, skip, journal.skip_tokens = journal.next_document, journal.skip_tokens, 0
+        number = journal.next_document
+        skip = journal.skip_tokens
+        journal.skip_tokens = 0
         if len(document) < max(_SHORTEST_DOCUMENT, document.prompt_tokens + 1):
             journal.next_document += len(self._sources)
             return TOO_SHORT
         document = document[: self._tokens_left(name)]
         for block, num_packed in packer.add(number, document[skip:]):
             # The journal still counts up to this document, as reading it again will count it.
-            journal.source_state, journal.skip_tokens = state, skip + num_packed
+            journal.source_state = state
+            journal.skip_tokens = skip + num_packed
             self._keep(block)
         journal.skip_tokens = 0
         journal.next_document += len(self._sources)
@@ -258,7 +270,8 @@ class Preparation:
         }
 
     def _describe(self, source: Source) -> dict[str, Any]:
-        name, files = source.name, self._journal.files
+        name = source.name
+        files = self._journal.files
         training = [record for file, record in files.items() if file.startswith("train/")]
         return {
             "fingerprint": source.fingerprint,

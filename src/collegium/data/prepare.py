@@ -65,7 +65,7 @@ def prepare_text(
     Raises:
         DataError: if a source cannot be read, nothing is left of it, or `directory` holds other
             text, is damaged, or is being written by another process.
-        OSError: if the folder cannot be written; the same call resumes when that is mended.
+        OSError: if the folder cannot be written; the same call resumes once that is fixed.
     """
     names = [source.name for source in sources]
     _check_names(names, limits or {})

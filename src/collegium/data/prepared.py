@@ -100,7 +100,8 @@ class PreparedText:
         Raises:
             DataError: it is not the same text; says in what they differ.
         """
-        ours, theirs = self.manifest["text"], other.manifest["text"]
+        ours = self.manifest["text"]
+        theirs = other.manifest["text"]
         differing = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
         if differing:
             raise DataError(

@@ -78,7 +78,9 @@ def read_separated(
     """
     file.seek(offset)
     decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
-    text, at_end, at_start = "", False, offset == 0
+    text = ""
+    at_end = False
+    at_start = offset == 0
     while text or not at_end:
         ends = _document_end(text, separator, limit, at_end)
         if ends is None:
@@ -91,7 +93,8 @@ def read_separated(
         offset += len(text[:next_start].encode("utf-8", "surrogateescape"))
         document = text[:end].removeprefix("\ufeff") if at_start else text[:end]
         yield Document.checked(document), offset
-        text, at_start = text[next_start:], False
+        text = text[next_start:]
+        at_start = False
 
 
 def read_parquet(file: ByteFile, row: int, *, columns: Columns) -> Documents:
@@ -111,15 +114,18 @@ def read_parquet(file: ByteFile, row: int, *, columns: Columns) -> Documents:
 
 def _lines(file: ByteFile, offset: int, *, limit: int) -> Iterator[tuple[bytes, int]]:
     file.seek(offset)
-    at_start, rest = offset == 0, b""
+    at_start = offset == 0
+    rest = b""
     while line := rest + file.readline(limit - len(rest)):
         rest = b""
         if len(line) == limit and not line.endswith(b"\n"):
             end = _cut_bytes(line)
-            line, rest = line[:end], line[end:]
+            rest = line[end:]
+            line = line[:end]
         offset += len(line)
         if at_start:
-            line, at_start = line.removeprefix(_BOM), False
+            line = line.removeprefix(_BOM)
+            at_start = False
         yield line.removesuffix(b"\n").removesuffix(b"\r"), offset
 
 
@@ -163,7 +169,7 @@ def _document_of_json(line: str, columns: Columns) -> Document:
 def _document_end(
     text: str, separator: re.Pattern[str] | None, limit: int, at_end: bool
 ) -> tuple[int, int] | None:
-    """Where the first document ends and the next one starts; None if more text is needed to say."""
+    """End of the first document and start of the next; None if more text is needed to say."""
     match = separator.search(text) if separator else None
     if match and match.end() == match.start():
         raise DataError(

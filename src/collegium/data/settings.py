@@ -1,11 +1,11 @@
-"""What a preparation is asked for, and what it tells while it works."""
+"""Arguments of a preparation, and the progress that it reports."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class SourceLimits:
-    """How much of a source is used.
+    """Limits on how much of a source is used.
 
     Attributes:
         max_documents: Documents to read at most; blank ones do not count, dropped ones do.
@@ -37,7 +37,7 @@ class PrepareSettings:
 
 @dataclass(frozen=True)
 class PrepareProgress:
-    """How far a preparation has come.
+    """Progress of a preparation.
 
     Attributes:
         source: Source that is read.

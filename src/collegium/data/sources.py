@@ -31,7 +31,7 @@ class Source(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Identity of what is read."""
+        """Identity of the text and of how it is read."""
         ...
 
     def __iter__(self) -> Iterator[Document]:
@@ -89,11 +89,12 @@ class FileSource:
         self._documents = documents
         self._separator = re.compile(separator) if separator is not None else None
         self._columns = Columns(text_column, prompt_column)
-        self._file, self._offset = 0, 0
+        self._file = 0
+        self._offset = 0
 
     @cached_property
     def fingerprint(self) -> str:
-        """Identity of what is read."""
+        """Identity of the text and of how it is read."""
         separator = self._separator.pattern if self._separator else None
         options = [self._format, self._documents, separator, *self._columns]
         return combined_digest(options, self._files)
@@ -104,7 +105,8 @@ class FileSource:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go to a position; `{}` is the beginning."""
-        self._file, self._offset = state.get("file", 0), state.get("offset", 0)
+        self._file = state.get("file", 0)
+        self._offset = state.get("offset", 0)
 
     def __iter__(self) -> Iterator[Document]:
         while self._file < len(self._files):
@@ -120,7 +122,8 @@ class FileSource:
                 problem = "damaged"
             except (OSError, ValueError, pa.ArrowException) as error:
                 raise DataError(f"{self._files[self._file]}: cannot be read: {error}") from error
-            self._file, self._offset = self._file + 1, 0
+            self._file += 1
+            self._offset = 0
             if problem:
                 yield Document("", problem)
 

@@ -24,7 +24,7 @@ _RECORD_BATCH_ROWS = 256
 
 @dataclass(frozen=True)
 class FileRecord:
-    """What the manifest says about one file.
+    """One file's entry in the manifest.
 
     Attributes:
         rows: Blocks or lines in it.

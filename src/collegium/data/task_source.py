@@ -14,7 +14,7 @@ from collegium.data.tasks.rows import read_rows
 
 
 PROMPTS_VERSION = "1"
-"""Of the prompts of `collegium.data.tasks.prompts`: text that was prepared with others is prepared anew."""
+"""Version of the prompts in `collegium.data.tasks.prompts`; text prepared with another one is prepared again."""
 
 
 class Rows(Protocol):
@@ -22,7 +22,7 @@ class Rows(Protocol):
 
     @property
     def reference(self) -> str:
-        """What was asked for."""
+        """The data set or path as it was named."""
         ...
 
     @property
@@ -33,7 +33,7 @@ class Rows(Protocol):
     def __iter__(self) -> Iterator[dict[str, Any]]: ...
 
     def fingerprint(self, options: list[str | None]) -> str:
-        """Identity of what is read, and of how."""
+        """Identity of the rows and of how they are read."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -58,11 +58,13 @@ class FileRows:
     label_names: Mapping[str, list[str]] = {}
 
     def __init__(self, path: str) -> None:
-        self.reference, self._files = path, find_files(path)
-        self._file, self._row = 0, 0
+        self.reference = path
+        self._files = find_files(path)
+        self._file = 0
+        self._row = 0
 
     def fingerprint(self, options: list[str | None]) -> str:
-        """Identity of what is read, and of how."""
+        """Identity of the rows and of how they are read."""
         return combined_digest([*options, *(file.suffix for file in self._files)], self._files)
 
     def state_dict(self) -> dict[str, Any]:
@@ -71,7 +73,8 @@ class FileRows:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go to a position; `{}` is the beginning."""
-        self._file, self._row = state.get("file", 0), state.get("row", 0)
+        self._file = state.get("file", 0)
+        self._row = state.get("row", 0)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         while self._file < len(self._files):
@@ -80,7 +83,8 @@ class FileRows:
                 if number >= start:
                     self._row = number + 1
                     yield row
-            self._file, self._row = self._file + 1, 0
+            self._file += 1
+            self._row = 0
 
 
 class TaskSource:
@@ -107,13 +111,18 @@ class TaskSource:
         evaluation_share: float = 0.2,
         max_characters: int = 1200,
     ) -> None:
-        self.name, self.task, self._rows, self._part = name, task, rows, part
-        self._evaluation_share, self._max_characters = evaluation_share, max_characters
+        self.name = name
+        self.task = task
+        self._rows = rows
+        self._part = part
+        self._evaluation_share = evaluation_share
+        self._max_characters = max_characters
 
     @cached_property
     def fingerprint(self) -> str:
-        """Identity of what is read."""
-        share, size = str(self._evaluation_share), str(self._max_characters)
+        """Identity of the items and of how they are read."""
+        share = str(self._evaluation_share)
+        size = str(self._max_characters)
         return self._rows.fingerprint([PROMPTS_VERSION, self.task, self._part, share, size])
 
     def state_dict(self) -> dict[str, Any]:

@@ -139,7 +139,7 @@ class DocumentTokenizer:
         return TokenizedDocument(tokens, ends, np.concatenate([[0], self._spelt_ends(text, tokens, ends)]))
 
     def _spelt_ends(self, text: str, tokens: NDArray[np.int32], ends: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Where the bytes of each token end if they are the text, but for a space put before it; else `ends`."""
+        """Ends of the bytes of each token if these are the text, but for a space put before it; else `ends`."""
         if self._pieces is None:
             return ends
         spelt = np.cumsum(self._pieces.lengths[tokens])
@@ -155,7 +155,8 @@ class DocumentTokenizer:
         texts = [text for text, _ in pieces]
         ends = [text.byte_ends + size for text, size in zip(texts, sizes, strict=False)]
         boundaries = [text.boundaries[1:] + size for text, size in zip(texts, sizes, strict=False)]
-        before, after = np.zeros(len(self._bos), np.int64), np.full(len(self._eos), sizes[-1])
+        before = np.zeros(len(self._bos), np.int64)
+        after = np.full(len(self._eos), sizes[-1])
         joined = [np.concatenate([before, *parts]) for parts in (ends, boundaries)]
         prompt_tokens = sum(len(text) for text in texts[:num_prompt_pieces])
         prompt_tokens += len(self._bos) if num_prompt_pieces else 0
@@ -183,7 +184,8 @@ def _batched(pieces: Sequence[str]) -> Iterator[list[str]]:
         num_characters += len(piece)
         if num_characters >= _BATCH_CHARACTERS:
             yield batch
-            batch, num_characters = [], 0
+            batch = []
+            num_characters = 0
     yield batch
 
 

@@ -170,7 +170,8 @@ def _rotary_factors(config: PretrainedConfig) -> Iterator[tuple[str, Tensor]]:
         )
     exponents = torch.arange(0, head_size(config), 2, dtype=torch.float64) / head_size(config)
     wavelengths = 2 * math.pi * rope["rope_theta"] ** exponents
-    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+    low = rope["low_freq_factor"]
+    high = rope["high_freq_factor"]
     share = (rope["original_max_position_embeddings"] / wavelengths - low) / (high - low)
     share = share.clamp(0, 1)  # 1: as it was; 0: divided by the whole factor
     yield "rope_freqs.weight", (1 / ((1 - share) / rope["factor"] + share)).float()

@@ -40,7 +40,7 @@ _MEND = (
 
 @dataclass(frozen=True)
 class GgufVocabulary:
-    """What GGUF says of a tokenizer.
+    """A tokenizer as GGUF describes it.
 
     Attributes:
         tokens: Spelling of every row of the embedding.
@@ -87,7 +87,8 @@ def first_cut(tree: dict[str, Any]) -> str:
     Raises:
         DataError: it has none.
     """
-    model, normalizer = tree["model"], tree["normalizer"]
+    model = tree["model"]
+    normalizer = tree["normalizer"]
     kind = "byte-fallback BPE" if model.get("byte_fallback") else model["type"]
     if kind != "BPE":
         raise DataError(f"--to gguf: the tokenizer is {kind}; byte-level BPE is needed; {_MEND}")

@@ -15,7 +15,8 @@ def held_out_segments(blocks: Mapping[str, PackedBlocks], max_positions: int) ->
         blocks: Packed blocks of each domain.
         max_positions: Predicted tokens, over all segments.
     """
-    segments, left = [], max_positions
+    segments = []
+    left = max_positions
     for tokens in _in_turn([_segments_of(domain) for domain in blocks.values()]):
         if left == 0:
             break

@@ -1,6 +1,6 @@
 """The `Modelfile` by which Ollama runs a GGUF file: where it is, its context, where an answer ends.
 
-Ollama's templates are in another language than those of tokenizers. A ChatML template is told by what it
+Ollama's templates are in another language than those of tokenizers. A ChatML template is recognised by what it
 renders and written in Ollama's; any other one is left to Ollama, which recognises the usual ones in the GGUF
 file itself. Without a chat template nothing is written: the prompt is text to be continued.
 """
@@ -63,7 +63,7 @@ def _template(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def is_chatml(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the tokenizer's chat template renders a conversation as ChatML does."""
+    """True if the tokenizer's chat template renders a conversation as ChatML does."""
     roles = ("system", "user", "assistant", "user")
     messages = [{"role": role, "content": f"text {number}"} for number, role in enumerate(roles)]
     expected = "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages)

@@ -25,7 +25,9 @@ FORMAT = "onnx"
 _EXTERNAL_ABOVE = 1_500_000_000
 """Bytes of weights; a protobuf holds less than 2 GB."""
 
-_BATCH, _NEW, _PAST = 2, 3, 4
+_BATCH = 2
+_NEW = 3
+_PAST = 4
 """Sizes of the example that is traced: all different, and none of them 1, which would be fixed."""
 
 KeysAndValues = list[tuple[Tensor, Tensor]]

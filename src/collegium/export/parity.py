@@ -1,4 +1,4 @@
-"""How far an exported model is from the one that it was made of, over the same tokens.
+"""Measures how far an exported model is from its original, over the same tokens.
 
 Top-1 agreement says how often both would write the same token; the mean KL says how far the distributions
 are apart where they do. Both models read each segment of held-out text from its beginning, by themselves:

@@ -91,7 +91,8 @@ def taid_target(
 ) -> Float[Tensor, "n V"]:
     """Log-probabilities of the blend that `taid` takes as its target."""
     share = t.unsqueeze(-1) if isinstance(t, Tensor) else t
-    student, teacher = student_logprobs.detach().clamp_min(LOG_ZERO), teacher_logprobs.clamp_min(LOG_ZERO)
+    student = student_logprobs.detach().clamp_min(LOG_ZERO)
+    teacher = teacher_logprobs.clamp_min(LOG_ZERO)
     return ((1.0 - share) * student + share * teacher).log_softmax(-1)
 
 
@@ -102,7 +103,8 @@ def todi(student_logprobs: Float[Tensor, "n V"], teacher_logprobs: Float[Tensor,
     of both KLs; the gradient is another, mostly that of the forward KL where the student is below
     the teacher and of the reverse KL where it is above.
     """
-    student, teacher = student_logprobs.clamp_min(LOG_ZERO), teacher_logprobs.clamp_min(LOG_ZERO)
+    student = student_logprobs.clamp_min(LOG_ZERO)
+    teacher = teacher_logprobs.clamp_min(LOG_ZERO)
     log_ratio = teacher - student
     weight = log_ratio.detach().sigmoid()
     return ((weight * teacher.exp() - (1.0 - weight) * student.exp()) * log_ratio).sum(-1)
@@ -135,7 +137,8 @@ def adaptive_share(
     """
     probs = teacher_logprobs.detach().exp()
     gaps = (probs - student_logprobs.detach().exp()).abs()
-    in_head, total = torch.where(head_mask(probs, mu), gaps, 0.0).sum(-1), gaps.sum(-1)
+    in_head = torch.where(head_mask(probs, mu), gaps, 0.0).sum(-1)
+    total = gaps.sum(-1)
     return torch.where(total > 0, in_head / total.clamp_min(torch.finfo(total.dtype).tiny), 0.5)
 
 
@@ -159,7 +162,8 @@ def head_mask(probs: Float[Tensor, "n V"], mu: float = 0.5) -> Bool[Tensor, "n V
         middle = below + (1 << bit)
         mass = torch.where(bits >= middle, probs, 0.0).sum(-1, keepdim=True)
         below = torch.where(mass > mu, middle, below)
-    whole, tied = bits > below, bits == below
+    whole = bits > below
+    tied = bits == below
     mass = torch.where(whole, probs, 0.0).sum(-1, keepdim=True)
     each = torch.where(tied, probs, 0.0).amax(-1, keepdim=True)
     room = torch.floor((mu - mass) / each.clamp_min(torch.finfo(probs.dtype).tiny))
@@ -176,7 +180,8 @@ def _log_mixture(
     own: Float[Tensor, "n V"], other: Float[Tensor, "n V"], alpha: float | Float[Tensor, " n"]
 ) -> Float[Tensor, "n V"]:
     """log(alpha own + (1 - alpha) other)."""
-    own, other = own.clamp_min(LOG_ZERO), other.clamp_min(LOG_ZERO)
+    own = own.clamp_min(LOG_ZERO)
+    other = other.clamp_min(LOG_ZERO)
     if isinstance(alpha, Tensor):
         shares = alpha.unsqueeze(-1)
         return torch.logaddexp(own + shares.log(), other + torch.log1p(-shares))

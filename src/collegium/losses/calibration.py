@@ -117,7 +117,7 @@ def _chunk_sums(
 def confidence_gaps(
     confidence: Float[Tensor, " n"], right: Float[Tensor, " n"], num_bins: int
 ) -> Float[Tensor, "n bins"]:
-    """What each prediction adds to the bins of the expected calibration error: confidence minus right or wrong.
+    """Summands of the expected calibration error by prediction and bin: confidence minus right or wrong.
 
     Bins are of equal width, each with its upper end (arXiv:1706.04599, equation 3). The error of a corpus is
     sum over bins of |sum over its predictions| / predictions: nothing else has to be kept.
@@ -190,7 +190,8 @@ class _Search:
             raise ValueError("no position to fit a temperature on: the teacher is valid at none of them")
         nll, slope, curvature = (x / sums.count for x in (sums.nll, sums.slope, sums.curvature))
         entropy = nll - self.beta * slope
-        self.raw, self.looks = self.raw or (nll, entropy), self.looks + 1
+        self.raw = self.raw or (nll, entropy)
+        self.looks += 1
         at_bound = self.beta in _BOUNDS and slope * (self.beta - 1.0) < 0
         if at_bound or abs(self.beta * slope) <= self.tolerance or self.looks == MAX_LOOKS:
             self.found = FittedTemperature(

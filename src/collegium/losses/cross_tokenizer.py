@@ -105,7 +105,8 @@ def hybrid(
     """
     mine, theirs = shared.unbind(-1)
     matched = generalized_jsd(student_logprobs[:, mine], teacher_logprobs[:, theirs].clamp_min(LOG_ZERO), beta)
-    mine, theirs = _others(mine, student_logprobs), _others(theirs, teacher_logprobs)
+    mine = _others(mine, student_logprobs)
+    theirs = _others(theirs, teacher_logprobs)
     if not len(mine) or not len(theirs):
         return matched, torch.zeros_like(matched)
     return matched, sorted_l1(student_logprobs[:, mine].exp(), teacher_logprobs[:, theirs].exp())

@@ -1,4 +1,4 @@
-"""How parameters of divergences follow the course of a run: TAID's blend and DistiLLM-2's weights.
+"""Parameters of divergences that change during a run: TAID's blend and DistiLLM-2's weights.
 
 Plain functions of tensors on whatever device the loss is on, so that a step waits for nothing. What has to
 be remembered from one step to the next is their argument and result, and belongs in a checkpoint.
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class TaidState(NamedTuple):
-    """What TAID remembers between steps, 0-dim tensors.
+    """State of TAID between steps, 0-dim tensors.
 
     Attributes:
         t: Share of the teacher in the blend.

@@ -129,11 +129,13 @@ def alpha_beta(
         return (forward_kl if beta == 0.0 else reverse_kl)(student_logprobs, teacher_logprobs)
     if alpha == 0.0 and beta > 0.0:
         return alpha_beta(teacher_logprobs, student_logprobs, beta, alpha)
-    student, teacher = student_logprobs.clamp_min(LOG_ZERO), teacher_logprobs.clamp_min(LOG_ZERO)
+    student = student_logprobs.clamp_min(LOG_ZERO)
+    teacher = teacher_logprobs.clamp_min(LOG_ZERO)
     if alpha == 0.0:
         return 0.5 * (teacher - student).square().sum(-1)
     if beta == 0.0:
-        p, q = (alpha * teacher).exp(), (alpha * student).exp()
+        p = (alpha * teacher).exp()
+        q = (alpha * student).exp()
         return (alpha * p * (teacher - student) - p + q).sum(-1) / alpha**2
     power = alpha + beta
     powers = alpha * (power * teacher).exp() + beta * (power * student).exp()
@@ -160,7 +162,8 @@ def decoupled(
         alpha: Weight of TCKD.
         beta: Weight of NCKD.
     """
-    student, teacher = student_logprobs.clamp_min(LOG_ZERO), teacher_logprobs.clamp_min(LOG_ZERO)
+    student = student_logprobs.clamp_min(LOG_ZERO)
+    teacher = teacher_logprobs.clamp_min(LOG_ZERO)
     student_label, student_rest, student_others = set_apart(student, labels)
     teacher_label, teacher_rest, teacher_others = set_apart(teacher, labels)
     target = teacher_label.exp() * (teacher_label - student_label)

@@ -67,7 +67,8 @@ def feature_map_transfer(
 def _usable(student: Tensor, teacher: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Positions that count, and both sides in float32 at least, the teacher 0 elsewhere."""
     usable = mask & teacher.isfinite().all(-1)  # [B S]
-    student, teacher = full_precision(student), full_precision(teacher)
+    student = full_precision(student)
+    teacher = full_precision(teacher)
     return usable, student, torch.where(usable.unsqueeze(-1), teacher, torch.zeros_like(teacher))
 
 

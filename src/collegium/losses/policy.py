@@ -70,12 +70,13 @@ def rewards(
 def agreement(
     teacher_logprobs: Float[Tensor, "N M"], student_logprobs: Float[Tensor, " N"], valid: Bool[Tensor, "N M"]
 ) -> Bool[Tensor, " N"]:
-    """Where all valid teachers like a token better than the student does, or all like it less.
+    """Mark tokens that all valid teachers like better than the student does, or all like less.
 
     The consensus rule of arXiv:2609.33791 without its tolerance; a reward is kept there and 0 elsewhere.
     """
     ratios = teacher_logprobs - student_logprobs.unsqueeze(-1)
-    better, worse = ((ratios > 0) | ~valid).all(-1), ((ratios < 0) | ~valid).all(-1)
+    better = ((ratios > 0) | ~valid).all(-1)
+    worse = ((ratios < 0) | ~valid).all(-1)
     return (better | worse) & valid.any(-1)
 
 

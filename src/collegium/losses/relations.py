@@ -33,7 +33,7 @@ MAX_RELATION_HEADS = 64
 
 
 class Scorer(NamedTuple):
-    """What scores of one layer are made of: scale * queries @ keys^T.
+    """Factors of the scores of one layer: scale * queries @ keys^T.
 
     Attributes:
         queries: Before rotary embedding.
@@ -126,7 +126,7 @@ def relation_divergence(
         teacher: The same of the teacher.
         position_ids: Restart at 0 where a segment begins.
         attention_mask: True on text.
-        num_relation_heads: Heads into which the concatenated ones are split anew; None leaves them as they are
+        num_relation_heads: Heads into which the concatenated ones are split again; None leaves them as they are
             (the value relation of MiniLM).
         chunk_size: Rows at a time.
     """

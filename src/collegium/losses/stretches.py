@@ -45,7 +45,7 @@ def group_sums(values: Float[Tensor, "N c"], groups: Int[Tensor, " N"]) -> Float
 
 @dataclass(frozen=True)
 class Carry:
-    """What a fading sum knows of the positions before a chunk.
+    """State of a fading sum at the positions before a chunk.
 
     Attributes:
         sums: At the last of them, itself included.

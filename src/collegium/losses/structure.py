@@ -118,7 +118,8 @@ def phrase_items(tokens: Items, slots: Int[Tensor, "B S"]) -> Items:
     text = torch.zeros_like(tokens.text).flatten().scatter(0, flat, tokens.text.flatten())
     some = torch.zeros_like(flat).index_add(0, flat, tokens.mask.flatten().long()) > 0
     grid = tokens.mask.shape
-    mask, segments = some.view(grid), segments.view(grid)
+    mask = some.view(grid)
+    segments = segments.view(grid)
     mask = mask & (_per_segment(mask, segments) >= MIN_PHRASES)
     emphasis = pool(tokens.emphasis.unsqueeze(-1), tokens.mask, slots).squeeze(-1)
     return Items(mask, segments, text.view(grid), emphasis)
@@ -128,7 +129,8 @@ def pool(
     states: Float[Tensor, "B S D"], mask: Bool[Tensor, "B S"], slots: Int[Tensor, "B S"]
 ) -> Float[Tensor, "B S D"]:
     """Mean of the states of each place; 0 where there is none."""
-    flat, weight = slots.flatten(), mask.flatten().to(states.dtype)
+    flat = slots.flatten()
+    weight = mask.flatten().to(states.dtype)
     counts = torch.zeros_like(weight).index_add(0, flat, weight).clamp_min(1.0)
     masked = torch.where(mask.unsqueeze(-1), states, 0.0).flatten(0, 1)
     sums = torch.zeros_like(masked).index_add(0, flat, masked)
@@ -179,8 +181,10 @@ def pair_errors(
 
     s_ij = h_i . h_j / sqrt(d), h being one head's part, of width d.
     """
-    ours, theirs = _heads(student, num_heads), _heads(teacher, num_heads)  # [B H P d]
-    errors, counts = [], []
+    ours = _heads(student, num_heads)
+    theirs = _heads(teacher, num_heads)  # [B H P d]
+    errors = []
+    counts = []
     for rows in _row_chunks(items.mask, num_heads, buffer):
         allowed = _related(items, rows).tril(rows.start)[..., : rows.stop]  # [B r j]
         errors.append(checkpoint(_squared, ours, theirs, allowed, rows, use_reentrant=False))
@@ -235,7 +239,8 @@ def salient_items(teacher: Float[Tensor, "B P E"], items: Items, relations: Rela
     """
     heads = _heads(teacher, relations.num_heads)
     salience = teacher.new_zeros(items.mask.shape)
-    nearest, usable = [], []
+    nearest = []
+    usable = []
     for rows in _row_chunks(items.mask, relations.num_heads, buffer):
         related = _related(items, rows)
         scores = _products(heads, rows).masked_fill(~related.unsqueeze(1), -torch.inf)
@@ -271,12 +276,16 @@ def triplet_errors(
     The angle is that between h_i - h_j and h_i - h_k over the whole width, as the official code calls it with one
     head. Where two states are equal there is none.
     """
-    ours, theirs = student.flatten(0, 1), teacher.flatten(0, 1)
+    ours = student.flatten(0, 1)
+    theirs = teacher.flatten(0, 1)
     width = max(student.shape[-1], teacher.shape[-1])
     size = max(1, buffer // (max(1, choice.neighbours.shape[1]) * width))
-    sums, counts = [], []
+    sums = []
+    counts = []
     for rows in chunks(len(choice.salient), size):
-        i, others, usable = choice.salient[rows], choice.neighbours[rows], choice.usable[rows]
+        i = choice.salient[rows]
+        others = choice.neighbours[rows]
+        usable = choice.usable[rows]
         of_rows = checkpoint(_angle_errors, ours, theirs, i, others, usable, use_reentrant=False)
         sums.append(of_rows[0])
         counts.append(of_rows[1])

@@ -68,7 +68,8 @@ class Decoder:
         """
         assert self._logits is not None and self._mask is not None and self._lengths is not None, "prefilled first"
         rows, count, length = continuations.shape
-        tokens, known = continuations.flatten(0, 1), attended.flatten(0, 1)
+        tokens = continuations.flatten(0, 1)
+        known = attended.flatten(0, 1)
         first = full_precision(self._logits).log_softmax(-1).repeat_interleave(count, 0)  # [R*C V]
         logprobs = first.gather(-1, tokens[:, :1])
         if length > 1:

@@ -46,7 +46,7 @@ NORMS = (("q_norm", "k_norm"), ("q_layernorm", "k_layernorm"))
 
 @dataclass(frozen=True)
 class Attention:
-    """Where one layer's queries, keys and values come from."""
+    """Source of one layer's queries, keys and values."""
 
     module: nn.Module
     projections: tuple[str, ...]
@@ -63,8 +63,11 @@ class Attention:
         return queries, keys, values
 
     def _split(self, outputs: list[Tensor]) -> tuple[Heads, Heads, Heads]:
-        shape, grid = self.shape, outputs[0].shape[:2]
-        num, groups, width = shape.num_heads, shape.num_key_value_heads, shape.head_dim
+        shape = self.shape
+        grid = outputs[0].shape[:2]
+        num = shape.num_heads
+        groups = shape.num_key_value_heads
+        width = shape.head_dim
         if self.projections == ("query_key_value",):
             grouped = outputs[0].reshape(*grid, groups, num // groups + 2, width)
             return grouped[..., :-2, :].flatten(2, 3), grouped[..., -2, :], grouped[..., -1, :]
@@ -96,7 +99,7 @@ def decoder_layers(model: PreTrainedModel) -> tuple[nn.Module, str, nn.ModuleLis
 
 
 def attention_of(model: nn.Module, layer: int) -> Attention:
-    """Where queries, keys and values of a layer come from, the first layer being 1.
+    """Find where queries, keys and values of a layer come from, the first layer being 1.
 
     Raises:
         DataError: the layer has no attention that is known here.
@@ -169,7 +172,7 @@ def attention_shape(model: nn.Module) -> AttentionShape:
 
 @dataclass
 class Recording:
-    """What hooks have read of one forward pass."""
+    """Inner states that hooks have read in one forward pass."""
 
     layers: InnerLayers
     depth: int
@@ -180,7 +183,9 @@ class Recording:
 
     def states(self) -> InnerStates:
         """The inner states that were asked for; call after the forward pass."""
-        queries, keys, values = {}, {}, {}
+        queries = {}
+        keys = {}
+        values = {}
         for layer, attention in self.attentions.items():
             heads = attention.heads(self.projected[layer])
             queries[layer], keys[layer], values[layer] = (tensor.transpose(1, 2) for tensor in heads)

@@ -199,7 +199,7 @@ def load_config(
 def count_parameters(
     reference: str, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> int | None:
-    """Parameters of the model that a configuration makes, tied ones once; None if it cannot be told.
+    """Parameters of the model that a configuration makes, tied ones once; None if that cannot be known.
 
     Nothing is read but the configuration, and no memory is taken for weights.
     """
@@ -312,14 +312,14 @@ def _unloadable(what: str, reference: str, error: Exception) -> DataError:
     if is_local(reference):
         if not Path(resolve_reference(reference)).exists():
             reason = "there is no such file or folder"
-        mend = "check the path, and that the folder holds config.json, tokenizer files and *.safetensors"
+        fix = "check the path, and that the folder holds config.json, tokenizer files and *.safetensors"
     elif is_offline():
         if isinstance(error, OSError):  # its text is long and speaks of the network
             reason = "it is not among what was fetched from the hub before"
-        mend = "HF_HUB_OFFLINE is set; unset it, or give a local folder"
+        fix = "HF_HUB_OFFLINE is set; unset it, or give a local folder"
     else:
-        mend = "check the id, the network and `huggingface-cli login`, or give a local folder"
-    return DataError(f"{reference}: {what} cannot be loaded ({reason}); {mend}")
+        fix = "check the id, the network and `huggingface-cli login`, or give a local folder"
+    return DataError(f"{reference}: {what} cannot be loaded ({reason}); {fix}")
 
 
 def _reason(error: Exception) -> str:

@@ -112,7 +112,8 @@ def mean_nll(model: PreTrainedModel, batches: Sequence[Batch]) -> float:
     """Mean negative log-likelihood in nats of the labels of `batches`."""
     vocab_size = model.get_output_embeddings().weight.shape[0]
     head = ProjectionHead.from_model(model, vocab_size)
-    total, count = 0.0, 0
+    total = 0.0
+    count = 0
     for batch in batches:
         positions = predicted_positions(batch)
         hidden = positions.select(last_hidden_states(model, batch.input_ids, batch.position_ids))  # [N D]

@@ -19,7 +19,7 @@ CONTINUES = frozenset("LMN")
 
 
 def word_starts(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Bool[Tensor, " V"]:
-    """Whether each token begins with a space, a line break or punctuation, or is a special token.
+    """Mark tokens that begin with a space, a line break or punctuation, and special tokens.
 
     Punctuation begins a word of its own, to which a token without a space belongs: `(x` is one, ` x)` are two. A
     part of a character of several bytes continues what came before. Ids that the tokenizer does not
@@ -40,7 +40,7 @@ def word_starts(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Bool[Ten
 
 
 def _is_apart(text: str) -> bool:
-    """Whether text cannot continue a word; part of a character decodes to the replacement character."""
+    """True if text cannot continue a word; part of a character decodes to the replacement character."""
     if not text or text[0] == "\N{REPLACEMENT CHARACTER}":
         return False
     return unicodedata.category(text[0])[0] not in CONTINUES

@@ -1,7 +1,7 @@
-"""Recipes as YAML files: reading with overrides, writing resolved, and errors that say the mend.
+"""Recipes as YAML files: read with overrides, written resolved, with errors that say how to fix them.
 
 YAML 1.2 by a strict loader: `1e-4` is a number, `no` is text, a key given twice is an error. All
-mistakes of a file are told at once, one line each: the file, the key, what was given and what is
+mistakes of a file are reported at once, one line each: the file, the key, what was given and what is
 accepted, with the nearest known key for a misspelt one.
 """
 
@@ -71,7 +71,7 @@ def dump_recipe(recipe: Recipe) -> str:
 
 
 def dump_mapping(content: Mapping[str, Any]) -> str:
-    """What a recipe or a part of one holds, as YAML."""
+    """A recipe, or part of one, as YAML."""
     stream = io.StringIO()
     _yaml().dump(content, stream)
     return stream.getvalue()
@@ -79,7 +79,8 @@ def dump_mapping(content: Mapping[str, Any]) -> str:
 
 def differences(one: Recipe, other: Recipe) -> list[str]:
     """Keys that decide the result and differ, each as `key: value of one, value of other`."""
-    mine, theirs = _leaves(one.deciding), _leaves(other.deciding)
+    mine = _leaves(one.deciding)
+    theirs = _leaves(other.deciding)
     return [
         f"{key}: {mine.get(key, 'absent')!r}, {theirs.get(key, 'absent')!r}"
         for key in {**mine, **theirs}

@@ -174,7 +174,8 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _teachers_fit_objective(self) -> Self:
-        objective, names = self.objective, {teacher.name for teacher in self.teachers}
+        objective = self.objective
+        names = {teacher.name for teacher in self.teachers}
         if not names and objective.needs_teachers:
             raise ValueError(
                 "no teachers, but objective.kd_weight, feature_weight or cross_tokenizer_weight is above 0: "
@@ -261,7 +262,8 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _on_policy_can_be_judged(self) -> Self:
-        section, objective = self.on_policy, self.objective
+        section = self.on_policy
+        objective = self.objective
         if section is None:
             return self
         stored = [t.name for t in self.teachers if t.kind == "cached" or t.cached]
@@ -310,7 +312,7 @@ class Recipe(Section):
 
     @property
     def deciding(self) -> dict[str, Any]:
-        """What decides the result: not names and folders, nor how training is watched and measured."""
+        """All that decides the result: not names and folders, nor how training is watched and measured."""
         watching = {"num_workers", "report_to", "log_every", "save_every", "keep_checkpoints", "evaluate_every"}
         neutral: Any = {
             "student": DESCRIBING,

@@ -18,7 +18,8 @@ def recipe_schema() -> dict[str, Any]:
     """The schema of a whole recipe, unknown keys refused."""
     schema = Recipe.model_json_schema()
     sections = schema["$defs"]
-    objective, data = sections["ObjectiveSection"]["properties"], sections["DataSection"]["properties"]
+    objective = sections["ObjectiveSection"]["properties"]
+    data = sections["DataSection"]["properties"]
     divergences = get_args(get_args(DivergenceSection)[0])
     _or_name(objective, "divergence", [_kinds(section)[0] for section in divergences])
     _or_name(objective, "weighting", ["paper", *_kinds(WeightingSection)])

@@ -66,7 +66,7 @@ def some_items(items: Sequence[TaskItem], count: int) -> list[TaskItem]:
 
 
 def with_distractors(items: Sequence[TaskItem], count: int = 3) -> list[TaskItem]:
-    """The same items, each with answers of some others beside its own, in an order that tells nothing.
+    """The same items, each with answers of some others beside its own, in an order that gives nothing away.
 
     Which ones is decided by hashes; items with too few other answers among them have fewer choices.
     """

@@ -33,7 +33,8 @@ def item_of(task: Task, row: Row, max_characters: int) -> TaskItem | None:
 
 
 def _sentiment(row: Row, size: int) -> TaskItem | None:
-    text, label = _one_line(_text(row, "sentence", "text")), _label(row, "label", ("negative", "positive"))
+    text = _one_line(_text(row, "sentence", "text"))
+    label = _label(row, "label", ("negative", "positive"))
     if label is None:
         return None
     return TaskItem.choosing(f"Review: {cut(text, size)}\nSentiment:", SENTIMENTS, label, key=text)

@@ -78,7 +78,8 @@ def _names_in_list(feature: Any) -> list[str] | None:
 
 
 def _tagged(path: Path) -> Iterator[dict[str, Any]]:
-    tokens, tags = list[str](), list[str]()
+    tokens = list[str]()
+    tags = list[str]()
     for line in _lines(path):
         parts = line.split("\t") if "\t" in line else line.split()
         if line.strip() and parts[0] != "-DOCSTART-":
@@ -86,7 +87,8 @@ def _tagged(path: Path) -> Iterator[dict[str, Any]]:
             tags.append(parts[-1].strip())
         elif tokens:
             yield {"tokens": tokens, "ner_tags": tags}
-            tokens, tags = [], []
+            tokens = []
+            tags = []
     if tokens:
         yield {"tokens": tokens, "ner_tags": tags}
 

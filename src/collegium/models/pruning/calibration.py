@@ -75,7 +75,7 @@ def measure_importance(model: PreTrainedModel, batches: Iterable[Batch]) -> Impo
 
 
 class _Sums:
-    """What hooks add up over batches."""
+    """Sums over batches that hooks add to."""
 
     def __init__(self) -> None:
         self.mask: Bool[Tensor, "B S"] = torch.zeros(0, 0, dtype=torch.bool)

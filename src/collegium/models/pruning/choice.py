@@ -1,4 +1,4 @@
-"""What is kept of a model that is pruned: chosen by importance, written as JSON, read again on resuming."""
+"""The choice of what pruning keeps: made by importance, written as JSON, read again on resuming."""
 
 import json
 from collections.abc import Sequence
@@ -67,7 +67,7 @@ def _integers(values: Any) -> list[int]:
 def choose_kept(
     model: PreTrainedModel, target: Sizes, batches: Sequence[Batch], *, depth_criterion: DepthCriterion = "loss"
 ) -> Kept:
-    """What to keep, from scores of the whole model: in one shot, as Minitron does.
+    """Choose what to keep from scores of the whole model, in one shot as Minitron does.
 
     Args:
         model: In evaluation mode.

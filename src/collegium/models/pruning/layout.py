@@ -1,4 +1,4 @@
-"""What pruning knows of an architecture: the axes of each parameter, and the sizes that can be cut.
+"""The axes of each parameter of a model and the sizes that pruning can cut.
 
 Only architectures of the Llama layout are accepted, by name: a multiplier, a LayerNorm (whose mean runs
 over channels) or a norm over all heads that pruning does not know of would give a wrong model silently.
@@ -50,7 +50,7 @@ AXES: dict[str, tuple[Axis | None, ...]] = {
 
 @dataclass(frozen=True)
 class Sizes:
-    """What can be cut, under the names of the recipe. The dimension of a head stays, and RoPE with it."""
+    """Sizes that can be cut, named as in the recipe. The dimension of a head stays, and RoPE with it."""
 
     hidden_size: int
     intermediate_size: int
@@ -113,7 +113,8 @@ def target_sizes(
 
 
 def _check_heads(target: Sizes, per_group: int) -> None:
-    heads, groups = target.num_heads, target.num_key_value_heads
+    heads = target.num_heads
+    groups = target.num_key_value_heads
     if heads % groups or heads // groups > per_group:
         raise RecipeError(
             f"student.num_heads is {heads} for {groups} key-value heads: each takes the same number of query "

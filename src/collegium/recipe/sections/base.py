@@ -1,4 +1,4 @@
-"""What all sections of a recipe have in common: strictness, names and lists. No torch here."""
+"""Common to all sections of a recipe: strictness, names and lists. No torch here."""
 
 from typing import Annotated, Any, Literal, TypeVar
 

@@ -17,7 +17,7 @@ class CrossTokenizerTermSection(Section):
     """What each teacher counts, by name; equal if not given. They are normalised to sum to 1."""
 
     def lacks(self, mode: str | None) -> tuple[str, str] | None:
-        """What it reads and a cache of this mode, if known, does not hold, and which setting mends it."""
+        """Something it reads that a cache of this mode, if known, does not hold, and the setting that fixes it."""
         if mode in (None, "hidden_states"):
             return None
         return f"whole distributions, which cache.mode {mode} does not hold", "cache.mode: hidden_states"

@@ -9,7 +9,7 @@ from collegium.recipe.sections.tasks import TaskEvaluationSection, names_of_task
 
 
 class GenerationSection(Section):
-    """What the student writes is compared with how documents go on and with what its teachers write."""
+    """Comparison of what the student writes with how documents go on and with what its teachers write."""
 
     prompts: int = Field(default=16, ge=1)
     """Held-out documents of each domain that are continued: the first that are long enough."""
@@ -20,10 +20,10 @@ class GenerationSection(Section):
 
 
 class SamplesSection(Section):
-    """What people read in the report: passages token by token, and continuations side by side."""
+    """Text for people to read in the report: passages token by token, and continuations side by side."""
 
     passage_tokens: int = Field(default=96, ge=0)
-    """Tokens of a held-out document of each domain that are told one by one; 0 for none."""
+    """Tokens of a held-out document of each domain that are shown one by one; 0 for none."""
     prompt_tokens: int = Field(default=32, ge=1)
     """Tokens of a document that are given to teachers and student to go on from."""
     new_tokens: int = Field(default=32, ge=0)

@@ -21,11 +21,11 @@ class FeatureTermSection(Section):
 
     @property
     def needs_attention(self) -> bool:
-        """Whether it reads queries, keys and values, else hidden states."""
+        """True if it reads queries, keys and values, False if hidden states."""
         return True
 
     def lacks(self, mode: str | None) -> tuple[str, str] | None:
-        """What it reads and a cache of this mode, if known, does not hold, and which setting mends it."""
+        """Something it reads that a cache of this mode, if known, does not hold, and the setting that fixes it."""
         return "queries, keys and values, which no cache holds", "kind: hidden_states"
 
 

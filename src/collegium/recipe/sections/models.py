@@ -9,7 +9,7 @@ from collegium.recipe.sections.base import Dtype, Licence, Many, Name, Section, 
 
 
 class ModelSection(Section):
-    """Where a model comes from and how it is held."""
+    """Source of a model and the type that holds it."""
 
     model: str
     """Hub id, local folder, `.gguf` file, or `package:NAME/FILE` inside an installed package."""
@@ -34,7 +34,7 @@ Temperature = Annotated[float, Field(gt=0)] | Literal["fit"]
 
 
 class AlignmentSection(Section):
-    """What is carried of a teacher whose tokenizer is another than the student's."""
+    """Alignment of a teacher whose tokenizer is not the student's."""
 
     carry: Literal["prefix", "min_ed"] = "prefix"
     """How a token's probability finds its student token: `prefix`: the first that its bytes are cut into.
@@ -88,8 +88,9 @@ class TeachingSection(Section):
 
     @property
     def temperatures(self) -> tuple[float, float]:
-        """Of weight and target, once both are numbers."""
-        weight, target = self.weight_temperature, self.target_temperature
+        """Temperatures of weight and target, once both are numbers."""
+        weight = self.weight_temperature
+        target = self.target_temperature
         assert weight != "fit" and target != "fit", "see build.calibration"
         return weight, target
 
@@ -136,7 +137,7 @@ TeacherSection = Annotated[
 
 
 class CacheSection(Section):
-    """What `collegium cache` keeps of teachers that say `cached: true`, and how it is read."""
+    """Settings of `collegium cache`: what is kept of teachers that say `cached: true`, and where."""
 
     directory: str | None = None
     """Folder or URL with a folder for each teacher; by default in the cache, by what decides its content."""
@@ -289,7 +290,8 @@ class PrunedStudentSection(StudentSection):
     def _something_is_cut(self) -> Self:
         if not any(size is not None for size in self.sizes.values()):
             raise ValueError(f"give at least one size to cut: {', '.join(self.sizes)}")
-        heads, groups = self.num_heads, self.num_key_value_heads
+        heads = self.num_heads
+        groups = self.num_key_value_heads
         if heads is not None and groups is not None and heads % groups:
             raise ValueError(
                 f"num_heads must be a multiple of num_key_value_heads, got {heads} and {groups}: each "

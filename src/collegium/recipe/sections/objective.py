@@ -15,7 +15,8 @@ from collegium.recipe.sections.schedule import Weight, schedule_of
 
 _GRANULARITY = r"^(token|sequence|(window|causal):[1-9][0-9]*)$"
 
-_STRETCH, _TAU = "window:32", 0.5
+_STRETCH = "window:32"
+_TAU = 0.5
 """Of entropy weights, if not given: docs/when-it-helps.md says what chose them."""
 
 _OWN_KEYS: Mapping[str, tuple[str, str]] = {
@@ -35,7 +36,7 @@ _OWN_DEFAULTS: Mapping[str, Mapping[str, float]] = {
 
 
 class WeightingSection(Section):
-    """How much each teacher counts at each position; `docs/weighting.md` compares the kinds."""
+    """Share of each teacher at each position; `docs/weighting.md` compares the kinds."""
 
     kind: Literal[
         "uniform",
@@ -164,7 +165,8 @@ class ObjectiveSection(Section):
 
     @model_validator(mode="after")
     def _weights_go_together(self) -> Self:
-        kd_weight, feature_weight = schedule_of(self.kd_weight), schedule_of(self.feature_weight)
+        kd_weight = schedule_of(self.kd_weight)
+        feature_weight = schedule_of(self.feature_weight)
         if self.ce_weight is None and largest(kd_weight) > 1:
             raise ValueError(f"kd_weight reaches {largest(kd_weight):g}; above 1 give ce_weight too")
         if self.compares_vocabularies != bool(self.cross_tokenizer):
@@ -189,27 +191,27 @@ class ObjectiveSection(Section):
 
     @property
     def distils(self) -> bool:
-        """Whether teachers' distributions are read at any time."""
+        """True if teachers' distributions are read at any time."""
         return largest(schedule_of(self.kd_weight)) > 0
 
     @property
     def reads_lists(self) -> bool:
-        """Whether draws do not serve: they are right on average, so for a loss that is linear in its target."""
+        """True if draws do not serve: right on average, they fit only a loss that is linear in its target."""
         return self.distils and (self.divergence.kind != "forward_kl" or self.fusion != "mixture")
 
     @property
     def matches_features(self) -> bool:
-        """Whether teachers' inner states are read at any time."""
+        """True if teachers' inner states are read at any time."""
         return largest(schedule_of(self.feature_weight)) > 0
 
     @property
     def needs_teachers(self) -> bool:
-        """Whether teachers are asked for anything at any time."""
+        """True if teachers are asked for anything at any time."""
         return self.distils or self.matches_features or self.compares_vocabularies
 
     @property
     def compares_vocabularies(self) -> bool:
-        """Whether teachers are read in their own vocabularies at any time."""
+        """True if teachers are read in their own vocabularies at any time."""
         return largest(schedule_of(self.cross_tokenizer_weight)) > 0
 
     @property

@@ -24,7 +24,7 @@ class TaskDataSection(Section):
     revision: str | None = None
     """Branch, tag or commit of the data set."""
     part: Literal["train", "evaluation", "all"] = "train"
-    """Items for training or for evaluation, told apart by a hash of their text, so that one set serves both."""
+    """Items for training or for evaluation, separated by a hash of their text, so that one set serves both."""
     evaluation_share: float = Field(default=0.2, ge=0, le=1)
     """Share of the items that is for evaluation; must be the same wherever the set is used."""
     max_characters: int = Field(default=1200, ge=16)
@@ -40,7 +40,7 @@ class TaskDataSection(Section):
 
     @property
     def origin(self) -> tuple[str | None, ...]:
-        """What is read."""
+        """The data set or files that are read, to compare with another section's."""
         return (self.dataset, self.path, self.config, self.split, self.revision)
 
 
