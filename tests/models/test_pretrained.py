@@ -193,7 +193,8 @@ def test_tokenizers_are_compared_token_by_token():
     require_same_tokenizer(byte_tokenizer(), byte_tokenizer(), name="t")
     other = byte_tokenizer(extra=("<y>", "<z>"))
     with pytest.raises(
-        DataError, match=r"2 of the 262 tokens of both differ: '<y>' is absent for the student, 260 for the teac"
+        DataError,
+        match=r"2 of 262 tokens have another id .*: '<y>' is absent for the student, 260 for the teach",
     ):
         require_same_tokenizer(byte_tokenizer(), other, name="t")
     swapped = byte_tokenizer()
@@ -202,7 +203,7 @@ def test_tokenizers_are_compared_token_by_token():
 
     swapped = type(swapped)(tokenizer_object=Tokenizer.from_str(content.replace('"a":-1', '"a":65')))
     assert vocab_size_of(swapped) == vocab_size_of(byte_tokenizer())
-    with pytest.raises(DataError, match="2 of the 260 tokens of both differ"):
+    with pytest.raises(DataError, match="2 of 260 tokens have another id"):
         require_same_tokenizer(byte_tokenizer(), swapped, name="t")
     assert tokenizer_fingerprint(byte_tokenizer()) != tokenizer_fingerprint(swapped)
 

@@ -51,7 +51,7 @@ def tokenizer_difference(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTo
             f"{t!r} is {_id(ours, t)} for the student, {_id(theirs, t)} for the teacher" for t in first
         )
         both = len(ours.keys() | theirs.keys())
-        return f"{len(differing):,} of the {both:,} tokens of both differ: {shown}"
+        return f"{len(differing):,} of {both:,} tokens have another id or are in one of them only: {shown}"
     for probe, ours_ids, theirs_ids in zip(PROBES, _encode_probes(tokenizer), _encode_probes(other), strict=True):
         if ours_ids != theirs_ids:
             return (
