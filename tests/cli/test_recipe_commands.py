@@ -178,7 +178,7 @@ class TestCheck:
         assert lines[0] == "ok    recipe: valid; 2 teachers, 2 sources"
         assert lines[1] == "ok    output_dir: runs/pico is new"
         assert "ok    method: ebkd fills in what the recipe leaves out of objective.kd_weight, " in lines[2]
-        assert "ok    data.sources.0.path" in answer.out and "some/hub-id is no path here" in answer.out
+        assert "ok    data.sources.0.path" in answer.out and "some/hub-id is not a local path" in answer.out
         assert not Path("runs").exists()
 
     @pytest.mark.parametrize(("changes", "code", "message"), WRONG_FILES, ids=[w[0][0] for w in WRONG_FILES])
@@ -225,7 +225,7 @@ class TestCheck:
             "teachers.1.path": ("s3fs", 65),
             "training.report_to": ("wandb", 2),
         }
-        assert found["evaluation.generation"].mend == "pip install 'collegium[eval]'"
+        assert found["evaluation.generation"].fix == "pip install 'collegium[eval]'"
 
     @pytest.mark.parametrize("fusion", ["mixture", "geometric"])
     @pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jsd", "todi", "decoupled", "taid"])

@@ -46,7 +46,7 @@ def test_json_agrees_with_what_preflight_says(recipe, monkeypatch, capsys):
     assert code == 0, err
     diagnosis = json.loads(out)
     checks = {check["name"]: check for check in diagnosis["checks"]}
-    assert "training blocks" in checks["text"]["found"] and checks["text"]["mend"] is None
+    assert "training blocks" in checks["text"]["found"] and checks["text"]["fix"] is None
     one, two = diagnosis["tokenizers"]
     assert (one["teacher"], one["kind"], two["teacher"], two["kind"]) == ("one", "same", "two", "other")
     assert sum(two["overlap"]["shares"].values()) == pytest.approx(1.0)
@@ -103,7 +103,7 @@ def test_caches(recipe, monkeypatch, capsys):
     def found(*changes: str) -> dict[str, str | None]:
         code, out, err = run(["doctor", str(recipe), *changes, "--json"], monkeypatch, capsys)
         assert code == 0, err
-        return {check["name"]: check["mend"] for check in json.loads(out)["checks"]}
+        return {check["name"]: check["fix"] for check in json.loads(out)["checks"]}
 
     cached = ["teachers.0.cached=true", "cache.directory=caches"]
     assert found(*cached)["cache of one"] == "prepare the text, then ask again"
@@ -157,14 +157,14 @@ def test_a_cache_in_the_teachers_own_tokens(recipe, tmp_path, monkeypatch, capsy
     cached = ["teachers.1.cached=true", "cache.directory=caches"]
     run(["prepare", str(recipe)], monkeypatch, capsys)
     before = files_below(tmp_path)
-    assert checked(*cached)["checks"][-1]["mend"] == "run `collegium cache RECIPE`"
+    assert checked(*cached)["checks"][-1]["fix"] == "run `collegium cache RECIPE`"
     assert all(name.startswith("cache/vocabularies/") for name in files_below(tmp_path) - before)
     code, _, err = run(["cache", str(recipe), *cached], monkeypatch, capsys)
     assert code == 0, err
-    assert checked(*cached)["checks"][-1]["mend"] is None
+    assert checked(*cached)["checks"][-1]["fix"] is None
     far = f"{{kind: cached, name: far, path: caches/two, tokenizer: {tmp_path / 'two'}}}"
     diagnosis = checked(f"teachers=[{far}]")
-    assert diagnosis["checks"][-1]["mend"] is None and diagnosis["tokenizers"][0]["kind"] == "other"
+    assert diagnosis["checks"][-1]["fix"] is None and diagnosis["tokenizers"][0]["kind"] == "other"
 
 
 def test_what_is_carried_by_spelling_reaches_every_position(recipe, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""Recipes: strict, told all at once, with the mend; no torch."""
+"""Recipes: strict, reported all at once, with how to fix it; no torch."""
 
 import subprocess
 import sys

@@ -52,10 +52,10 @@ def show_diagnosis(diagnosis: Diagnosis, *, as_json: bool) -> None:
 
 def _show_checks(diagnosis: Diagnosis) -> None:
     for check in diagnosis.checks:
-        if check.mend is None:
+        if check.fix is None:
             _show_line(f"ok    {check.name}: {check.found}")
         else:
-            _show_line(f"fix   {check.name}: {check.found}; {check.mend}")
+            _show_line(f"fix   {check.name}: {check.found}; {check.fix}")
     show_tokenizers(diagnosis.tokenizers)
 
 

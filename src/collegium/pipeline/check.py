@@ -26,13 +26,13 @@ class Finding:
     Attributes:
         key: The recipe's key.
         found: What was found.
-        mend: What to do about it; None if it is as it should be.
+        fix: What to do about it; None if it is as it should be.
         exit_code: In what a run would end; 0 if it is as it should be.
     """
 
     key: str
     found: str
-    mend: str | None = None
+    fix: str | None = None
     exit_code: int = 0
 
 
@@ -63,7 +63,7 @@ def conclude_check(findings: tuple[Finding, ...], *, as_json: bool) -> dict[str,
     if not wrong:
         return document
     more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-    failure = _ERRORS[wrong[0].exit_code](f"{wrong[0].key}: {wrong[0].found}; {wrong[0].mend}{more}")
+    failure = _ERRORS[wrong[0].exit_code](f"{wrong[0].key}: {wrong[0].found}; {wrong[0].fix}{more}")
     failure.report = document
     raise failure
 
@@ -74,17 +74,17 @@ _ERRORS: Mapping[int, type[UserError]] = {
 
 
 def _line(finding: Finding) -> str:
-    if finding.mend is None:
+    if finding.fix is None:
         return f"ok    {finding.key}: {finding.found}"
-    return f"fix   {finding.key}: {finding.found}; {finding.mend}"
+    return f"fix   {finding.key}: {finding.found}; {finding.fix}"
 
 
 def _run_folder(recipe: Recipe) -> Finding:
     try:
         there = require_free(recipe, recipe.run_dir)
     except RecipeError as error:
-        found, mend = str(error).splitlines()[0].removeprefix(f"{recipe.run_dir}: ").rsplit("; ", 1)
-        return Finding("output_dir", f"{recipe.run_dir} {found}", mend, error.exit_code)
+        found, fix = str(error).splitlines()[0].removeprefix(f"{recipe.run_dir}: ").rsplit("; ", 1)
+        return Finding("output_dir", f"{recipe.run_dir} {found}", fix, error.exit_code)
     return Finding(
         "output_dir",
         f"{recipe.run_dir} is {'new' if there is None else 'of this recipe, or nothing was trained there'}",
@@ -115,9 +115,9 @@ def _student(recipe: Recipe) -> Iterator[Finding]:
     student = recipe.student
     if isinstance(student, ContinuedStudentSection):
         finished = Path(student.run, "recipe.yaml").is_file() and Path(student.model).is_dir()
-        mend = None if finished else "train that run first, or give another folder"
+        fix = None if finished else "train that run first, or give another folder"
         found = f"{student.run} holds {'a' if finished else 'no'} finished run"
-        yield Finding("student.run", found, mend, 0 if finished else DataError.exit_code)
+        yield Finding("student.run", found, fix, 0 if finished else DataError.exit_code)
         return
     for name in ("model", "tokenizer"):
         if reference := getattr(student, name):
@@ -132,9 +132,9 @@ def _teachers(recipe: Recipe) -> Iterator[Finding]:
                 yield _model(f"teachers.{i}.{name}", reference, TeacherError.exit_code)
         if isinstance(teacher, CachedTeacherSection) and "://" not in teacher.path:
             there = Path(teacher.path, "manifest.json").is_file()
-            mend = None if there else "make it there with `collegium cache`, or give another folder"
+            fix = None if there else "make it there with `collegium cache`, or give another folder"
             found = f"{teacher.path} holds {'a' if there else 'no'} cache"
-            yield Finding(f"teachers.{i}.path", found, mend, 0 if there else TeacherError.exit_code)
+            yield Finding(f"teachers.{i}.path", found, fix, 0 if there else TeacherError.exit_code)
 
 
 def _model(key: str, reference: str, exit_code: int) -> Finding:
@@ -143,7 +143,7 @@ def _model(key: str, reference: str, exit_code: int) -> Finding:
         asked = (
             "HF_HUB_OFFLINE is set, so it must have been fetched before" if is_offline() else "fetched if needed"
         )
-        return Finding(key, f"{reference} is no path here, so on the hub, {asked}")
+        return Finding(key, f"{reference} is not a local path, so it is on the hub: {asked}")
     try:
         path = Path(resolve_reference(reference))
     except DataError as error:
@@ -155,8 +155,8 @@ def _model(key: str, reference: str, exit_code: int) -> Finding:
 
 def _halves(error: UserError) -> tuple[str, str]:
     """What is wrong, and what to do about it."""
-    found, semicolon, mend = str(error).partition("; ")
-    return found, mend if semicolon else "give another one"
+    found, semicolon, fix = str(error).partition("; ")
+    return found, fix if semicolon else "give another one"
 
 
 def _sources(recipe: Recipe) -> Iterator[Finding]:
@@ -181,18 +181,18 @@ def _capabilities(recipe: Recipe) -> Iterator[Finding]:
     """What the recipe asks of teachers and they cannot give; `Recipe` itself refuses most of that."""
     drawn = [teacher.name for teacher in recipe.teachers if teacher.kind == "local" and teacher.cached]
     if drawn and recipe.cache.mode == "sampled" and recipe.objective.reads_lists:
-        mend = "set cache.mode to top_k, or objective.divergence to forward_kl and objective.fusion to mixture"
+        fix = "set cache.mode to top_k, or objective.divergence to forward_kl and objective.fusion to mixture"
         found = f"sampled draws of teacher {drawn[0]!r} serve the forward KL to a mixture only"
-        yield Finding("cache.mode", found, mend, TeacherError.exit_code)
+        yield Finding("cache.mode", found, fix, TeacherError.exit_code)
     if recipe.data.mixing.kind == "ddk" and not recipe.teachers:
-        mend = "add teachers, or set it to natural"
-        yield Finding("data.mixing", "ddk compares the student with teachers", mend, RecipeError.exit_code)
+        fix = "add teachers, or set it to natural"
+        yield Finding("data.mixing", "ddk compares the student with teachers", fix, RecipeError.exit_code)
 
 
 def _packages(recipe: Recipe) -> Iterator[Finding]:
-    for key, module, mend, exit_code in _needed(recipe):
+    for key, module, fix, exit_code in _needed(recipe):
         if importlib.util.find_spec(module) is None:
-            yield Finding(key, f"package {module} is not installed here", mend, exit_code)
+            yield Finding(key, f"package {module} is not installed here", fix, exit_code)
 
 
 def _needed(recipe: Recipe) -> Iterator[tuple[str, str, str, int]]:

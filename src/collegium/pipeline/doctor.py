@@ -36,13 +36,13 @@ class Check:
     Attributes:
         name: What.
         found: What was found.
-        mend: What to do about it; None if it is as it should be.
+        fix: What to do about it; None if it is as it should be.
         stops: Whether no command gets past it.
     """
 
     name: str
     found: str
-    mend: str | None = None
+    fix: str | None = None
     stops: bool = False
 
 
@@ -63,7 +63,7 @@ class Diagnosis:
         """What stops every run of the recipe, as the error that it would end in; None if nothing does."""
         for check in self.checks:
             if check.stops:
-                return DataError(f"{check.name}: {check.mend}")
+                return DataError(f"{check.name}: {check.fix}")
         for pair in self.tokenizers:
             if pair.kind == "unusable":
                 return TeacherError(f"teacher {pair.teacher!r}: {pair.verdict}")
@@ -127,8 +127,8 @@ def _look_at_text(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[P
     except DataError as error:
         return None, {}, Check("text", "cannot be used", str(error), stops=True)
     if text is None:
-        mend = "run `collegium prepare RECIPE`; the other commands do so first"
-        return None, sample, Check("text", "not prepared", mend)
+        fix = "run `collegium prepare RECIPE`; the other commands do so first"
+        return None, sample, Check("text", "not prepared", fix)
     held_out = sum(len(blocks) for blocks in text.held_out.values())
     found = f"{len(text.train):,} training blocks, {held_out:,} held out, in {text.directory}"
     return text, sample, Check("text", found)
