@@ -32,6 +32,7 @@ from benchmarks.measure import (
 from benchmarks.models import STUDENT, TEACHER, VOCAB_SIZE, build_model, num_parameters
 from benchmarks.train_step import Setting, Step
 from collegium.assembly.objective import build_objective
+from collegium.assembly.run import Run
 from collegium.recipe.methods import METHODS
 from collegium.recipe.recipe import Recipe
 from collegium.signals.contracts import Batch, ItemCounts, Teacher, predicted_positions
@@ -104,7 +105,8 @@ def method_step(setting: Setting, method: str) -> Step:
         for m, model in enumerate(setting.teachers)
     ]
     recipe = recipe_of(method, [t.name for t in teachers])
-    objective = build_objective(recipe, setting.student, teachers, word_tokenizer(vocab_size))
+    run = Run(recipe).derive(student=setting.student, teachers=teachers, tokenizer=word_tokenizer(vocab_size))
+    objective = build_objective(run)
     objective.set_progress(0.5)  # past any warm-up, so that a step is what most of the run is
     model = DistillationModel(setting.student, objective, vocab_size=vocab_size)
     extras = list(objective.parameters())

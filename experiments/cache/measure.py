@@ -22,16 +22,14 @@ from settings import Fill, Unigram, kept, plain_bucket, with_tail
 from torch import Tensor
 
 from collegium.assembly.cache import cache_plan
-from collegium.assembly.ingredients import Ingredients, build_ingredients
-from collegium.assembly.models import load_teachers
-from collegium.assembly.student import build_student
+from collegium.assembly.local_teachers import load_teachers
+from collegium.assembly.run import Run
 from collegium.cache.builder import CacheBuilder
 from collegium.cache.folder import Folder
 from collegium.cache.manifest import CacheSettings, Manifest
 from collegium.models.head import ProjectionHead
 from collegium.models.pretrained import causal_lm_of, last_hidden_states, load_model
 from collegium.pipeline.run import train
-from collegium.recipe.file import load_recipe
 from collegium.recipe.recipe import Recipe
 from collegium.signals.contracts import Batch, Capability, Positions, predicted_positions
 from collegium.signals.signals import ProjectedSignal, TopKSignal
@@ -63,29 +61,24 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=HERE / "results.json")
     parser.add_argument("--runs", type=Path, default=Path("runs/cache"))
     options = parser.parse_args()
-    recipe = load_recipe(HERE / "recipe.yaml")
-    ingredients = build_ingredients(recipe)
-    results: dict[str, Any] = {
-        "recipe": recipe.fingerprint,
-        "training": _training(recipe, ingredients, options.runs),
-    }
+    run = Run.from_recipe(HERE / "recipe.yaml", device="cpu")
+    results: dict[str, Any] = {"recipe": run.recipe.fingerprint, "training": _training(run, options.runs)}
     trained = load_model(str(options.runs / "online" / "student"), dtype=torch.float32)
-    results["errors"] = _errors(
-        recipe, ingredients, {"untrained": build_student(recipe, ingredients), "trained": trained}
-    )
+    results["errors"] = _errors(run, {"untrained": run.student, "trained": trained})
     options.output.write_text(json.dumps(results, indent=1) + "\n")
 
 
 # ---- the student after equal training
 
 
-def _training(recipe: Recipe, ingredients: Ingredients, runs: Path) -> dict[str, Any]:
+def _training(run: Run, runs: Path) -> dict[str, Any]:
     """Held-out loss of students trained from the teachers themselves and from caches."""
+    recipe = run.recipe
     online = train(recipe.model_copy(update={"output_dir": str(runs / "online")}))
     results = {"online": _losses(online)}
     for name in TRAINED:
         directory = runs / "caches" / name
-        sizes = [_derived(recipe, ingredients, runs, m, name).bytes_per_token for m in range(len(recipe.teachers))]
+        sizes = [_derived(run, runs, m, name).bytes_per_token for m in range(len(recipe.teachers))]
         results[name] = {
             **_losses(train(_from_caches(recipe, directory, runs / name))),
             "bytes": sum(sizes) / len(sizes),
@@ -111,22 +104,22 @@ def _from_caches(recipe: Recipe, directory: Path, output: Path) -> Recipe:
     return Recipe.model_validate({**content, "output_dir": str(output)})
 
 
-def _derived(recipe: Recipe, ingredients: Ingredients, runs: Path, number: int, name: str) -> Manifest:
+def _derived(run: Run, runs: Path, number: int, name: str) -> Manifest:
     """A cache made from the teacher's hidden states, which are cached once."""
-    section = recipe.teachers[number]
-    text = ingredients.text
-    held_out = [blocks.take(recipe.evaluation.max_blocks or len(blocks)) for blocks in text.held_out.values()]
+    section = run.recipe.teachers[number]
+    text = run.text
+    held_out = [blocks.take(run.recipe.evaluation.max_blocks or len(blocks)) for blocks in text.held_out.values()]
     rows = [part[i] for part in (text.train, *held_out) for i in range(len(part))]
-    plan = replace(cache_plan(recipe, section, ingredients), splits={"read": len(rows)})
+    plan = replace(cache_plan(run, section), splits={"read": len(rows)})
     states = runs / "caches" / "hidden_states" / section.name
     settings = CacheSettings(mode="hidden_states")
 
     def running() -> Any:
-        return load_teachers([section], ingredients.tokenizer, device=torch.device("cpu"))[0]
+        return load_teachers([section], run.tokenizer, device=run.device)[0]
 
     def build(folder: Path, teacher: Any, settings: CacheSettings) -> Manifest:
         own = replace(plan, settings=settings)
-        return CacheBuilder(Folder.at(folder), teacher, rows, ingredients.collator, own, batch_size=BATCH).build()
+        return CacheBuilder(Folder.at(folder), teacher, rows, run.collator, own, batch_size=BATCH).build()
 
     manifest = build(states, running, settings)
     if name == "hidden_states":
@@ -137,11 +130,11 @@ def _derived(recipe: Recipe, ingredients: Ingredients, runs: Path, number: int, 
 # ---- the gradient
 
 
-def _errors(recipe: Recipe, ingredients: Ingredients, models: Mapping[str, Any]) -> list[dict[str, Any]]:
-    counts = torch.ones(ingredients.vocab_size)
-    for i in range(len(ingredients.text.train)):
-        ids = torch.tensor(ingredients.text.train[i]["input_ids"])
-        counts += torch.bincount(ids, minlength=ingredients.vocab_size)
+def _errors(run: Run, models: Mapping[str, Any]) -> list[dict[str, Any]]:
+    counts = torch.ones(run.vocab_size)
+    for i in range(len(run.text.train)):
+        ids = torch.tensor(run.text.train[i]["input_ids"])
+        counts += torch.bincount(ids, minlength=run.vocab_size)
     fills: dict[str, Fill] = {
         "bucket": with_tail("bucket"),
         "bucket without a cap": plain_bucket,
@@ -150,34 +143,34 @@ def _errors(recipe: Recipe, ingredients: Ingredients, models: Mapping[str, Any])
         "renormalize": with_tail("renormalize"),
     }
     with tempfile.TemporaryDirectory() as folder:
-        return list(_curve(recipe, ingredients, models, fills, Path(folder)))
+        return list(_curve(run, models, fills, Path(folder)))
 
 
 def _curve(
-    recipe: Recipe, ingredients: Ingredients, models: Mapping[str, Any], fills: Mapping[str, Fill], folder: Path
+    run: Run, models: Mapping[str, Any], fills: Mapping[str, Fill], folder: Path
 ) -> Iterator[dict[str, Any]]:
-    section = next(teacher for teacher in recipe.teachers if teacher.name == TEACHER)
-    parts = [blocks.take(ERROR_BLOCKS) for blocks in ingredients.text.held_out.values()]
+    section = next(teacher for teacher in run.recipe.teachers if teacher.name == TEACHER)
+    parts = [blocks.take(ERROR_BLOCKS) for blocks in run.text.held_out.values()]
     rows = [part[i] for part in parts for i in range(len(part))]
-    plan = replace(cache_plan(recipe, section, ingredients), splits={"held_out": len(rows)})
+    plan = replace(cache_plan(run, section), splits={"held_out": len(rows)})
 
     def build(name: str, teacher: Any, settings: CacheSettings) -> tuple[CachedTeacher, float]:
         own = replace(plan, settings=settings)
         manifest = CacheBuilder(
-            Folder.at(folder / name), lambda: teacher, rows, ingredients.collator, own, batch_size=BATCH
+            Folder.at(folder / name), lambda: teacher, rows, run.collator, own, batch_size=BATCH
         ).build()
         return CachedTeacher(TEACHER, folder / name), manifest.bytes_per_token
 
     running = {
-        name: load_teachers(
-            [t for t in recipe.teachers if t.name == name], ingredients.tokenizer, device=torch.device("cpu")
-        )[0]
+        name: load_teachers([t for t in run.recipe.teachers if t.name == name], run.tokenizer, device=run.device)[
+            0
+        ]
         for name in (TEACHER, NEAR)
     }
     states, size = build("hidden_states", running[TEACHER], CacheSettings(mode="hidden_states"))
-    batches = [Batch.from_inputs(ingredients.collator(rows[i : i + BATCH])) for i in range(0, len(rows), BATCH)]
+    batches = [Batch.from_inputs(run.collator(rows[i : i + BATCH])) for i in range(0, len(rows), BATCH)]
     pairs = [(batch, predicted_positions(batch)) for batch in batches]
-    students = {name: [_student(model, *pair, ingredients) for pair in pairs] for name, model in models.items()}
+    students = {name: [_student(model, *pair, run.vocab_size) for pair in pairs] for name, model in models.items()}
     exact = [_signal(running[TEACHER], *pair) for pair in pairs]
     students["another teacher"] = [
         Student(signal.hidden, signal.head) for signal in (_signal(running[NEAR], *pair) for pair in pairs)
@@ -226,8 +219,8 @@ def _signal(teacher: Any, batch: Batch, positions: Positions) -> ProjectedSignal
 
 
 @torch.no_grad()
-def _student(model: Any, batch: Batch, positions: Positions, ingredients: Ingredients) -> Student:
-    head = ProjectionHead.from_model(causal_lm_of(model), ingredients.vocab_size)
+def _student(model: Any, batch: Batch, positions: Positions, vocab_size: int) -> Student:
+    head = ProjectionHead.from_model(causal_lm_of(model), vocab_size)
     return Student(positions.select(last_hidden_states(model, batch.input_ids, batch.position_ids)), head)
 
 

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from collegium.pipeline.run import preflight
+from collegium.pipeline.preflight.command import preflight
 from collegium.recipe.file import load_recipe
 
 
@@ -53,7 +53,7 @@ def main() -> None:
     options = parser.parse_args()
     results = {}
     for case, changes in CASES.items():
-        report = preflight(load_recipe(HERE / "recipe.yaml", changes))
+        report, _ = preflight(load_recipe(HERE / "recipe.yaml", changes), with_estimate=False)
         results[case] = {
             "rules": {name: rounded(row) for name, row in report.rules.items()},
             "oracle": rounded(report.oracle),

@@ -16,8 +16,7 @@ from typing import Any
 
 import torch
 
-from collegium.assembly.calibration import fit_recipe
-from collegium.assembly.training import build_held_out
+from collegium.assembly.run import Run
 from collegium.evaluation.model_figures import measure_model
 from collegium.models.pretrained import load_model, place
 from collegium.paper.command import specification_path
@@ -25,7 +24,7 @@ from collegium.paper.experiment import student_recipe
 from collegium.paper.specification import in_folder, load_specification, with_local_files
 from collegium.paper.tables import VALIDATION, Result
 from collegium.paper.work import as_numbers
-from collegium.pipeline.run import device, fit_student, prepare
+from collegium.pipeline.run import fit_student
 from collegium.pipeline.run_folder import claim_run_dir
 from collegium.recipe.recipe import Recipe
 
@@ -58,15 +57,13 @@ def recipe_of(student: Mapping[str, Any], learn_prompts: bool, copies: Path, fol
     return Recipe.model_validate(in_folder(recipe, folder))
 
 
-def measure(recipe: Recipe, run: Path) -> dict[str, Any]:
+def measure(recipe: Recipe, folder: Path) -> dict[str, Any]:
     """Train, and measure on validation documents."""
-    ingredients = prepare(recipe)
-    claim_run_dir(recipe, run)
-    fitted, _ = fit_recipe(recipe, ingredients, device=device(), run_dir=run)
-    held_out = build_held_out(fitted, ingredients, [], device=device())
-    fit_student(recipe, ingredients, [], None)
-    model = place(load_model(str(run / "student"), dtype=torch.float32), device()).eval()
-    tables = measure_model(model, held_out, ingredients.vocab_size)
+    claim_run_dir(recipe, folder)
+    run = Run(recipe, folder=folder).derive(teachers=())
+    fit_student(run)
+    model = place(load_model(str(folder / "student"), dtype=torch.float32), run.device).eval()
+    tables = measure_model(model, run.held_out, run.vocab_size)
     result = Result({"tables": {name: as_numbers(table) for name, table in tables.items()}})
     return {
         "parameters": round(sum(parameter.numel() for parameter in model.parameters()) / 1e6, 1),

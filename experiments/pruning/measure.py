@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from collegium.assembly.ingredients import Ingredients, build_ingredients
+from collegium.assembly.run import Run
 from collegium.losses.importance import top_indices
 from collegium.models.pretrained import load_model
 from collegium.models.pruning.calibration import Importance, measure_importance
@@ -29,7 +29,6 @@ from collegium.models.pruning.choice import select_kept
 from collegium.models.pruning.layout import Sizes, target_sizes
 from collegium.models.pruning.surgery import prune
 from collegium.models.student import keep_layers, mean_nll
-from collegium.recipe.file import load_recipe
 from collegium.signals.contracts import Batch
 
 
@@ -49,10 +48,10 @@ ONE_KIND: tuple[dict[str, int], ...] = (
 )
 
 
-def batches(ingredients: Ingredients, blocks: Any, rows: Sequence[int]) -> Iterator[Batch]:
+def batches(run: Run, blocks: Any, rows: Sequence[int]) -> Iterator[Batch]:
     """Some blocks, in batches."""
     for start in range(0, len(rows), BATCH_SIZE):
-        yield Batch.from_inputs(ingredients.collator([blocks[i] for i in rows[start : start + BATCH_SIZE]]))
+        yield Batch.from_inputs(run.collator([blocks[i] for i in rows[start : start + BATCH_SIZE]]))
 
 
 def students(
@@ -93,26 +92,26 @@ def against_chance(model: PreTrainedModel, importance: Importance) -> Iterator[t
 
 def main() -> None:
     """Measure, print, and write `results.json` beside this file."""
-    recipe = load_recipe(Path(str(files("collegium"))) / "demo" / "recipe.yaml")
-    ingredients = build_ingredients(recipe)
-    model = load_model(recipe.student.model, dtype=torch.float32)
-    train = ingredients.text.train
+    run = Run.from_recipe(Path(str(files("collegium"))) / "demo" / "recipe.yaml")
+    section = run.recipe.student
+    model = load_model(section.model, dtype=torch.float32)
+    train = run.text.train
     rows = range(0, len(train), len(train) // CALIBRATION_BLOCKS)[:CALIBRATION_BLOCKS]
-    importance = measure_importance(model, batches(ingredients, train, rows))
+    importance = measure_importance(model, batches(run, train, rows))
     held_out = [
         batch
-        for blocks in ingredients.text.held_out.values()
-        for batch in batches(ingredients, blocks, range(min(HELD_OUT_BLOCKS, len(blocks))))
+        for blocks in run.text.held_out.values()
+        for batch in batches(run, blocks, range(min(HELD_OUT_BLOCKS, len(blocks))))
     ]
-    assert recipe.student.kind == "layer_drop" and recipe.student.keep_layers, "the demo names its layers"
-    compared = students(model, importance, recipe.student.keep_layers)
+    assert section.kind == "layer_drop" and section.keep_layers, "the demo names its layers"
+    compared = students(model, importance, section.keep_layers)
     results = []
     for name, student in itertools.chain(compared, against_chance(model, importance)):
         millions = sum(parameter.numel() for parameter in student.parameters()) / 1e6
         nll = mean_nll(student, held_out)
         print(f"{name:60}{millions:8.1f}M{nll:8.3f} nats", flush=True)
         results.append({"cut": name, "parameters": round(millions, 1), "nll": round(nll, 3)})
-    content = {"text": ingredients.text.fingerprint, "calibration_blocks": CALIBRATION_BLOCKS, "students": results}
+    content = {"text": run.text.fingerprint, "calibration_blocks": CALIBRATION_BLOCKS, "students": results}
     RESULTS.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 

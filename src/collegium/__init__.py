@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
+    from collegium.assembly.run import Run
     from collegium.fused.chunked import KdTarget
     from collegium.losses.weighting import Weighting
     from collegium.teachers.local import LocalTeacher
@@ -24,6 +25,7 @@ __all__ = [
     "KdTarget",
     "LocalTeacher",
     "Objective",
+    "Run",
     "Weighting",
 ]
 
@@ -34,6 +36,7 @@ _PLACES = {
     "KdTarget": "collegium.fused.chunked",
     "LocalTeacher": "collegium.teachers.local",
     "Objective": "collegium.training.objective",
+    "Run": "collegium.assembly.run",
     "Weighting": "collegium.losses.weighting",
 }
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from collegium.assembly.ingredients import text_directory
+from collegium.assembly.corpus import text_directory
 from collegium.assembly.model_lineage import stored_parameters
 from collegium.base.errors import RecipeError
 from collegium.recipe.file import load_recipe, read_mapping, validated

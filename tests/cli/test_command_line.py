@@ -332,14 +332,10 @@ def test_layer_drop_lora_and_features_by_recipe(recipe, model_folder, tmp_path, 
 
 
 def test_layers_are_chosen_once(recipe, model_folder, tmp_path, monkeypatch):
-    from collegium.assembly.ingredients import build_ingredients
-    from collegium.assembly.student import build_student
-    from collegium.recipe.file import load_recipe
+    from collegium.assembly.run import Run
 
     section = f"student={{kind: layer_drop, model: {model_folder('big', 5, layers=4)}, num_layers: 2}}"
-    loaded = load_recipe(recipe, [section])
-    ingredients = build_ingredients(loaded)
-    first = build_student(loaded, ingredients, run_dir=tmp_path)
+    first = Run.from_recipe(recipe, overrides=[section], folder=tmp_path).student
     kept = json.loads((tmp_path / "kept_layers.json").read_text())
     assert len(kept) == first.config.num_hidden_layers == 2
 
@@ -347,18 +343,16 @@ def test_layers_are_chosen_once(recipe, model_folder, tmp_path, monkeypatch):
         raise AssertionError("chosen again")
 
     monkeypatch.setattr("collegium.assembly.student.choose_layers", again)
-    second = build_student(loaded, ingredients, run_dir=tmp_path)
+    second = Run.from_recipe(recipe, overrides=[section], folder=tmp_path).student
     for one, other in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(one, other)
     (tmp_path / "kept_layers.json").write_text("{")
     with pytest.raises(DataError, match="holds no list of what is kept"):
-        build_student(loaded, ingredients, run_dir=tmp_path)
+        _ = Run.from_recipe(recipe, overrides=[section], folder=tmp_path).student
 
 
 def test_parts_are_chosen_once(recipe, model_folder, tmp_path, monkeypatch, capsys):
-    from collegium.assembly.ingredients import build_ingredients
-    from collegium.assembly.student import build_student
-    from collegium.recipe.file import load_recipe
+    from collegium.assembly.run import Run
 
     sizes = "hidden_size: 24, intermediate_size: 40, num_key_value_heads: 1, num_layers: 2"
     folder = model_folder("big", 5, layers=4)
@@ -370,9 +364,7 @@ def test_parts_are_chosen_once(recipe, model_folder, tmp_path, monkeypatch, caps
     assert (config.num_attention_heads, config.num_key_value_heads, config.head_dim) == (2, 1, 8)
 
     monkeypatch.setattr("collegium.assembly.student.choose_kept", None)  # is not called again
-    loaded = load_recipe(recipe, [section])
-    ingredients = build_ingredients(loaded)
-    again = build_student(loaded, ingredients, run_dir=Path("runs/pico"))
+    again = Run.from_recipe(recipe, overrides=[section], folder=Path("runs/pico")).student
     kept = json.loads(Path("runs/pico/kept.json").read_text())
     whole = AutoModelForCausalLM.from_pretrained(folder)
     weight = whole.model.layers[kept["layers"][1]].mlp.up_proj.weight
@@ -380,12 +372,11 @@ def test_parts_are_chosen_once(recipe, model_folder, tmp_path, monkeypatch, caps
     assert torch.equal(again.model.layers[1].mlp.up_proj.weight, expected)
     Path("runs/pico/kept.json").write_text("[0, 1]")
     with pytest.raises(DataError, match="holds no list of what is kept"):
-        build_student(loaded, ingredients, run_dir=Path("runs/pico"))
+        _ = Run.from_recipe(recipe, overrides=[section], folder=Path("runs/pico")).student
 
 
 def test_trust_is_not_extended_to_another_repository(recipe, monkeypatch):
-    from collegium.assembly.ingredients import build_ingredients
-    from collegium.recipe.file import load_recipe
+    from collegium.assembly.run import Run
 
     asked = []
 
@@ -393,11 +384,11 @@ def test_trust_is_not_extended_to_another_repository(recipe, monkeypatch):
         asked.append((reference, options))
         return byte_tokenizer()
 
-    monkeypatch.setattr("collegium.assembly.ingredients.load_tokenizer", load)
+    monkeypatch.setattr("collegium.assembly.tokenizers.load_tokenizer", load)
     commit = "a" * 40
     trusted = f"student={{kind: pretrained, model: x, trust_remote_code: true, revision: {commit}}}"
-    build_ingredients(load_recipe(recipe, [trusted, "student.tokenizer=y"]))
-    build_ingredients(load_recipe(recipe, [trusted]))
+    Run.from_recipe(recipe, overrides=[trusted, "student.tokenizer=y"]).make("text")
+    Run.from_recipe(recipe, overrides=[trusted]).make("text")
     assert asked == [("y", {}), ("x", {"trust_remote_code": True, "revision": commit})]
 
 
@@ -429,7 +420,7 @@ def test_student_from_a_configuration(recipe, tmp_path, model_folder, monkeypatc
 
 def test_adapters_share_their_base(recipe, tmp_path, model_folder, monkeypatch, capsys):
     """Two adapters over one base, and the base itself, are three teachers with one set of weights."""
-    from collegium.assembly.models import load_teachers
+    from collegium.assembly.local_teachers import load_teachers
     from collegium.recipe.file import load_recipe
 
     base = model_folder("base", 4)

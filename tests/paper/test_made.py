@@ -5,12 +5,12 @@ import re
 import pytest
 from transformers import AutoConfig, AutoTokenizer
 
+from collegium.assembly.run import Run
 from collegium.base.errors import RecipeError
 from collegium.paper.experiment import plan
 from collegium.paper.made import claim_folder, made_teachers, make_models, teacher_recipe
 from collegium.paper.specification import in_folder
 from collegium.paper.table1 import table1
-from collegium.pipeline.run import prepare
 from collegium.recipe.recipe import Recipe
 from tests.support.tiny_experiment import content, specification, write_texts
 
@@ -71,9 +71,9 @@ def test_only_the_characters_asked_for_are_read(folder):
 
 def documents_of(recipe):
     """Names of the documents whose beginning is trained on, and of those held out."""
-    ingredients = prepare(recipe)
-    text = "".join(ingredients.tokenizer.decode(block["input_ids"]) for block in ingredients.text.train)
-    held_out = "".join(t for name in recipe.domains for t in ingredients.text.held_out_texts(name))
+    run = Run(recipe)
+    text = "".join(run.tokenizer.decode(block["input_ids"]) for block in run.text.train)
+    held_out = "".join(t for name in recipe.domains for t in run.text.held_out_texts(name))
     pattern = re.compile(r"(?:cats|dogs) number \d+:")
     return set(pattern.findall(text)), set(pattern.findall(held_out))
 

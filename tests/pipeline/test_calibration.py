@@ -7,9 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from collegium.assembly.calibration import fit_recipe
+from collegium.assembly.run import Run
 from collegium.base.errors import RecipeError
-from collegium.pipeline.run import prepare
 from collegium.recipe.file import load_recipe
 from collegium.signals.contracts import Batch, predicted_positions
 from tests.support.command import run
@@ -18,7 +17,6 @@ from tests.support.runs import packed, write_recipe
 
 
 FIT = ["teachers.0.weight_temperature=fit", "teachers.0.target_temperature=fit", "teachers.0.target_domain=cats"]
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +61,7 @@ def test_temperatures_are_fitted_kept_and_used(recipe, tmp_path, monkeypatch, ca
     tree = json.loads(path.read_text())
     tree["one"]["weight_temperature"]["temperature"] = 3.0
     path.write_text(json.dumps(tree))
-    loaded = load_recipe(recipe, FIT)
-    resumed, _ = fit_recipe(loaded, prepare(loaded), device=CPU, run_dir=path.parent)
+    resumed = Run.from_recipe(recipe, overrides=FIT, folder=path.parent).fitted
     assert resumed.teachers[0].weight_temperature == 3.0
 
     code, out, _ = run(["preflight", str(recipe), *FIT, "--json"], monkeypatch, capsys)
@@ -75,10 +72,9 @@ def test_temperatures_are_fitted_kept_and_used(recipe, tmp_path, monkeypatch, ca
 
 def test_the_fit_is_the_best_temperature_on_training_blocks(recipe, learned):
     """Against a plain search, on the blocks that are said to be used."""
-    loaded = load_recipe(recipe, [*FIT, "calibration.blocks=2"])
-    ingredients = prepare(loaded)
-    _, temperatures = fit_recipe(loaded, ingredients, device=CPU)
-    train = ingredients.text.train
+    fitting = Run.from_recipe(recipe, overrides=[*FIT, "calibration.blocks=2"])
+    temperatures = fitting.temperatures
+    train = fitting.text.train
     chosen = {}
     for domain in ("cats", "dogs"):
         rows = [row for row in (train[i] for i in range(len(train))) if row["domain"] == domain]
@@ -88,7 +84,7 @@ def test_the_fit_is_the_best_temperature_on_training_blocks(recipe, learned):
         logits, labels = [], []
         for domain in domains:
             for row in chosen[domain]:
-                batch = Batch.from_inputs(ingredients.collator([row]))
+                batch = Batch.from_inputs(fitting.collator([row]))
                 positions = predicted_positions(batch)
                 with torch.no_grad():
                     out = model(batch.input_ids, position_ids=batch.position_ids, use_cache=False).logits[0]
@@ -122,11 +118,11 @@ def test_caches_are_made_at_and_read_with_the_fitted_numbers(mode, recipe, tmp_p
     if mode == "top_k":
         monkeypatch.setenv("COLLEGIUM_CACHE", str(tmp_path / "other"))
         loaded = load_recipe(recipe, cached)
-        resolved, _ = fit_recipe(loaded, prepare(loaded), device=CPU)
+        resolved = Run(loaded).fitted
         assert resolved.teachers[0].weight_temperature == made_at
         given = replace_teacher(loaded, {"kind": "cached", "name": "one", "path": "caches/one"})
         with pytest.raises(RecipeError, match=r"serve only the temperatures .* instead of `fit`"):
-            fit_recipe(given, prepare(given), device=CPU)
+            _ = Run(given).fitted
 
 
 def replace_teacher(recipe, section):
@@ -180,10 +176,10 @@ def test_a_restricted_teacher_is_cached_for_its_domains(mode, recipe, tmp_path, 
     ]
     code, out, err = run(["cache", str(recipe), *changes, "--json"], monkeypatch, capsys)
     assert code == 0, err
-    ingredients = prepare(load_recipe(recipe))
-    train = ingredients.text.train
+    text = Run.from_recipe(recipe).text
+    train = text.train
     cats = sum(train[i]["domain"] == "cats" for i in range(len(train)))
-    assert json.loads(out)["one"]["blocks"] == cats + len(ingredients.text.held_out["cats"])
+    assert json.loads(out)["one"]["blocks"] == cats + len(text.held_out["cats"])
     code, _, err = run(["train", str(recipe), *changes], monkeypatch, capsys)
     assert code == 0, err
     code, _, err = run(["cache", "verify", "caches/one"], monkeypatch, capsys)

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from collegium.assembly.ingredients import build_ingredients, text_directory
+from collegium.assembly.corpus import text_directory
 from collegium.assembly.mixing import Remix, build_mixing, steps_ahead
+from collegium.assembly.run import Run
 from collegium.base.errors import RecipeError
 from collegium.data.blocks import PackedBlocks, pack_documents
 from collegium.data.collate import BlockCollator
@@ -99,18 +100,18 @@ def test_a_loader_is_so_many_steps_ahead(tmp_path, workers, accumulation, steps)
 def test_a_recipe_mixes_its_sources_over_text_that_is_prepared_once(tmp_path, model_folder):
     path = write_recipe(tmp_path, model_folder)
     natural = load_recipe(path)
-    ingredients = build_ingredients(natural)
-    teachers = as_teachers([pico_llama(1)], ingredients.tokenizer, device=torch.device("cpu"))
-    assert build_mixing(natural, ingredients, teachers, device=torch.device("cpu")) is None
+    run = Run(natural, device="cpu")
+    teachers = as_teachers([pico_llama(1)], run.tokenizer, device=torch.device("cpu"))
+    assert build_mixing(run.derive(teachers=teachers)) is None
 
     recipe = load_recipe(path, ["data.mixing=ddk", "objective.weighting=uniform"])
     assert recipe.data.mixing.every == 1000 and recipe.fingerprint != natural.fingerprint
     folders = [
-        text_directory(load_recipe(path, ["data.directory=null", *more]), ingredients.tokenizer, [])
+        text_directory(load_recipe(path, ["data.directory=null", *more]), run.tokenizer, [])
         for more in ([], ["data.mixing=ddk"])
     ]
     assert folders[0] == folders[1]
-    mixing = build_mixing(recipe, ingredients, teachers, device=torch.device("cpu"))
+    mixing = build_mixing(run.derive(recipe=recipe, teachers=teachers))
     assert mixing.domains == ["cats", "dogs"]
     with pytest.raises(RecipeError, match="data.mixing: ddk compares the student with teachers"):
-        build_mixing(recipe, ingredients, [], device=torch.device("cpu"))
+        build_mixing(run.derive(recipe=recipe, teachers=()))

@@ -10,8 +10,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from collegium.assembly.cache import build_teachers
-from collegium.assembly.ingredients import build_ingredients
+from collegium.assembly.run import Run
 from collegium.cli.app import main
 from collegium.fused.teacher_stats import teacher_stats
 from collegium.recipe.file import load_recipe
@@ -119,10 +118,10 @@ def test_the_cache_location_does_not_depend_on_the_student(recipe, run, tmp_path
 
 
 def signals_of(recipe: Recipe):
-    ingredients = build_ingredients(recipe)
-    teacher = build_teachers(recipe, ingredients, device=torch.device("cpu"))[1]
-    blocks = ingredients.text.train
-    inputs = reading_ahead(ingredients.collator, [teacher])([blocks[i] for i in range(len(blocks))])
+    run = build_run(recipe)
+    teacher = build_teachers(recipe, run, device=torch.device("cpu"))[1]
+    blocks = run.text.train
+    inputs = reading_ahead(run.collator, [teacher])([blocks[i] for i in range(len(blocks))])
     batch = Batch.from_inputs(inputs)
     positions = predicted_positions(batch)
     return teacher.score(batch, positions, need=NEED).signal, positions
@@ -175,9 +174,9 @@ def test_within_domains(recipe, run, cached):
 def direct_and_aligned(recipe: str, student: PreTrainedTokenizerFast):
     """Signals of one teacher, asked directly and through the aligned path by a student with this tokenizer."""
     plain = changed(recipe, teachers__1__model=load_recipe(Path(recipe)).teachers[0].model)
-    ingredients = build_ingredients(plain)
-    teacher = build_teachers(plain, ingredients, device=torch.device("cpu"))[1]
-    batch = Batch.from_inputs(ingredients.collator([ingredients.text.train[i] for i in range(4)]))
+    run = Run(plain, device="cpu")
+    teacher = run.teachers[1]
+    batch = Batch.from_inputs(run.collator([run.text.train[i] for i in range(4)]))
     positions = predicted_positions(batch)
     through = align(teacher, student, byte_tokenizer())
     return *(t.score(batch, positions, need=NEED).signal for t in (teacher, through)), slice(0, len(positions))
@@ -247,12 +246,12 @@ def test_a_cache_made_elsewhere_names_its_tokenizer(recipe, run, tmp_path):
 
 def test_restricted_teachers_read_ahead(recipe):
     restricted = changed(recipe, teachers__1__domains=["dogs"])
-    ingredients = build_ingredients(restricted)
-    teacher = build_teachers(restricted, ingredients, device=torch.device("cpu"))[1]
+    run = Run(restricted, device="cpu")
+    teacher = run.teachers[1]
     assert isinstance(teacher, RestrictedTeacher) and teacher.reads_ahead
-    rows = [ingredients.text.train[i] for i in range(len(ingredients.text.train))]
-    inputs = reading_ahead(ingredients.collator, [teacher])(rows)
-    ahead, plain = Batch.from_inputs(inputs), Batch.from_inputs(ingredients.collator(rows))
+    rows = [run.text.train[i] for i in range(len(run.text.train))]
+    inputs = reading_ahead(run.collator, [teacher])(rows)
+    ahead, plain = Batch.from_inputs(inputs), Batch.from_inputs(run.collator(rows))
     positions = predicted_positions(plain)
     one, two = (teacher.score(batch, positions, need=NEED).signal for batch in (ahead, plain))
     assert torch.equal(one.valid, two.valid)

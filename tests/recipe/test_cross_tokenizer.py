@@ -5,6 +5,7 @@ import torch
 
 from collegium.assembly.cross_tokenizer import boundary_tokens
 from collegium.assembly.objective import build_objective
+from collegium.assembly.run import Run
 from collegium.base.errors import RecipeError, TeacherError
 from collegium.base.schedule import Schedule
 from collegium.recipe.file import dump_recipe, load_recipe, parse_recipe
@@ -127,7 +128,8 @@ def recipe_of(terms, **objective):
 
 def build(terms, teachers=None, **objective):
     teachers = teachers or [aligned_teacher(7), local_teacher(8, VOCAB_SIZE)]
-    return build_objective(recipe_of(terms, **objective), pico_llama(0, vocab_size=VOCAB_SIZE), teachers)
+    run = Run(recipe_of(terms, **objective))
+    return build_objective(run.derive(student=pico_llama(0, vocab_size=VOCAB_SIZE), teachers=teachers))
 
 
 ALL = [

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from collegium.assembly.objective import build_objective
+from collegium.assembly.run import Run
 from collegium.recipe.methods import METHODS
 from collegium.recipe.recipe import Recipe
 from collegium.signals.contracts import predicted_positions
@@ -119,7 +120,9 @@ REFERENCES = {
 def test_loss_and_gradient_with_one_teacher(method):
     kd_weight, ce_weight, divergence = REFERENCES[method]
     teachers = [] if method == "ce" else teachers_of(1)
-    objective = build_objective(recipe_of(method), pico_llama(0, dtype=torch.float64), teachers)
+    objective = build_objective(
+        Run(recipe_of(method)).derive(student=pico_llama(0, dtype=torch.float64), teachers=teachers)
+    )
     model, batch = student_with(objective), batch_of()
     model.objective.set_progress(0.3)
     model.objective.chunk_size = 11

@@ -11,15 +11,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from collegium.assembly.cache import domain_blocks, identify, open_cache
-from collegium.assembly.ingredients import Ingredients, own_ingredients
-from collegium.assembly.models import load_teachers, logger
+from collegium.assembly.cache import domain_blocks, identify
+from collegium.assembly.cached_teachers import open_cache
+from collegium.assembly.corpus import Corpus
+from collegium.assembly.local_teachers import load_teachers, logger
+from collegium.assembly.process import process_state
 from collegium.base.digest import json_digest
 from collegium.base.durable import write_text
 from collegium.base.errors import DataError, RecipeError
@@ -35,6 +35,9 @@ from collegium.signals.contracts import Teacher
 from collegium.training.objective import default_chunk_size
 
 
+if TYPE_CHECKING:
+    from collegium.assembly.run import Run
+
 FILE_NAME = "temperatures.json"
 
 Temperatures = Mapping[str, Mapping[str, FittedTemperature]]
@@ -43,32 +46,27 @@ Temperatures = Mapping[str, Mapping[str, FittedTemperature]]
 Section = LocalTeacherSection | CachedTeacherSection
 
 
-def fit_recipe(
-    recipe: Recipe, ingredients: Ingredients, *, device: torch.device, run_dir: Path | None = None
-) -> tuple[Recipe, Temperatures]:
-    """The recipe with numbers for temperatures, and how those came about.
+def fit_recipe(run: "Run") -> tuple[Recipe, Temperatures]:
+    """Put numbers in place of temperatures that say `fit`: the recipe with them, and how they came about.
 
-    The first rank fits, reads or has kept them, and tells the others.
-
-    Args:
-        recipe: The recipe.
-        ingredients: Tokenizer and text.
-        device: Where teachers run.
-        run_dir: Where `temperatures.json` is read from, and written.
+    The first rank fits them, or reads them where they are kept, and sends them to the others. A run with a folder
+    keeps its own in `temperatures.json` there.
 
     Raises:
         RecipeError: a cache of lists cannot be fitted.
         DataError: `temperatures.json` or a cache is damaged.
         TeacherError: a teacher cannot be loaded, or is absent from all text.
     """
+    recipe = run.recipe
     sections = [section for section in recipe.teachers if section.fitted]
     if not sections:
         return recipe, {}
+    run.make("text")  # on all ranks, before one of them goes on alone
     answer: list[Any] = [None]
-    if PartialState().is_main_process:
-        path = None if run_dir is None else run_dir / FILE_NAME
+    if process_state().is_main_process:
+        path = None if run.folder is None else run.folder / FILE_NAME
         known = _read(path)
-        answer = [{s.name: known.get(s.name) or _kept(recipe, s, ingredients, device) for s in sections}]
+        answer = [{s.name: known.get(s.name) or _kept(run, s) for s in sections}]
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             _write(path, answer[0])
@@ -83,55 +81,42 @@ def _with(section: Section, fitted: Mapping[str, FittedTemperature]) -> Section:
     return section.model_copy(update=numbers | ({"target_domain": None} if fitted else {}))
 
 
-def _kept(
-    recipe: Recipe, section: Section, ingredients: Ingredients, device: torch.device
-) -> Mapping[str, FittedTemperature]:
-    """From the cache if they were fitted before."""
-    domains_of = fitted_on(section, ingredients)
-    content = [
-        _fingerprint(recipe, section, ingredients),
-        ingredients.text.fingerprint,
-        domains_of,
-        recipe.calibration.blocks,
-    ]
+def _kept(run: "Run", section: Section) -> Mapping[str, FittedTemperature]:
+    """Read temperatures from the cache if they were fitted before; else fit them, and keep them there."""
+    domains_of = fitted_on(section, run.domains)
+    content = [_fingerprint(run, section), run.text.fingerprint, domains_of, run.recipe.calibration.blocks]
     key = json_digest(content, sort_keys=False)[:16]
     path = cache_dir() / "temperatures" / f"{section.name}-{key}.json"
-    fitted = _read(path).get(section.name) or _of_lists(recipe, section, ingredients)
+    fitted = _read(path).get(section.name) or _of_lists(run, section)
     if fitted is None:
-        fitted = _fit(recipe, section, ingredients, domains_of, device)
+        fitted = _fit(run, section, domains_of)
     path.parent.mkdir(parents=True, exist_ok=True)
     _write(path, {section.name: fitted})
     return fitted
 
 
-def fitted_on(section: TeachingSection, ingredients: Ingredients) -> dict[str, list[str]]:
+def fitted_on(section: TeachingSection, domains: Sequence[str]) -> dict[str, list[str]]:
     """The domains on whose text each temperature is fitted."""
-    own = list(section.domains or ingredients.domains)
+    own = list(section.domains or domains)
     target = own if section.target_domain is None else [section.target_domain]
     return {key: own if key == "weight_temperature" else target for key in section.fitted}
 
 
-def _fingerprint(recipe: Recipe, section: Section, ingredients: Ingredients) -> str:
+def _fingerprint(run: "Run", section: Section) -> str:
     if isinstance(section, LocalTeacherSection):
-        return identify(section, own_ingredients(recipe, section, ingredients))[1]
+        return identify(section, run.corpus_of(section).tokenizer)[1]
     return read_manifest(Folder.at(section.path)).identity
 
 
-def _fit(
-    recipe: Recipe,
-    section: Section,
-    ingredients: Ingredients,
-    domains_of: Mapping[str, Sequence[str]],
-    device: torch.device,
-) -> dict[str, FittedTemperature]:
+def _fit(run: "Run", section: Section, domains_of: Mapping[str, Sequence[str]]) -> dict[str, FittedTemperature]:
     fitted = calibrate(
-        _raw_teacher(recipe, section, ingredients, device),
-        calibration_blocks(ingredients, recipe.calibration.blocks),
+        _raw_teacher(run, section),
+        calibration_blocks(run.corpus, run.recipe.calibration.blocks),
         domains_of,
-        ingredients.collator,
-        device=device,
-        batch_size=recipe.cache.batch_size,
-        chunk_size=default_chunk_size(ingredients.vocab_size, device),
+        run.collator,
+        device=run.device,
+        batch_size=run.recipe.cache.batch_size,
+        chunk_size=default_chunk_size(run.vocab_size, run.device),
     )
     for key, fit in fitted.items():
         if fit.at_bound:
@@ -146,7 +131,7 @@ def _fit(
     return fitted
 
 
-def _raw_teacher(recipe: Recipe, section: Section, ingredients: Ingredients, device: torch.device) -> Teacher:
+def _raw_teacher(run: "Run", section: Section) -> Teacher:
     """The teacher at temperature 1; from its cache if that holds hidden states."""
     raw = section.at_one
     if isinstance(raw, CachedTeacherSection):
@@ -156,26 +141,25 @@ def _raw_teacher(recipe: Recipe, section: Section, ingredients: Ingredients, dev
                 f"made at: give weight_temperature {settings.weight_temperature!r} and target_temperature "
                 f"{settings.target_temperature!r} instead of `fit`"
             )
-        return open_cache(recipe, raw, ingredients).teacher
-    if raw.cached and recipe.cache.mode == "hidden_states":
-        return open_cache(recipe, raw, ingredients).teacher
-    return load_teachers([raw], ingredients.tokenizer, device=device)[0]
+        return open_cache(run, raw).teacher
+    if raw.cached and run.recipe.cache.mode == "hidden_states":
+        return open_cache(run, raw).teacher
+    return load_teachers([raw], run.tokenizer, device=run.device)[0]
 
 
-def _of_lists(recipe: Recipe, section: Section, ingredients: Ingredients) -> dict[str, FittedTemperature] | None:
-    """What a cache of lists in the recipe's own folder was made at, where nothing else is known of the fit."""
-    is_listed = (
-        isinstance(section, LocalTeacherSection) and section.cached and recipe.cache.mode != "hidden_states"
-    )
-    if not is_listed or recipe.cache.directory is None:
+def _of_lists(run: "Run", section: Section) -> dict[str, FittedTemperature] | None:
+    """Temperatures that a cache of lists in the recipe's own folder was made at, where no fit is known."""
+    cache = run.recipe.cache
+    is_listed = isinstance(section, LocalTeacherSection) and section.cached and cache.mode != "hidden_states"
+    if not is_listed or cache.directory is None:
         return None
     assert isinstance(section, LocalTeacherSection), "only these are cached by us"
     try:
-        manifest = read_manifest(Folder.at(f"{recipe.cache.directory.rstrip('/')}/{section.name}"))
+        manifest = read_manifest(Folder.at(f"{cache.directory.rstrip('/')}/{section.name}"))
     except DataError:
         return None
-    own = own_ingredients(recipe, section, ingredients)
-    same = manifest.teacher.fingerprint == identify(section, own)[1]
+    own = run.corpus_of(section)
+    same = manifest.teacher.fingerprint == identify(section, own.tokenizer)[1]
     if not same or manifest.text != own.text.fingerprint:
         return None
     unknown = (math.nan,) * 4
@@ -186,9 +170,9 @@ def _made_at(manifest: Manifest, key: str) -> float:
     return float(getattr(manifest.settings, key))
 
 
-def calibration_blocks(ingredients: Ingredients, per_domain: int) -> dict[str, PackedBlocks]:
+def calibration_blocks(corpus: Corpus, per_domain: int) -> dict[str, PackedBlocks]:
     """Training blocks of each domain, evenly spaced."""
-    return {domain: domain_blocks(ingredients, domain).take(per_domain) for domain in ingredients.domains}
+    return {domain: domain_blocks(corpus, domain).take(per_domain) for domain in corpus.domains}
 
 
 def _read(path: Path | None) -> Temperatures:
@@ -198,7 +182,9 @@ def _read(path: Path | None) -> Temperatures:
         tree = json.loads(path.read_text(encoding="utf-8"))
         return {name: {key: FittedTemperature(**fit) for key, fit in fits.items()} for name, fits in tree.items()}
     except (ValueError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: holds no temperatures ({error}); delete it, and they are fitted anew") from error
+        raise DataError(
+            f"{path}: holds no temperatures ({error}); delete it, and they are fitted again"
+        ) from error
 
 
 def _from_json(fit: Mapping[str, Any]) -> FittedTemperature:

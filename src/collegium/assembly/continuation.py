@@ -1,18 +1,21 @@
-"""Earlier runs that a run continues: where they are, what they learned, and how they began."""
+"""Earlier runs that a run continues: their folders, what they learned, and how they began."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel
 
-from collegium.assembly.ingredients import Ingredients
-from collegium.assembly.student import build_student
 from collegium.base.errors import DataError
 from collegium.models.pretrained import causal_lm_of
 from collegium.recipe.file import load_recipe
 from collegium.recipe.recipe import Recipe
 from collegium.recipe.sections.models import ContinuedStudentSection
+
+
+if TYPE_CHECKING:
+    from collegium.assembly.run import Run
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class PastRun:
 
     @property
     def domains(self) -> list[str]:
-        """What it learned."""
+        """Names of the domains that it learned."""
         return [source.name for source in self.recipe.data.sources]
 
 
@@ -66,9 +69,9 @@ def _past_runs(recipe: Recipe) -> Iterator[PastRun]:
         yield PastRun(folder, recipe)
 
 
-def first_student(runs: list[PastRun], ingredients: Ingredients) -> PreTrainedModel:
-    """The student as the first of the runs began: what earlier training is measured against."""
-    first = runs[-1]
+def first_student(run: "Run") -> PreTrainedModel:
+    """The student as the first of the runs before this one began: what earlier training is measured against."""
+    first = run.past_runs[-1]
     bare = first.recipe.student.model_copy(update={"lora": None})
-    student = build_student(first.recipe.model_copy(update={"student": bare}), ingredients, run_dir=first.folder)
-    return causal_lm_of(student)
+    began = run.derive(recipe=first.recipe.model_copy(update={"student": bare}), folder=first.folder)
+    return causal_lm_of(began.student)

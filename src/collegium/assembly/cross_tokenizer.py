@@ -32,7 +32,7 @@ Student = PreTrainedModel | PeftModel
 def build_cross_tokenizer(
     section: ObjectiveSection, student: Student, teachers: Sequence[Teacher]
 ) -> CrossTokenizerLoss | None:
-    """The terms, with projections that fit these models; None if they have no weight.
+    """Build the terms, with projections that fit these models; None if they have no weight.
 
     Raises:
         TeacherError: a teacher does not give what a term reads.
@@ -52,7 +52,8 @@ def build_cross_tokenizer(
 def _term(
     section: CrossTokenizerSection, key: str, student: Student, teachers: Sequence[Teacher]
 ) -> CrossTokenizerTerm:
-    names, weight = [teacher.name for teacher in teachers], schedule_of(section.weight)
+    names = [teacher.name for teacher in teachers]
+    weight = schedule_of(section.weight)
     importance = None if section.importance is None else [section.importance[name] for name in names]
     match section:
         case UldSection():

@@ -32,7 +32,7 @@ from collegium.training.terms.divergence_schedules import DivergenceSchedule, Ow
 
 
 def build_divergence(section: DivergenceSection) -> Divergence | PositionalDivergence:
-    """The function of a section; parameters are keywords of a `partial`, so that the fused loss sees them."""
+    """Find the function of a section; parameters are keywords of a `partial`, so that the fused loss sees them."""
     match section:
         case ForwardKlSection():
             return forward_kl
@@ -61,7 +61,7 @@ def build_divergence(section: DivergenceSection) -> Divergence | PositionalDiver
 
 
 def build_divergence_schedule(section: DivergenceSection) -> DivergenceSchedule | None:
-    """What moves the parameter of a divergence that has one."""
+    """Build the schedule of a divergence's parameter; None if it has none that moves."""
     match section:
         case TaidSection():
             return TaidSchedule(start=section.start, end=section.end, alpha=section.alpha, beta=section.beta)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,7 +21,6 @@ from collegium.recipe.sections.features import (
     RelationsSection,
     StructureSection,
 )
-from collegium.recipe.sections.objective import ObjectiveSection
 from collegium.recipe.sections.schedule import schedule_of
 from collegium.signals.contracts import Teacher
 from collegium.signals.inner_states import AttentionShape, UnderlyingModel
@@ -28,6 +28,9 @@ from collegium.training.terms.features import FeatureMapTerm, FeatureTerm, Hidde
 from collegium.training.terms.relations import AttentionTerm, RelationTerm
 from collegium.training.terms.structure import StructureTerm
 
+
+if TYPE_CHECKING:
+    from collegium.assembly.run import Run
 
 Student = PreTrainedModel | PeftModel
 
@@ -45,23 +48,20 @@ class KnownTeacher:
         return self.teacher.name
 
 
-def build_features(
-    section: ObjectiveSection,
-    student: Student,
-    teachers: Sequence[Teacher],
-    tokenizer: PreTrainedTokenizerBase | None = None,
-) -> list[FeatureTerm]:
-    """The terms on inner states, with projections that fit these models; none if they have no weight.
+def build_features(run: "Run") -> list[FeatureTerm]:
+    """Build the terms on inner states, with projections that fit these models; none if they have no weight.
 
     Raises:
         TeacherError: a teacher does not give what a term reads.
         DataError: a setting does not fit the models.
     """
+    section = run.recipe.objective
     if not section.matches_features:
         return []
+    named = section.named_features
+    tokenizer = run.tokenizer if any(isinstance(f, StructureSection) for f in named.values()) else None
     return [
-        build_feature_term(feature, key, student, teachers, tokenizer)
-        for key, feature in section.named_features.items()
+        build_feature_term(feature, key, run.student, run.teachers, tokenizer) for key, feature in named.items()
     ]
 
 
@@ -72,7 +72,7 @@ def build_feature_term(
     teachers: Sequence[Teacher],
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> FeatureTerm:
-    """One term; `key` is its place in the recipe. The tokenizer says where words begin, for phrases."""
+    """Build one term; `key` is its place in the recipe. The tokenizer says where words begin, for phrases."""
     models = [(teacher, teacher.underlying_model) for teacher in teachers]
     known = [KnownTeacher(teacher, model) for teacher, model in models if model is not None]
     if len(known) != len(teachers):
@@ -199,7 +199,7 @@ def _check_attention(key: str, teachers: Sequence[KnownTeacher]) -> None:
 
 
 def _check_layers(section: FeatureSection, key: str, term: FeatureTerm, teachers: Sequence[KnownTeacher]) -> None:
-    """That each teacher has, and gives, the layers that a term reads."""
+    """See that each teacher has, and gives, the layers that a term reads."""
     before_norm = isinstance(section, HiddenStatesSection) and not section.final_norm
     for known, layers in zip(teachers, term.teacher_layers, strict=True):
         teacher, model = known.teacher, known.model

@@ -2,14 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from collegium.assembly.ingredients import Ingredients
-from collegium.assembly.objective import own_rule
 from collegium.base.errors import DataError
 from collegium.data.collate import padding_id
 from collegium.evaluation.generation import (
@@ -24,42 +21,38 @@ from collegium.evaluation.generation import (
 from collegium.evaluation.greedy import Writing, fused_continuations, writes_ahead
 from collegium.evaluation.language_modeling import Rule
 from collegium.evaluation.text_overlap import require_sacrebleu
-from collegium.recipe.recipe import Recipe
 from collegium.recipe.sections.evaluation import GenerationSection
 from collegium.signals.contracts import Capability, Teacher
 
 
-def measure_generation(
-    recipe: Recipe,
-    ingredients: Ingredients,
-    teachers: Sequence[Teacher],
-    model: PreTrainedModel,
-    *,
-    device: torch.device,
-) -> dict[str, Any] | None:
+if TYPE_CHECKING:
+    from collegium.assembly.run import Run
+
+
+def measure_generation(run: "Run", model: PreTrainedModel) -> dict[str, Any] | None:
     """Let a model write, and compare; None if the recipe does not ask for it."""
-    section = recipe.evaluation.generation
-    if section is None:
+    references = run.references
+    section = run.recipe.evaluation.generation
+    if section is None or references is None:
         return None
-    references = build_references(recipe, ingredients, teachers, section, device=device)
-    written = continue_documents(model, references, ingredients.tokenizer, build_writing(ingredients, section))
+    written = continue_documents(model, references, run.tokenizer, build_writing(run, section))
     summary = summarize_continuations(
         written,
         references,
-        confidence=recipe.evaluation.confidence,
-        num_samples=recipe.evaluation.bootstrap_samples,
-        seed=recipe.seed,
+        confidence=run.recipe.evaluation.confidence,
+        num_samples=run.recipe.evaluation.bootstrap_samples,
+        seed=run.recipe.seed,
     )
     lengths = {"prompt_tokens": section.prompt_tokens, "new_tokens": section.new_tokens}
-    return {**lengths, **summary, "samples": _samples(ingredients, references, written)}
+    return {**lengths, **summary, "samples": _samples(run.tokenizer, references, written)}
 
 
-def _samples(ingredients: Ingredients, references: References, written: Continuations) -> dict[str, Any]:
+def _samples(tokenizer: PreTrainedTokenizerBase, references: References, written: Continuations) -> dict[str, Any]:
     """The first document of each domain, for people to read."""
     samples = {}
     for name, prompts in references.prompts.items():
         texts = {
-            "prompt": detokenized(ingredients.tokenizer, prompts.tokens[:1]),
+            "prompt": detokenized(tokenizer, prompts.tokens[:1]),
             "document": references.truth[name],
             "teachers": references.teacher.get(name, [None]),
             "student": written.texts[name],
@@ -68,9 +61,9 @@ def _samples(ingredients: Ingredients, references: References, written: Continua
     return samples
 
 
-def build_writing(ingredients: Ingredients, section: GenerationSection) -> Writing:
-    """When a continuation ends."""
-    return writing_of(ingredients.tokenizer, section.new_tokens, ingredients.vocab_size)
+def build_writing(run: "Run", section: GenerationSection) -> Writing:
+    """Say when a continuation ends."""
+    return writing_of(run.tokenizer, section.new_tokens, run.vocab_size)
 
 
 def writing_of(tokenizer: PreTrainedTokenizerBase, new_tokens: int, vocab_size: int) -> Writing:
@@ -81,48 +74,45 @@ def writing_of(tokenizer: PreTrainedTokenizerBase, new_tokens: int, vocab_size: 
     )
 
 
-def build_references(
-    recipe: Recipe,
-    ingredients: Ingredients,
-    teachers: Sequence[Teacher],
-    section: GenerationSection,
-    *,
-    device: torch.device,
-) -> References:
+def build_references(run: "Run") -> References | None:
     """Prompts of held-out documents, how these go on, and how the teachers continue them.
 
     They depend on no student, so they serve all that share text, teachers and rule.
 
+    Returns:
+        None if the recipe asks for no continuations.
+
     Raises:
         DataError: no domain has a document that is long enough.
         RecipeError: sacrebleu is not installed.
     """
-    prompts = build_prompts(ingredients, section)
-    authors = build_authors(recipe, teachers)
-    writing = build_writing(ingredients, section)
+    section = run.recipe.evaluation.generation
+    if section is None:
+        return None
+    authors = build_authors(run)
+    writing = build_writing(run, section)
     texts = {}
-    for name, chosen in prompts.items():
-        rows = authors.write(chosen.tokens.to(device), writing, ingredients.domains.index(name))
+    for name, chosen in run.prompts.items():
+        rows = authors.write(chosen.tokens.to(run.device), writing, run.domains.index(name))
         if rows is not None:
-            texts[name] = detokenized(ingredients.tokenizer, rows)
-    truth = {name: detokenized(ingredients.tokenizer, chosen.truth) for name, chosen in prompts.items()}
-    return References(prompts, truth, texts, authors.in_words)
+            texts[name] = detokenized(run.tokenizer, rows)
+    truth = {name: detokenized(run.tokenizer, chosen.truth) for name, chosen in run.prompts.items()}
+    return References(run.prompts, truth, texts, authors.in_words)
 
 
-def build_prompts(ingredients: Ingredients, section: GenerationSection | None) -> dict[str, Prompts]:
-    """Beginnings of held-out documents, by domain; none if they are not asked for.
+def build_prompts(run: "Run") -> dict[str, Prompts]:
+    """Beginnings of held-out documents, by domain; none if the recipe does not ask for them.
 
     Raises:
         DataError: no domain has a document that is long enough.
         RecipeError: sacrebleu is not installed.
     """
+    section = run.recipe.evaluation.generation
     if section is None:
         return {}
     require_sacrebleu()
     lengths = {"prompt_tokens": section.prompt_tokens, "new_tokens": section.new_tokens}
-    found = {
-        name: prompts_of(blocks, section.prompts, **lengths) for name, blocks in ingredients.text.held_out.items()
-    }
+    found = {name: prompts_of(blocks, section.prompts, **lengths) for name, blocks in run.text.held_out.items()}
     prompts = {name: chosen for name, chosen in found.items() if chosen is not None}
     if not prompts:
         raise DataError(
@@ -152,9 +142,10 @@ class Authors:
         return fused_continuations(self.teachers, self.rule, prompts, how, absent=absent, domain=domain)
 
 
-def build_authors(recipe: Recipe, teachers: Sequence[Teacher]) -> Authors:
+def build_authors(run: "Run") -> Authors:
     """The teachers as those who write together by the recipe's rule."""
-    rule = own_rule(recipe)
+    rule = run.rule
+    teachers = run.teachers
     if rule is None or not teachers:
         return _nobody("the recipe has no teachers, or no rule that fuses them without a student")
     if not writes_ahead(rule):

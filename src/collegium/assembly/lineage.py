@@ -1,4 +1,4 @@
-"""What a run was made from, as plain data: the section `lineage` of `evaluation.json`.
+"""The lineage of a run, all that it was made from, as plain data: the section `lineage` of `evaluation.json`.
 
 Whoever gets a student must be able to say which models taught it, on which text, and under which licences.
 All of that is known when a run ends and is lost when the folder is passed on, so it is written then. No path
@@ -9,15 +9,13 @@ The networks themselves are only counted, on no device; that takes some tenths o
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 
 import collegium
-from collegium.assembly.ingredients import Ingredients
 from collegium.assembly.model_lineage import licence_of, model_of, path_of, stored_parameters, teacher_of
-from collegium.recipe.recipe import Recipe
 from collegium.recipe.sections.base import Section
 from collegium.recipe.sections.models import (
     ConfigStudentSection,
@@ -30,23 +28,26 @@ from collegium.report.card.on_disk import CARD_NAME, origin_of, resolved_revisio
 from collegium.signals.metrics import read_jsonl
 
 
+if TYPE_CHECKING:
+    from collegium.assembly.run import Run
+
 SCHEMA_VERSION = 1
 
 
-def lineage_of(recipe: Recipe, ingredients: Ingredients, run_dir: Path) -> dict[str, Any]:
+def lineage_of(run: "Run", folder: Path) -> dict[str, Any]:
     """Teachers, student, text, training and versions of a finished run; `docs/model-card.md` has the keys."""
-    log = _log_of(run_dir)
+    recipe = run.recipe
+    log = _log_of(folder)
     return {
         "schema": SCHEMA_VERSION,
         "name": recipe.name,
         "recipe": recipe.fingerprint,
         "teachers": [
-            {**teacher_of(section, recipe, ingredients), "weight": _weight_of(section.name, log)}
-            for section in recipe.teachers
+            {**teacher_of(run, section), "weight": _weight_of(section.name, log)} for section in recipe.teachers
         ],
-        "student": _student_of(recipe, ingredients, run_dir),
-        "data": [_source_of(source, ingredients.text.manifest["sources"]) for source in recipe.data.sources],
-        "training": _training_of(recipe, ingredients, log),
+        "student": _student_of(run, folder),
+        "data": [_source_of(source, run.text.manifest["sources"]) for source in recipe.data.sources],
+        "training": _training_of(run, log),
         "versions": {
             "collegium": collegium.__version__,
             "torch": torch.__version__,
@@ -55,8 +56,8 @@ def lineage_of(recipe: Recipe, ingredients: Ingredients, run_dir: Path) -> dict[
     }
 
 
-def _log_of(run_dir: Path) -> list[dict[str, Any]]:
-    path = run_dir / "metrics.jsonl"
+def _log_of(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "metrics.jsonl"
     return read_jsonl(path) if path.exists() else []
 
 
@@ -67,8 +68,8 @@ def _weight_of(teacher: str, log: list[dict[str, Any]]) -> dict[str, float] | No
     return {"mean": sum(weights) / len(weights), "last": weights[-1]} if weights else None
 
 
-def _student_of(recipe: Recipe, ingredients: Ingredients, run_dir: Path) -> dict[str, Any]:
-    section = recipe.student
+def _student_of(run: "Run", folder: Path) -> dict[str, Any]:
+    section = run.recipe.student
     if isinstance(section, ContinuedStudentSection):
         began = _continued(section)
     else:
@@ -79,12 +80,12 @@ def _student_of(recipe: Recipe, ingredients: Ingredients, run_dir: Path) -> dict
     return {
         "kind": section.kind,
         **began,
-        "layers_kept": _layers_kept(section, run_dir),
+        "layers_kept": _layers_kept(section, folder),
         "pruned_to": section.sizes if isinstance(section, PrunedStudentSection) else None,
-        "parameters": stored_parameters(run_dir / "student"),
-        "trained_parameters": None if section.lora is None else stored_parameters(run_dir / "adapter"),
+        "parameters": stored_parameters(folder / "student"),
+        "trained_parameters": None if section.lora is None else stored_parameters(folder / "adapter"),
         "tokenizer": tokenizer,
-        "vocab_size": ingredients.vocab_size,
+        "vocab_size": run.vocab_size,
     }
 
 
@@ -101,10 +102,10 @@ def _continued(section: ContinuedStudentSection) -> dict[str, Any]:
     }
 
 
-def _layers_kept(section: Section, run_dir: Path) -> list[int] | None:
+def _layers_kept(section: Section, folder: Path) -> list[int] | None:
     if isinstance(section, LayerDropStudentSection):
-        return list(section.keep_layers or ()) or _read(run_dir / "kept_layers.json").get("layers")
-    return _read(run_dir / "kept.json").get("layers") if isinstance(section, PrunedStudentSection) else None
+        return list(section.keep_layers or ()) or _read(folder / "kept_layers.json").get("layers")
+    return _read(folder / "kept.json").get("layers") if isinstance(section, PrunedStudentSection) else None
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -143,11 +144,13 @@ def _source_of(section: Source, counts: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _training_of(recipe: Recipe, ingredients: Ingredients, log: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the optimizer did; `tokens` are those of the text that it read, repeated ones too."""
-    training, objective = recipe.training, recipe.objective
+def _training_of(run: "Run", log: list[dict[str, Any]]) -> dict[str, Any]:
+    """The work of the optimizer; `tokens` are those of the text that it read, repeated ones too."""
+    recipe = run.recipe
+    training = recipe.training
+    objective = recipe.objective
     epochs = _last(log, "train/epoch")
-    prepared = sum(source["train_tokens"] for source in ingredients.text.manifest["sources"].values())
+    prepared = sum(source["train_tokens"] for source in run.text.manifest["sources"].values())
     return {
         "steps": _last(log, "step") or training.max_steps,
         "epochs": epochs,

@@ -1,49 +1,47 @@
-"""Mixing of domains by discrepancy: what it measures, and when."""
+"""Mixing of domains by discrepancy: the text that is set aside for it, and the steps at which it measures."""
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from collegium.assembly.ingredients import Ingredients
 from collegium.assembly.objective import build_rule
 from collegium.base.errors import DataError, RecipeError
 from collegium.evaluation.domain_mixing import DomainMixing, set_aside
 from collegium.evaluation.language_modeling import HeldOut
-from collegium.recipe.recipe import Recipe
-from collegium.signals.contracts import Teacher
 from collegium.training.objective import default_chunk_size
 from collegium.training.trainer import DistillationTrainer, measure_student
 
 
-def build_mixing(
-    recipe: Recipe, ingredients: Ingredients, teachers: Sequence[Teacher], *, device: torch.device
-) -> DomainMixing | None:
+if TYPE_CHECKING:
+    from collegium.assembly.run import Run
+
+
+def build_mixing(run: "Run") -> DomainMixing | None:
     """Blocks that are set aside and how domains are mixed by them; None for text as it comes.
 
     Raises:
         RecipeError: there is no teacher to compare the student with.
         DataError: a domain has too little text.
     """
+    recipe = run.recipe
     section = recipe.data.mixing
     if section.kind == "natural":
         return None
-    if not teachers:
+    if not run.teachers:
         raise RecipeError("data.mixing: ddk compares the student with teachers: add some, or set it to natural")
     try:
-        trained, blocks = set_aside(ingredients.text.train, section.blocks)
+        trained, blocks = set_aside(run.text.train, section.blocks)
     except ValueError as error:
         raise DataError(f"data.mixing: {error}") from error
     held_out = HeldOut(
         blocks,
-        ingredients.collator,
+        run.collator,
         batch_size=recipe.evaluation.batch_size,
-        teachers=teachers,
-        device=device,
-        chunk_size=default_chunk_size(ingredients.vocab_size, device),
+        teachers=run.teachers,
+        device=run.device,
+        chunk_size=default_chunk_size(run.vocab_size, run.device),
     )
     rule = build_rule(recipe)
     return DomainMixing(
@@ -55,7 +53,8 @@ class Remix(TrainerCallback):
     """Measures the student before each round, at the same steps whether or not the run was interrupted."""
 
     def __init__(self, trainer: DistillationTrainer, mixing: DomainMixing) -> None:
-        self._trainer, self._mixing = trainer, mixing
+        self._trainer = trainer
+        self._mixing = mixing
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -79,7 +78,7 @@ class Remix(TrainerCallback):
 
 
 def steps_ahead(args: TrainingArguments) -> int:
-    """How many optimizer steps a loader may have read before they are done.
+    """Optimizer steps that a loader may have read before they are done.
 
     accelerate holds one micro-batch back to know the last one; each worker has two in hand.
     """

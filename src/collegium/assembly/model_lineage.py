@@ -1,4 +1,4 @@
-"""Of one model in a run's lineage: where it came from, which licence it states, and how large it is.
+"""One model in a run's lineage: its origin, its licence and its size.
 
 Nothing here may stop a run that has ended well: what cannot be found is None. Licences are read from the
 recipe, else from the card of the model on this machine, never from the network.
@@ -8,17 +8,18 @@ import json
 import struct
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from transformers import PreTrainedTokenizerBase
 
 from collegium.alignment.tokenizer_match import vocab_size_of
 from collegium.assembly.cache import identify
-from collegium.assembly.ingredients import Ingredients, teacher_tokenizer
+from collegium.assembly.tokenizers import teacher_tokenizer
 from collegium.base.errors import UserError
 from collegium.base.references import resolve_reference
 from collegium.cache.folder import Folder
 from collegium.cache.manifest import TeacherIdentity, read_manifest
 from collegium.models.pretrained import count_parameters
-from collegium.recipe.recipe import Recipe
 from collegium.recipe.sections.models import CachedTeacherSection, LocalTeacherSection, TeacherSection
 from collegium.report.card.on_disk import (
     RepoType,
@@ -30,24 +31,26 @@ from collegium.report.card.on_disk import (
 )
 
 
+if TYPE_CHECKING:
+    from collegium.assembly.run import Run
+
 ADAPTER_NAME = "adapter_model.safetensors"
 MAX_HEADER_BYTES = 100_000_000
 """Of a safetensors file, as its format has it."""
 
 
-def teacher_of(section: TeacherSection, recipe: Recipe, ingredients: Ingredients) -> dict[str, Any]:
+def teacher_of(run: "Run", section: TeacherSection) -> dict[str, Any]:
     """One teacher: what it is, and on which domains it was asked."""
-    about = _cached(section) if isinstance(section, CachedTeacherSection) else _local(section, ingredients)
+    about = _cached(section) if isinstance(section, CachedTeacherSection) else _local(section, run.tokenizer)
     return {
         "name": section.name,
         **about,
-        "domains": list(section.domains or [source.name for source in recipe.data.sources]),
+        "domains": list(section.domains or [source.name for source in run.recipe.data.sources]),
     }
 
 
-def _local(section: LocalTeacherSection, ingredients: Ingredients) -> dict[str, Any]:
-    tokenizer = teacher_tokenizer(section) or ingredients.tokenizer
-    own = Ingredients(tokenizer, ingredients.text, vocab_size_of(tokenizer))
+def _local(section: LocalTeacherSection, students: PreTrainedTokenizerBase) -> dict[str, Any]:
+    tokenizer = teacher_tokenizer(section) or students
     return {
         "kind": section.kind,
         **model_of(section.model, section.revision, section.licence),
@@ -55,16 +58,16 @@ def _local(section: LocalTeacherSection, ingredients: Ingredients) -> dict[str, 
         "parameters": count_parameters(
             section.model, revision=section.revision, trust_remote_code=section.trust_remote_code
         ),
-        "vocab_size": own.vocab_size,
-        "fingerprint": _shown_fingerprint(section, own),
+        "vocab_size": vocab_size_of(tokenizer),
+        "fingerprint": _shown_fingerprint(section, tokenizer),
         "cached": section.cached,
     }
 
 
-def _shown_fingerprint(section: LocalTeacherSection, ingredients: Ingredients) -> str | None:
-    """Of weights, type and tokenizer; an adapter that is no local folder stands there by its id."""
+def _shown_fingerprint(section: LocalTeacherSection, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Fingerprint of weights, type and tokenizer; an adapter that is no local folder stands there by its id."""
     try:
-        return identify(section, ingredients)[1]
+        return identify(section, tokenizer)[1]
     except UserError:
         return None
 
@@ -97,7 +100,7 @@ def _cached(section: CachedTeacherSection) -> dict[str, Any]:
 
 
 def _known_of(identity: TeacherIdentity, licence: str | None) -> dict[str, Any]:
-    """Of the model behind a cache, its commit is in the fingerprint: `ID@COMMIT/...`."""
+    """The model behind a cache; its commit is in the fingerprint: `ID@COMMIT/...`."""
     about = model_of(identity.model, None, licence)
     name, at, rest = identity.fingerprint.partition("@")
     is_commit = at and name == identity.model and about["origin"] == "hub"
@@ -107,7 +110,7 @@ def _known_of(identity: TeacherIdentity, licence: str | None) -> dict[str, Any]:
 def model_of(
     reference: str, revision: str | None, licence: str | None, *, config_name: str = "config.json"
 ) -> dict[str, Any]:
-    """Where a model is from: its reference as others may read it, commit and licence."""
+    """Origin of a model: its reference as others may read it, commit and licence."""
     origin = origin_of(reference)
     found, stated_by = licence_of(reference, path_of(reference), licence, revision=revision)
     return {
@@ -135,7 +138,7 @@ def licence_of(
 
 
 def path_of(reference: str) -> str:
-    """Where a reference leads on this machine; a hub id, or what is not there, as it is."""
+    """Path that a reference leads to on this machine; a hub id, or what is not there, as it is."""
     try:
         return resolve_reference(reference)
     except UserError:  # a package that is not here any more

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from collegium.assembly.cross_tokenizer import build_cross_tokenizer
 from collegium.assembly.divergence import build_divergence, build_divergence_schedule
@@ -28,32 +28,29 @@ from collegium.training.terms.dynamic import DynamicDistillation
 from collegium.training.terms.routing import Router
 
 
+if TYPE_CHECKING:
+    from collegium.assembly.run import Run
+
 FUSIONS: Mapping[str, Fusion] = {"mixture": mixture_logprobs, "geometric": geometric_logprobs}
 
 
-def build_objective(
-    recipe: Recipe,
-    student: PreTrainedModel | PeftModel,
-    teachers: Sequence[Teacher],
-    tokenizer: PreTrainedTokenizerBase | None = None,
-) -> Objective:
-    """The loss, after comparing what it needs with what the teachers provide.
-
-    A feature term on phrases needs the tokenizer, no other part does.
+def build_objective(run: "Run") -> Objective:
+    """Build the loss, after comparing what it needs with what the teachers provide.
 
     Raises:
         TeacherError: a teacher does not provide what a term needs.
     """
-    section = recipe.objective
-    features = build_features(section, student, teachers, tokenizer)
-    cross_tokenizer = build_cross_tokenizer(section, student, teachers)
+    section = run.recipe.objective
+    names = [teacher.name for teacher in run.teachers]
+    features = build_features(run)
+    cross_tokenizer = build_cross_tokenizer(section, run.student, run.teachers)
     objective = Objective(
-        [teacher.name for teacher in teachers],
+        names,
         kd_weight=schedule_of(section.kd_weight),
         ce_weight=None if section.ce_weight is None else schedule_of(section.ce_weight),
         target=build_target(section),
-        weighting=build_weighting(section.weighting, [teacher.name for teacher in teachers], recipe.domains),
-        router=build_router(section.weighting, student, teachers),
+        weighting=build_weighting(section.weighting, names, run.recipe.domains),
+        router=build_router(section.weighting, run.student, run.teachers),
         feature_weight=schedule_of(section.feature_weight),
         features=features,
         cross_tokenizer=cross_tokenizer,
@@ -62,19 +59,19 @@ def build_objective(
         divergence_schedule=build_divergence_schedule(section.divergence),
         label_smoothing=section.label_smoothing,
         max_invalid_fraction=section.max_invalid_fraction,
-        chunk_size=recipe.training.chunk_size,
+        chunk_size=run.recipe.training.chunk_size,
     )
-    for teacher in teachers:
+    for teacher in run.teachers:
         missing = objective.need - teacher.provides
         if missing:
             raise TeacherError(
                 f"teacher {teacher.name!r} provides {_listed(teacher.provides)}, but the objective needs "
-                f"{_listed(missing)} too: {_MENDS[max(missing)]}, or run the teacher (cached: false)"
+                f"{_listed(missing)} too: {_FIXES[max(missing)]}, or run the teacher (cached: false)"
             )
     return objective
 
 
-_MENDS = {
+_FIXES = {
     Capability.TOP_K: "draws serve the forward KL to a mixture only; set objective.divergence and fusion so",
     Capability.HIDDEN_STATES: "set feature_weight to 0",
     Capability.ATTENTION: "choose an objective.feature without attention, or set feature_weight to 0",
@@ -104,7 +101,7 @@ BALANCERS: Mapping[str, type[Balancer]] = {"gradient_free": GradientFree, "uncer
 
 
 def build_balancer(section: ObjectiveSection, num_features: int, num_cross_tokenizer: int) -> Balancer | None:
-    """How terms are weighed against one another; None if not at all."""
+    """Build what weighs terms against one another; None if nothing does."""
     names = term_names(num_features, num_cross_tokenizer)
     return None if section.balance == "fixed" else BALANCERS[section.balance](names)
 
@@ -130,7 +127,7 @@ def build_router(
 def build_weighting(
     section: WeightingSection, names: Sequence[str], domains: Sequence[str]
 ) -> Weighting | JointWeighting | MinNormWeighting:
-    """How much each teacher counts, by the names of teachers and of domains in their order."""
+    """Build what says how much each teacher counts, from the names of teachers and of domains in their order."""
     if section.kind == "ebkd" or section.kind == "ca_mkd":
         return JointWeighting(section.kind, section.granularity)
     if section.kind == "min_norm":
@@ -149,7 +146,7 @@ def build_weighting(
 
 
 def build_rule(recipe: Recipe) -> Rule:
-    """How the recipe fuses teachers, to be measured without a student.
+    """The rule by which the recipe fuses teachers, to be measured without a student.
 
     Raises:
         RecipeError: the weights follow the student.
@@ -168,7 +165,7 @@ def own_rule(recipe: Recipe) -> Rule | None:
     """The rule whose target the recipe's student learns.
 
     None where no teacher's distribution is read, and where the weights follow the student (`min_norm`, `router`,
-    Dynamic KD): such a target cannot be told without the student of that step.
+    Dynamic KD): such a target is not known without the student of that step.
     """
     objective = recipe.objective
     follows = objective.weighting.kind in ("min_norm", "router")

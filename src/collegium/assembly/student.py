@@ -1,19 +1,17 @@
-"""The student before training, and what was chosen of the model that it is made from."""
+"""The student before training, and the choice of what is kept of the model that it is made from."""
 
 import contextlib
 import json
 import logging
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
-from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from collegium.assembly.ingredients import Ingredients
+from collegium.assembly.process import process_state
 from collegium.base.durable import write_text
 from collegium.base.errors import DataError
 from collegium.models.pretrained import check_model, load_model, model_from_config, place, resolve_dtype
@@ -21,10 +19,12 @@ from collegium.models.pruning.choice import Kept, choose_kept
 from collegium.models.pruning.layout import target_sizes
 from collegium.models.pruning.surgery import prune
 from collegium.models.student import check_num_layers, choose_layers, keep_layers, with_lora
-from collegium.recipe.recipe import Recipe
 from collegium.recipe.sections.models import ConfigStudentSection, LayerDropStudentSection, PrunedStudentSection
 from collegium.signals.contracts import Batch
 
+
+if TYPE_CHECKING:
+    from collegium.assembly.run import Run
 
 logger = logging.getLogger(__name__)
 
@@ -34,20 +34,17 @@ CALIBRATION_BATCH = 8
 """Blocks of one forward pass; scores do not depend on it."""
 
 
-def build_student(
-    recipe: Recipe, ingredients: Ingredients, *, run_dir: Path | None = None
-) -> PreTrainedModel | PeftModel:
-    """The student before training, its adapters on it if it has some.
+def build_student(run: "Run") -> PreTrainedModel | PeftModel:
+    """Make the student before training, with its adapters if it has some.
 
-    Args:
-        recipe: The recipe.
-        ingredients: Tokenizer and text.
-        run_dir: Where a choice of layers or parts is read from, or kept: a run that goes on must not choose again.
+    A run with a folder keeps a choice of layers or parts there and reads it again: one that goes on must not
+    choose another time.
 
     Raises:
         DataError: the model cannot be loaded.
         RecipeError: it has no such layers or modules.
     """
+    recipe = run.recipe
     section = recipe.student
     dtype = resolve_dtype(section.dtype)
     if isinstance(section, ConfigStudentSection):
@@ -67,10 +64,10 @@ def build_student(
         )
     if isinstance(section, LayerDropStudentSection):
         kept = section.keep_layers
-        model = keep_layers(model, chosen_layers(section, model, ingredients, run_dir) if kept is None else kept)
+        model = keep_layers(model, chosen_layers(run, section, model) if kept is None else kept)
     if isinstance(section, PrunedStudentSection):
-        model = prune(model, chosen_parts(section, model, ingredients, run_dir))
-    check_model(model, ingredients.vocab_size, name="student")
+        model = prune(model, chosen_parts(run, section, model))
+    check_model(model, run.vocab_size, name="student")
     if section.lora is None:
         return model
     torch.manual_seed(recipe.seed)
@@ -85,48 +82,45 @@ def build_student(
     )
 
 
-def chosen_layers(
-    section: LayerDropStudentSection, model: PreTrainedModel, ingredients: Ingredients, run_dir: Path | None
-) -> list[int]:
-    """The layers whose absence costs most, chosen once by the first rank and kept in `run_dir`."""
+def chosen_layers(run: "Run", section: LayerDropStudentSection, model: PreTrainedModel) -> list[int]:
+    """The layers whose absence costs most, chosen once by the first rank and kept in the run's folder."""
     num_layers = section.num_layers
     assert num_layers is not None, "validated: one of the two is given"
     check_num_layers(model, num_layers)  # on all ranks, so that none waits for one that stopped
 
     def choose() -> list[int]:
-        with _calibration(model, ingredients, section.calibration_blocks) as batches:
+        with _calibration(run, model, section.calibration_blocks) as batches:
             kept = choose_layers(model, num_layers, batches)
         logger.info("keep_layers: %s", kept)
         return kept
 
-    path = None if run_dir is None else run_dir / "kept_layers.json"
-    return _once(path, choose, dumped=json.dumps, parsed=_parsed_layers)
+    return _once(run, "kept_layers.json", choose, dumped=json.dumps, parsed=_parsed_layers)
 
 
-def chosen_parts(
-    section: PrunedStudentSection, model: PreTrainedModel, ingredients: Ingredients, run_dir: Path | None
-) -> Kept:
-    """The most important parts of the model, chosen once by the first rank and kept in `run_dir`."""
+def chosen_parts(run: "Run", section: PrunedStudentSection, model: PreTrainedModel) -> Kept:
+    """The most important parts of the model, chosen once by the first rank and kept in the run's folder."""
     target = target_sizes(model, **section.sizes)  # on all ranks, as above
 
     def choose() -> Kept:
-        with _calibration(model, ingredients, section.calibration_blocks) as batches:
+        with _calibration(run, model, section.calibration_blocks) as batches:
             return choose_kept(model, target, batches, depth_criterion=section.depth_criterion)
 
-    path = None if run_dir is None else run_dir / "kept.json"
-    return _once(path, choose, dumped=Kept.dumped, parsed=Kept.parsed)
+    return _once(run, "kept.json", choose, dumped=Kept.dumped, parsed=Kept.parsed)
 
 
 def _once(
-    path: Path | None,
+    run: "Run",
+    name: str,
     choose: Callable[[], Choice],
     *,
     dumped: Callable[[Choice], str],
     parsed: Callable[[str], Choice],
 ) -> Choice:
-    """What the first rank reads from `path`, or chooses and writes there; the same on all ranks."""
+    """Have the first rank read a file of the run's folder, or choose and write it; the same on all ranks."""
+    run.make("text")  # on all ranks, since the first one reads it alone from here on
+    path = None if run.folder is None else run.folder / name
     texts: list[str] = [""]
-    if PartialState().is_main_process:
+    if process_state().is_main_process:
         if path is not None and path.exists():
             texts = [path.read_text(encoding="utf-8")]
         else:
@@ -138,7 +132,7 @@ def _once(
         return parsed(texts[0])
     except (ValueError, TypeError) as error:
         raise DataError(
-            f"{path}: holds no list of what is kept ({error}); delete the run folder and begin anew"
+            f"{path}: holds no list of what is kept ({error}); delete the run folder and begin again"
         ) from error
 
 
@@ -147,13 +141,13 @@ def _parsed_layers(text: str) -> list[int]:
 
 
 @contextlib.contextmanager
-def _calibration(model: PreTrainedModel, ingredients: Ingredients, num_blocks: int) -> Iterator[list[Batch]]:
-    """Training text on the device where the model is meanwhile."""
-    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else model.device
-    blocks = ingredients.text.train.take(num_blocks)
+def _calibration(run: "Run", model: PreTrainedModel, num_blocks: int) -> Iterator[list[Batch]]:
+    """Training text on the run's device, where the model is meanwhile."""
+    device = run.device
+    blocks = run.text.train.take(num_blocks)
     rows = range(len(blocks))
     groups = [rows[start : start + CALIBRATION_BATCH] for start in rows[::CALIBRATION_BATCH]]
-    inputs = [ingredients.collator([blocks[i] for i in group]) for group in groups]
+    inputs = [run.collator([blocks[i] for i in group]) for group in groups]
     place(model, device)
     yield [Batch.from_inputs({name: value.to(device) for name, value in given.items()}) for given in inputs]
     place(model, torch.device("cpu"))

@@ -1,178 +1,52 @@
-"""The tokenizers of a recipe's teachers beside the student's, on the recipe's text; no weights are read."""
+"""Tokenizers of a recipe: the student's, the teachers' own, and what they do by custom."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from functools import cache
+from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from collegium.alignment.comparison import ModelTokenizer, ReadText, compare
-from collegium.alignment.tokenizer_match import tokenizer_fingerprint
-from collegium.alignment.verdict import Approximation, Comparison, unusable
-from collegium.assembly.ingredients import adds_bos, build_source, teacher_tokenizer
 from collegium.base.errors import DataError, TeacherError
-from collegium.cache.folder import Folder
-from collegium.cache.manifest import read_manifest
-from collegium.data.prepared import PreparedText
-from collegium.data.tokenization import DocumentTokenizer
-from collegium.models.pretrained import load_config, load_tokenizer
+from collegium.models.pretrained import load_tokenizer
 from collegium.recipe.recipe import Recipe
-from collegium.recipe.sections.models import CachedTeacherSection, LocalTeacherSection
+from collegium.recipe.sections.models import CachedTeacherSection, LocalTeacherSection, TeachingSection
 
 
-SAMPLE_SIZE = 2**15
-"""Characters of each domain that tokenizers are compared on."""
-
-Sample = Mapping[str, Sequence[ReadText]]
-"""Some text of each domain, as the student's tokens."""
-
-
-def sample_text(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, prepared: PreparedText | None) -> Sample:
-    """Some of the recipe's text: held-out documents, or the first of each source where nothing is prepared.
-
-    Raises:
-        DataError: a source cannot be read.
-    """
-    data = recipe.data
-    add_bos = data.add_bos if isinstance(data.add_bos, bool) else adds_bos(tokenizer)
-    encoder = DocumentTokenizer(tokenizer, add_bos=add_bos, add_eos=data.add_eos)
-    sample = {}
-    for name in recipe.domains:
-        texts = _first_texts(recipe, name) if prepared is None else iter(prepared.held_out_texts(name))
-        chosen = list(_at_most(texts, SAMPLE_SIZE))
-        sample[name] = [
-            ReadText(text.encode(), document.tokens.astype("int64"), document.byte_ends)
-            for text, document in zip(chosen, encoder.encode(chosen), strict=True)
-        ]
-    return sample
-
-
-def _first_texts(recipe: Recipe, name: str) -> Iterator[str]:
-    section = next(source for source in recipe.data.sources if source.name == name)
-    for document in build_source(section):
-        if document.problem is None and len(document.text) >= max(1, section.min_characters):
-            yield document.text
-
-
-def _at_most(texts: Iterator[str], size: int) -> Iterator[str]:
-    """The first texts, so many characters together."""
-    for text in texts:
-        yield text[:size]
-        size -= len(text)
-        if size <= 0:
-            return
-
-
-def compare_teachers(
-    recipe: Recipe,
-    tokenizer: PreTrainedTokenizerBase,
-    sample: Sample,
-    *,
-    on_teacher: Callable[[str], None] = lambda name: None,
-) -> tuple[Comparison, ...]:
-    """Compare the tokenizer of each teacher with the student's.
-
-    Args:
-        recipe: The recipe.
-        tokenizer: The student's.
-        sample: Some text, from `sample_text`.
-        on_teacher: Called with the name of each teacher whose tokenizer is about to be read.
-
-    Raises:
-        DataError: the student's configuration cannot be read.
-    """
-    return _Comparer(recipe, tokenizer, sample, on_teacher).compare_all()
-
-
-class _Comparer:
-    """Reads each tokenizer once, however many teachers share it."""
-
-    def __init__(
-        self,
-        recipe: Recipe,
-        tokenizer: PreTrainedTokenizerBase,
-        sample: Sample,
-        on_teacher: Callable[[str], None],
-    ) -> None:
-        self._recipe, self._sample, self._on_teacher = recipe, sample, on_teacher
-        self._student = ModelTokenizer(tokenizer, _student_rows(recipe))
-        self._tokenizers = {_of_student(recipe): self._student}
-        self._found: dict[str, Comparison] = {}
-
-    def compare_all(self) -> tuple[Comparison, ...]:
-        """Of each teacher, in order."""
-        return tuple(self._compare(section) for section in self._recipe.teachers)
-
-    def _compare(self, section: LocalTeacherSection | CachedTeacherSection) -> Comparison:
-        domains = section.domains or self._recipe.domains
-        key = f"{_key(section)} {_approximation(section)} {sorted(domains)}"
-        if key not in self._found:
-            self._on_teacher(section.name)
-            try:
-                teacher = self._tokenizer(section)
-            except (DataError, TeacherError, OSError) as error:
-                return unusable(section.name, str(error).removeprefix(f"teacher {section.name!r}: "))
-            texts = [text for name in domains for text in self._sample.get(name, ())]
-            approximate = _approximation(section)
-            self._found[key] = compare(section.name, self._student, teacher, texts, approximate=approximate)
-        return replace(self._found[key], teacher=section.name)
-
-    def _tokenizer(self, section: LocalTeacherSection | CachedTeacherSection) -> ModelTokenizer:
-        key = _key(section)
-        if key not in self._tokenizers:
-            self._tokenizers[key] = self._of_cache(section) if section.kind == "cached" else _of_model(section)
-        return self._tokenizers[key]
-
-    def _of_cache(self, section: CachedTeacherSection) -> ModelTokenizer:
-        """The tokenizer that a cache was made with; its model may not be on this machine."""
-        tokenizer = teacher_tokenizer(section)
-        if tokenizer is not None:
-            return ModelTokenizer(tokenizer)
-        teacher = read_manifest(Folder.at(section.path)).teacher
-        if teacher.fingerprint.endswith(f"/{tokenizer_fingerprint(self._student.tokenizer)}"):
-            return self._student
-        return ModelTokenizer(load_tokenizer(teacher.model))
-
-
-def _approximation(section: LocalTeacherSection | CachedTeacherSection) -> Approximation:
-    keys = section.alignment
-    return "all" if keys.carry == "min_ed" else keys.approximate
-
-
-def _key(section: LocalTeacherSection | CachedTeacherSection) -> str:
-    if isinstance(section, CachedTeacherSection):
-        return f"{section.path} {section.tokenizer}"
-    return _model_key(section.model, section.revision, section.trust_remote_code)
-
-
-def _of_student(recipe: Recipe) -> str:
-    """Key of a teacher that is the student's model too."""
+def student_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that the text is prepared with."""
     student = recipe.student
-    if student.tokenizer or student.kind == "config":
-        return ""
-    return _model_key(student.model, student.revision, student.trust_remote_code)
+    if student.tokenizer:  # another repository: neither the pinned commit nor the trust is meant for it
+        return load_tokenizer(student.tokenizer)
+    return load_tokenizer(student.model, revision=student.revision, trust_remote_code=student.trust_remote_code)
 
 
-def _model_key(model: str, revision: str | None, trust_remote_code: bool) -> str:
-    return f"{model}@{revision} {trust_remote_code}"
+def teacher_tokenizer(section: TeachingSection) -> PreTrainedTokenizerBase | None:
+    """A teacher's own tokenizer; None for one in a cache that does not say which it is.
 
-
-def _of_model(section: LocalTeacherSection) -> ModelTokenizer:
-    tokenizer = teacher_tokenizer(section)
-    assert tokenizer is not None, "a model has one"
-    return ModelTokenizer(tokenizer, _rows(section.model, section.revision, section.trust_remote_code))
-
-
-def _rows(model: str, revision: str | None, trust_remote_code: bool) -> int | None:
-    """Rows of a model's vocabulary; a GGUF file lists a token for each, so that its tokenizer knows."""
-    if model.endswith(".gguf"):
+    Raises:
+        TeacherError: it cannot be found.
+    """
+    if not isinstance(section, LocalTeacherSection | CachedTeacherSection):
         return None
-    config = load_config(model, revision=revision, trust_remote_code=trust_remote_code)
-    return int(config.get_text_config().vocab_size)
+    try:
+        if isinstance(section, LocalTeacherSection):
+            return _tokenizer_of(section.model, section.revision, section.trust_remote_code)
+        return None if section.tokenizer is None else _tokenizer_of(section.tokenizer, None, False)
+    except DataError as error:
+        raise TeacherError(f"teacher {section.name!r}: {error}") from error
 
 
-def _student_rows(recipe: Recipe) -> int | None:
-    student = recipe.student
-    overrides = student.overrides if student.kind == "config" else {}
-    if "vocab_size" in overrides:
-        return int(overrides["vocab_size"] or 0)
-    return _rows(student.model, student.revision, student.trust_remote_code)
+@cache
+def _tokenizer_of(reference: str, revision: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """Kept, since some take ten seconds to load."""
+    return load_tokenizer(reference, revision=revision, trust_remote_code=trust_remote_code)
+
+
+def begins_with_bos(asked: bool | Literal["auto"], tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Say whether documents begin with BOS, by `data.add_bos`: as asked, or as the tokenizer does by itself."""
+    return adds_bos(tokenizer) if asked == "auto" else asked
+
+
+def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Say whether the tokenizer begins a text with BOS by itself."""
+    bos: int | None = tokenizer.bos_token_id
+    return bos is not None and tokenizer.encode("a")[:1] == [bos]

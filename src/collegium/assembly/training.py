@@ -1,80 +1,76 @@
-"""Measurement and the training loop."""
+"""Held-out text, the trainer, and the arguments that it takes."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftModel
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PrinterCallback,
-    TrainerCallback,
-    TrainingArguments,
-)
+from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, TrainingArguments
 from transformers.integrations.integration_utils import (
     INTEGRATION_TO_CALLBACK,
     get_available_reporting_integrations,
 )
 
-from collegium.assembly.ingredients import Ingredients, adds_bos
 from collegium.assembly.mixing import Remix, build_mixing
 from collegium.assembly.objective import build_objective
+from collegium.assembly.tokenizers import begins_with_bos
 from collegium.base.errors import RecipeError
 from collegium.data.collate import padding_id
 from collegium.evaluation.language_modeling import HeldOut
 from collegium.models.pretrained import resolve_dtype
 from collegium.recipe.recipe import Recipe
-from collegium.signals.contracts import Teacher
 from collegium.training.objective import default_chunk_size
 from collegium.training.on_policy import OnPolicy, PolicyGradient
 from collegium.training.rollout import Sampling
 from collegium.training.trainer import DistillationTrainer
 
 
-def build_held_out(
-    recipe: Recipe, ingredients: Ingredients, teachers: Sequence[Teacher], *, device: torch.device
-) -> HeldOut:
+if TYPE_CHECKING:
+    from collegium.assembly.run import Run
+
+
+def build_held_out(run: "Run") -> HeldOut:
     """Held-out text, with the teachers' view of it."""
+    section = run.recipe.evaluation
     return HeldOut(
-        ingredients.text.held_out,
-        ingredients.collator,
-        batch_size=recipe.evaluation.batch_size,
-        max_blocks=recipe.evaluation.max_blocks,
-        teachers=teachers,
-        device=device,
-        chunk_size=default_chunk_size(ingredients.vocab_size, device),
+        run.text.held_out,
+        run.collator,
+        batch_size=section.batch_size,
+        max_blocks=section.max_blocks,
+        teachers=run.teachers,
+        device=run.device,
+        chunk_size=default_chunk_size(run.vocab_size, run.device),
     )
 
 
-def describe_held_out(recipe: Recipe, ingredients: Ingredients) -> dict[str, Any]:
-    """How held-out text is read, without which a perplexity says nothing."""
-    add_bos, add_eos = recipe.data.add_bos, recipe.data.add_eos
-    begins = adds_bos(ingredients.tokenizer) if add_bos == "auto" else add_bos
+def describe_held_out(run: "Run") -> dict[str, Any]:
+    """Say how held-out text is read, without which a perplexity says nothing."""
+    data = run.recipe.data
     return {
-        "context_length": recipe.data.block_size,
-        "stride": recipe.data.block_size,  # blocks do not overlap
-        "bos": "begins each document" if begins else "none",
-        "eos": "ends each document" if add_eos else "none",
+        "context_length": data.block_size,
+        "stride": data.block_size,  # blocks do not overlap
+        "bos": "begins each document" if begins_with_bos(data.add_bos, run.tokenizer) else "none",
+        "eos": "ends each document" if data.add_eos else "none",
         "documents": "kept apart; one that does not fit goes on in the next block without its context",
         "not_predicted": "the first token of a document, and of its part in each further block",
     }
 
 
-def build_training_arguments(recipe: Recipe, run_dir: Path) -> TrainingArguments:
+def build_training_arguments(run: "Run") -> TrainingArguments:
     """Arguments of `transformers.Trainer`.
 
     Raises:
-        RecipeError: the recipe asks for what this machine does not have.
+        RecipeError: the run has no folder, or the recipe asks for what this machine does not have.
     """
+    recipe = run.recipe
     training = recipe.training
+    if run.folder is None:
+        raise RecipeError(f"a run is trained in a folder, and this one has none: give folder={recipe.run_dir}")
     dtype = resolve_dtype(training.precision)
     if dtype == torch.float16 and not torch.cuda.is_available():
         raise RecipeError("training.precision: float16 needs a CUDA device; use bfloat16, float32 or auto here")
     _check_trackers(training.report_to)
     return TrainingArguments(
-        output_dir=str(run_dir / "checkpoints"),
+        output_dir=str(run.folder / "checkpoints"),
         max_steps=training.max_steps or -1,
         num_train_epochs=training.num_epochs or 1,
         per_device_train_batch_size=training.batch_size,
@@ -101,7 +97,7 @@ def build_training_arguments(recipe: Recipe, run_dir: Path) -> TrainingArguments
         seed=recipe.seed,
         data_seed=recipe.seed,
         disable_tqdm=True,
-        use_cpu=not torch.cuda.is_available(),
+        use_cpu=run.device.type == "cpu",
     )
 
 
@@ -114,7 +110,8 @@ def _num_workers(recipe: Recipe) -> int:
 
 
 def _check_trackers(names: Sequence[str]) -> None:
-    known, installed = sorted(INTEGRATION_TO_CALLBACK), get_available_reporting_integrations()
+    known = sorted(INTEGRATION_TO_CALLBACK)
+    installed = get_available_reporting_integrations()
     for name in names:
         if name not in known:
             raise RecipeError(f"training.report_to: {name!r} is no tracker; known are {', '.join(known)}")
@@ -152,32 +149,25 @@ def build_on_policy(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> OnPol
     return OnPolicy(sampling, policy)
 
 
-def build_trainer(
-    recipe: Recipe,
-    ingredients: Ingredients,
-    student: PreTrainedModel | PeftModel,
-    teachers: Sequence[Teacher],
-    *,
-    run_dir: Path,
-    held_out: HeldOut | None = None,
-    callbacks: Sequence[TrainerCallback] = (),
-) -> DistillationTrainer:
-    """The loop over prepared text."""
+def build_trainer(run: "Run", callbacks: Sequence[TrainerCallback] = ()) -> DistillationTrainer:
+    """Build the loop over prepared text."""
+    recipe = run.recipe
+    run.make("teachers", "held_out", "student")  # before the seed, since any of them may draw numbers
     torch.manual_seed(recipe.seed)  # projections are drawn here
-    args = build_training_arguments(recipe, run_dir)
-    mixing = build_mixing(recipe, ingredients, teachers, device=args.device)
+    args = build_training_arguments(run)
+    mixing = build_mixing(run)
     trainer = DistillationTrainer(
-        student,
-        teachers=teachers,
-        objective=build_objective(recipe, student, teachers, ingredients.tokenizer),
+        run.student,
+        teachers=run.teachers,
+        objective=build_objective(run),
         args=args,
-        data_collator=ingredients.collator_for(learn_prompts=recipe.training.learn_prompts),
-        train_dataset=ingredients.text.train,
-        eval_dataset=held_out,
-        processing_class=ingredients.tokenizer,
+        data_collator=run.corpus.collator_for(learn_prompts=recipe.training.learn_prompts),
+        train_dataset=run.text.train,
+        eval_dataset=run.held_out,
+        processing_class=run.tokenizer,
         callbacks=list(callbacks),
         mixing=mixing,
-        on_policy=build_on_policy(recipe, ingredients.tokenizer),
+        on_policy=build_on_policy(recipe, run.tokenizer),
     )
     if mixing is not None:
         trainer.add_callback(Remix(trainer, mixing))

@@ -34,9 +34,9 @@ def prepare(recipe: RecipePath, overrides: Overrides = None, *, as_json: AsJson 
     """Read the text, hold out documents for evaluation, and pack the rest into blocks on disk."""
     from collegium.pipeline import run as commands
 
-    ingredients = commands.prepare(_load(recipe, overrides))
+    found = commands.prepare(_load(recipe, overrides))
     if as_json:
-        show_json(commands.describe_text(ingredients))
+        show_json(found)
 
 
 @app.command()

@@ -16,23 +16,19 @@ from typing import Any, cast
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from collegium.assembly.cache import build_teachers
-from collegium.assembly.ingredients import Ingredients
 from collegium.assembly.objective import build_rule
-from collegium.assembly.student import build_student
-from collegium.assembly.training import build_held_out
+from collegium.assembly.run import Run
 from collegium.base.durable import write_text
 from collegium.base.terminal import duration, say, show_json, show_table
-from collegium.evaluation.language_modeling import DocumentSums, HeldOut
+from collegium.evaluation.language_modeling import DocumentSums
 from collegium.evaluation.model_figures import measure_model
 from collegium.evaluation.summary import compare
 from collegium.models.pretrained import load_model, place
 from collegium.pipeline.report import report
-from collegium.pipeline.run import device, measure_all, prepare, train_student, write_evaluation
+from collegium.pipeline.run import measure_all, train_student, write_evaluation
 from collegium.pipeline.run_folder import claim_run_dir
 from collegium.recipe.file import load_recipe
 from collegium.recipe.recipe import Recipe
-from collegium.signals.contracts import Teacher
 
 
 PROMPT = "Once upon a time, a small robot"
@@ -50,18 +46,18 @@ def run_demo(output: Path, *, as_json: bool) -> None:
     fused = demo_recipe(output, name="fused")
     plain = demo_recipe(output, name="cross-entropy", overrides=["objective.kd_weight=0", "teachers=[]"])
     say("three experts (web, code, stories) over SmolLM2-135M teach a student of 20 of its 30 layers")
-    ingredients = prepare(fused)
-    teachers = build_teachers(fused, ingredients, device=device())
-    held_out = build_held_out(fused, ingredients, teachers, device=device())
+    run = Run(fused)
+    run.make("text", "teachers", "held_out")
     say("measuring teachers and the student before training")
-    names = [teacher.name for teacher in teachers]
-    targets = held_out.measure_targets({"fused": build_rule(fused)})
-    before = cast(PreTrainedModel, build_student(fused, ingredients))
-    students = {"student before": _measure(before, ingredients, held_out)}
+    names = [teacher.name for teacher in run.teachers]
+    targets = run.held_out.measure_targets({"fused": build_rule(fused)})
+    students = {"student before": _measure(run, cast(PreTrainedModel, run.student))}
     say("training on the text alone (cross-entropy)")
-    students["student, cross-entropy only"] = _trained(plain, ingredients, [], held_out)
+    alone = run.derive(recipe=plain, folder=plain.run_dir, teachers=(), held_out=run.held_out)
+    students["student, cross-entropy only"] = _trained(alone)
     say("training on the fused teachers and the text")
-    students["student, distilled"] = _trained(fused, ingredients, teachers, held_out)
+    taught = run.derive(folder=fused.run_dir, teachers=run.teachers, held_out=run.held_out)
+    students["student, distilled"] = _trained(taught)
     result = _result(targets, names, students, fused)
     result["seconds"] = round(time.monotonic() - start, 1)
     write_text(output / "demo.json", json.dumps(result, indent=1))
@@ -72,22 +68,23 @@ def run_demo(output: Path, *, as_json: bool) -> None:
         _show(result, fused.run_dir / "student", page)
 
 
-def _measure(model: PreTrainedModel, ingredients: Ingredients, held_out: HeldOut) -> dict[str, DocumentSums]:
-    return measure_model(place(model, device()).eval(), held_out, ingredients.vocab_size)
+def _measure(run: Run, model: PreTrainedModel) -> dict[str, DocumentSums]:
+    return measure_model(place(model, run.device).eval(), run.held_out, run.vocab_size)
 
 
-def _trained(
-    recipe: Recipe, ingredients: Ingredients, teachers: Sequence[Teacher], held_out: HeldOut
-) -> dict[str, DocumentSums]:
-    claim_run_dir(recipe, recipe.run_dir)
-    folder = recipe.run_dir / "student"
-    if folder.exists():  # the demo was stopped after this student
-        return _measure(load_model(str(folder), dtype=torch.float32), ingredients, held_out)
-    tables = train_student(recipe, ingredients, teachers, held_out)
-    student = place(load_model(str(folder), dtype=torch.float32), device()).eval()
-    own = held_out if teachers else build_held_out(recipe, ingredients, [], device=device())  # who taught nothing
-    sections = measure_all(recipe, ingredients, teachers, own, tables, student, run_dir=recipe.run_dir)
-    write_evaluation(recipe.run_dir, tables, recipe, ingredients, model="student", sections=sections)
+def _trained(run: Run) -> dict[str, DocumentSums]:
+    """Figures of a student that is trained now, or was before the demo was stopped."""
+    assert run.folder is not None, "each student has one"
+    claim_run_dir(run.recipe, run.folder)
+    folder = run.folder / "student"
+    if folder.exists():
+        return _measure(run, load_model(str(folder), dtype=torch.float32))
+    tables = train_student(run)
+    student = place(load_model(str(folder), dtype=torch.float32), run.device).eval()
+    measured = run if run.teachers else run.derive(teachers=())  # who taught nothing do not judge it either
+    write_evaluation(
+        measured, run.folder, tables, model="student", sections=measure_all(measured, tables, student)
+    )
     return tables
 
 

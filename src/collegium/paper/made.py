@@ -14,7 +14,7 @@ from filelock import FileLock
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-from collegium.assembly.ingredients import build_source
+from collegium.assembly.sources import build_source
 from collegium.base.durable import write_text
 from collegium.base.errors import RecipeError
 from collegium.data.sources import Source

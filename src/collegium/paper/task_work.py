@@ -11,30 +11,26 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from collegium.assembly.cache import build_teachers
-from collegium.assembly.ingredients import Ingredients
-from collegium.assembly.tasks import answer_tasks, build_tasks, student_sheet, teacher_sheets
+from collegium.assembly.run import Run
+from collegium.assembly.tasks import answer_tasks, student_sheet, teacher_sheets
 from collegium.base.durable import write_text
 from collegium.evaluation.tasks import TaskResult, baselines
 from collegium.paper.specification import in_folder
-from collegium.pipeline.run import device, prepare
 from collegium.recipe.recipe import Recipe
 
 
-def student_tasks(model: PreTrainedModel, recipe: Recipe, ingredients: Ingredients) -> dict[str, Any] | None:
+def student_tasks(model: PreTrainedModel, judge: Run) -> dict[str, Any] | None:
     """The primary figure of each task and its part of every item; None if the recipe names no task."""
-    tasks = build_tasks(recipe)
-    if not tasks:
+    if not judge.tasks:
         return None
-    sheet = student_sheet(recipe, ingredients, model, device=device())
-    return {result.items.name: _as_numbers(result) for result in answer_tasks(sheet, tasks)}
+    sheet = student_sheet(judge, model)
+    return {result.items.name: _as_numbers(result) for result in answer_tasks(sheet, judge.tasks)}
 
 
 def measure_specialists(content: Mapping[str, Any], output: Path, path: Path) -> None:
     """Write what each teacher comes to on its tasks, what no model does, and how large teachers are."""
-    recipe = Recipe.model_validate(in_folder(content, output))
-    ingredients = prepare(recipe)
-    tasks = build_tasks(recipe)
+    run = Run(Recipe.model_validate(in_folder(content, output)))
+    run.make("text", "tasks", "teachers")
     found: dict[str, Any] = {
         task.name: {
             "task": task.task,
@@ -43,14 +39,11 @@ def measure_specialists(content: Mapping[str, Any], output: Path, path: Path) ->
             "baselines": baselines(task),
             "teachers": {},
         }
-        for task in tasks
+        for task in run.tasks
     }
-    teachers = build_teachers(recipe, ingredients, device=device())
     sizes = {}
-    for section, sheet in zip(
-        recipe.teachers, teacher_sheets(recipe, ingredients, teachers, device=device()), strict=True
-    ):
-        own = [task for task in tasks if section.domains is None or task.name in section.domains]
+    for section, sheet in zip(run.recipe.teachers, teacher_sheets(run), strict=True):
+        own = [task for task in run.tasks if section.domains is None or task.name in section.domains]
         for result in answer_tasks(sheet, own):
             found[result.items.name]["teachers"][section.name] = _as_numbers(result)
         model = sheet.model.underlying_model

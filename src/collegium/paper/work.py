@@ -16,22 +16,19 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from collegium.assembly.cache import build_teachers
-from collegium.assembly.calibration import fit_recipe
-from collegium.assembly.generation import build_references, build_writing
-from collegium.assembly.ingredients import Ingredients
-from collegium.assembly.objective import build_rule, own_rule
-from collegium.assembly.training import build_held_out
+from collegium.assembly.generation import build_writing
+from collegium.assembly.objective import build_rule
+from collegium.assembly.run import Run
 from collegium.base.durable import write_text
-from collegium.evaluation.generation import References, continuation_figures, continue_documents
-from collegium.evaluation.language_modeling import DocumentSums, HeldOut
+from collegium.evaluation.generation import continuation_figures, continue_documents
+from collegium.evaluation.language_modeling import DocumentSums, Rule
 from collegium.evaluation.model_figures import measure_model
 from collegium.models.pretrained import load_model, place
 from collegium.paper.made import alone
 from collegium.paper.specification import in_folder
 from collegium.paper.task_work import num_parameters, student_tasks
 from collegium.pipeline.cache import cache as build_caches
-from collegium.pipeline.run import device, fit_student, prepare
+from collegium.pipeline.run import fit_student
 from collegium.pipeline.run_folder import claim_run_dir
 from collegium.recipe.recipe import Recipe
 
@@ -53,16 +50,6 @@ class Training:
     own: bool
 
 
-@dataclass(frozen=True)
-class Judge:
-    """What measures students: held-out text, teachers, and how these go on with its documents."""
-
-    recipe: Recipe
-    ingredients: Ingredients
-    held_out: HeldOut
-    references: References | None
-
-
 def result_path(output: Path, key: str) -> Path:
     """Where the result of a run is, once it is finished."""
     return output / "runs" / key / "result.json"
@@ -72,29 +59,31 @@ def train_and_measure(training: Training, output: Path) -> None:
     """Train a student, if that is not done, and write its figures of every held-out document."""
     start = time.monotonic()
     path = result_path(output, training.key)
-    folder, seconds = path.parent, 0.0
+    folder = path.parent
+    seconds = 0.0
     if path.exists():  # it is to be measured against its own target too
         seconds = json.loads(path.read_text(encoding="utf-8"))["seconds"]
     recipe = Recipe.model_validate(in_folder({**training.recipe, "output_dir": str(folder)}, output))
     judge = _judge(json.dumps(training.judge, sort_keys=True), output)
+    taught = Run(recipe, folder=folder)
     with alone(output):
-        ingredients = prepare(recipe)
+        taught.make("text")
         if any(teacher.kind == "local" and teacher.cached for teacher in recipe.teachers):
             build_caches(recipe)
         claim_run_dir(recipe, folder)
-        fitted, _ = fit_recipe(recipe, ingredients, device=device(), run_dir=folder)
+        taught.make("fitted")
     if not (folder / "student").exists():  # else it was stopped after its training
-        fit_student(recipe, ingredients, build_teachers(fitted, ingredients, device=device()), None)
-    model = place(load_model(str(folder / "student"), dtype=torch.float32), device()).eval()
+        fit_student(taught.derive())  # a run of its own, whose teachers are gone when the student is measured
+    model = place(load_model(str(folder / "student"), dtype=torch.float32), judge.device).eval()
     result = {
         "recipe": recipe.fingerprint,
         "steps": recipe.training.max_steps,
         "tables": {
             name: as_numbers(t)
-            for name, t in _tables(model, judge, fitted if training.own else None, output).items()
+            for name, t in _tables(model, judge, taught if training.own else None, output).items()
         },
         "continuations": _continuations(model, judge),
-        "tasks": student_tasks(model, judge.recipe, judge.ingredients),
+        "tasks": student_tasks(model, judge),
         "parameters": num_parameters(model),
         "own": training.own,
         "seconds": round(seconds + time.monotonic() - start, 1),
@@ -103,23 +92,26 @@ def train_and_measure(training: Training, output: Path) -> None:
     write_text(path, json.dumps(result))
 
 
-def _tables(model: PreTrainedModel, judge: Judge, fitted: Recipe | None, output: Path) -> dict[str, DocumentSums]:
+def _tables(model: PreTrainedModel, judge: Run, taught: Run | None, output: Path) -> dict[str, DocumentSums]:
     """Against the judge; `kl/own` against what the student learnt from, which may be other teachers."""
-    rule = None if fitted is None else own_rule(fitted)
-    if fitted is None or rule is None:
-        return measure_model(model, judge.held_out, judge.ingredients.vocab_size)
-    plain = [{**t.model_dump(mode="json"), "cached": False} for t in fitted.teachers]
+    rule = None if taught is None else taught.rule
+    if taught is None or rule is None:
+        return _measured(model, judge)
+    plain = [{**t.model_dump(mode="json"), "cached": False} for t in taught.fitted.teachers]
     if plain == [t.model_dump(mode="json") for t in judge.recipe.teachers]:
-        return measure_model(model, judge.held_out, judge.ingredients.vocab_size, own=rule)
-    tables = measure_model(model, judge.held_out, judge.ingredients.vocab_size)
-    own = _judge(_own_judge(judge.recipe, plain), output)
-    measured = measure_model(model, own.held_out, own.ingredients.vocab_size, own=rule)
+        return _measured(model, judge, rule)
+    tables = _measured(model, judge)
+    measured = _measured(model, _judge(_own_judge(judge.recipe, plain), output), rule)
     return {
         name: replace(
             table, sums=table.sums | {k: v for k, v in measured[name].sums.items() if k.endswith("/own")}
         )
         for name, table in tables.items()
     }
+
+
+def _measured(model: PreTrainedModel, judge: Run, own: Rule | None = None) -> dict[str, DocumentSums]:
+    return measure_model(model, judge.held_out, judge.vocab_size, own=own)
 
 
 def _own_judge(recipe: Recipe, teachers: list[dict[str, Any]]) -> str:
@@ -129,13 +121,13 @@ def _own_judge(recipe: Recipe, teachers: list[dict[str, Any]]) -> str:
     return json.dumps(content, sort_keys=True)
 
 
-def _continuations(model: PreTrainedModel, judge: Judge) -> dict[str, float] | None:
+def _continuations(model: PreTrainedModel, judge: Run) -> dict[str, float] | None:
     """BLEU and its like over all domains."""
     section = judge.recipe.evaluation.generation
     if section is None or judge.references is None:
         return None
-    how = build_writing(judge.ingredients, section)
-    written = continue_documents(model, judge.references, judge.ingredients.tokenizer, how)
+    how = build_writing(judge, section)
+    written = continue_documents(model, judge.references, judge.tokenizer, how)
     figures = continuation_figures(written, judge.references)["all"]
     return {name: round(figure.value, 4) for name, figure in figures.items()}
 
@@ -152,15 +144,13 @@ def measure_targets(recipe: Mapping[str, Any], targets: Mapping[str, Any], outpu
 
 
 @lru_cache(maxsize=4)
-def _judge(recipe: str, output: Path) -> Judge:
-    loaded = Recipe.model_validate(in_folder(json.loads(recipe), output))
+def _judge(recipe: str, output: Path) -> Run:
+    """The run that measures students: held-out text, teachers, and how these go on with its documents."""
+    judge = Run(Recipe.model_validate(in_folder(json.loads(recipe), output)))
     with alone(output):
-        ingredients = prepare(loaded)
-    teachers = build_teachers(loaded, ingredients, device=device())
-    section, references = loaded.evaluation.generation, None
-    if section is not None:
-        references = build_references(loaded, ingredients, teachers, section, device=device())
-    return Judge(loaded, ingredients, build_held_out(loaded, ingredients, teachers, device=device()), references)
+        judge.make("text")
+    judge.make("teachers", "references", "held_out")
+    return judge
 
 
 def as_numbers(table: DocumentSums) -> dict[str, Any]:

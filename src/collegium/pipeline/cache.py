@@ -1,14 +1,13 @@
-"""What `collegium cache` and its sub-commands do."""
+"""The work of `collegium cache` and its sub-commands."""
 
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-
-from collegium.assembly.cache import build_builder, cache_location, cache_plan, cached_text, require_plain
-from collegium.assembly.calibration import fit_recipe
-from collegium.assembly.ingredients import Ingredients, own_ingredients
+from collegium.assembly.cache import build_builder, cache_location, cache_plan, cached_text
+from collegium.assembly.cached_teachers import require_plain
+from collegium.assembly.process import process_state
+from collegium.assembly.run import Run
 from collegium.base.errors import DataError, RecipeError
 from collegium.base.terminal import ProgressLine, duration, say, size
 from collegium.cache.builder import CacheProgress, Ranks
@@ -18,7 +17,6 @@ from collegium.cache.manifest import SOURCE_NAME, Manifest
 from collegium.cache.reader import CacheReader
 from collegium.cache.records import finished_manifest, read_recorded
 from collegium.cache.verify import Verdict, repair, verify
-from collegium.pipeline.run import device, prepare
 from collegium.recipe.file import dump_recipe, parse_recipe
 from collegium.recipe.recipe import Recipe, TrainingSection
 from collegium.recipe.sections.models import LocalTeacherSection
@@ -36,8 +34,9 @@ def cache(recipe: Recipe, *, only: str | None = None) -> dict[str, Any]:
         RecipeError: no such teacher is to be cached.
     """
     sections = _cached_sections(recipe, only)
-    ingredients = prepare(recipe)
-    return {section.name: _cache_teacher(recipe, section, ingredients) for section in sections}
+    run = Run(recipe)
+    run.make("text")
+    return {section.name: _cache_teacher(run, section) for section in sections}
 
 
 def _cached_sections(recipe: Recipe, only: str | None) -> list[LocalTeacherSection]:
@@ -53,8 +52,9 @@ def _cached_sections(recipe: Recipe, only: str | None) -> list[LocalTeacherSecti
     return chosen
 
 
-def _cache_teacher(recipe: Recipe, section: LocalTeacherSection, ingredients: Ingredients) -> dict[str, Any]:
-    state, line = PartialState(), ProgressLine()
+def _cache_teacher(run: Run, section: LocalTeacherSection) -> dict[str, Any]:
+    state = process_state()
+    line = ProgressLine()
     announced: list[float] = []
 
     def show(progress: CacheProgress) -> None:
@@ -70,18 +70,16 @@ def _cache_teacher(recipe: Recipe, section: LocalTeacherSection, ingredients: In
             total=progress.num_rows,
         )
 
-    section, own_text = section_to_cache(recipe, section, ingredients)
-    plan = cache_plan(recipe, section, own_text)
-    location = cache_location(recipe, section, plan)
+    section = section_to_cache(run, section)
+    plan = cache_plan(run, section)
+    location = cache_location(run, section, plan)
     builder = build_builder(
-        recipe,
+        run,
         section,
-        own_text,
         plan,
         location=location,
-        device=device(),
         ranks=Ranks(state.process_index, state.num_processes, state.wait_for_everyone),
-        source=_source(recipe, section),
+        source=_source(run.recipe, section),
         on_progress=show,
     )
     manifest = builder.build()
@@ -89,25 +87,23 @@ def _cache_teacher(recipe: Recipe, section: LocalTeacherSection, ingredients: In
     return {"location": location, **summary(manifest)}
 
 
-def section_to_cache(
-    recipe: Recipe, section: LocalTeacherSection, ingredients: Ingredients
-) -> tuple[LocalTeacherSection, Ingredients]:
-    """The teacher as its cache holds it, with numbers for temperatures, and the text in its own tokens.
+def section_to_cache(run: Run, section: LocalTeacherSection) -> LocalTeacherSection:
+    """The teacher as its cache holds it, with numbers for temperatures.
 
     Raises:
         RecipeError: lists in another vocabulary are to serve other temperatures than 1.
     """
-    own_text = own_ingredients(recipe, section, ingredients)
-    if own_text is not ingredients:
+    recipe = run.recipe
+    if run.corpus_of(section) is not run.corpus:
         if recipe.cache.mode != "hidden_states":
-            require_plain(recipe, section)
-        return section.at_one, own_text
+            require_plain(section, kd_temperature=recipe.objective.kd_temperature)
+        return section.at_one
     if recipe.cache.mode == "hidden_states":  # those serve every temperature, so they are fitted from the cache
-        return section, own_text
-    own = recipe.model_copy(update={"teachers": (section,)})
-    fitted = fit_recipe(own, ingredients, device=device())[0].teachers[0]
+        return section
+    alone = run.derive(recipe=recipe.model_copy(update={"teachers": (section,)}))
+    (fitted,) = alone.fitted.teachers
     assert isinstance(fitted, LocalTeacherSection), "still the same teacher"
-    return fitted, own_text
+    return fitted
 
 
 def summary(manifest: Manifest) -> dict[str, Any]:
@@ -161,19 +157,11 @@ def repair_cache(location: str) -> list[str]:
     Raises:
         DataError: it is not known what the cache is made from, or the text or the teacher are others now.
     """
-    recipe = _recipe_of(location)
-    section = recipe.teachers[0]
+    run = Run(_recipe_of(location))
+    section = run.recipe.teachers[0]
     assert isinstance(section, LocalTeacherSection), "written by `cache`"
-    ingredients = own_ingredients(recipe, section, prepare(recipe))
-    builder = build_builder(
-        recipe,
-        section,
-        ingredients,
-        cache_plan(recipe, section, ingredients),
-        location=location,
-        device=device(),
-        source=_source(recipe, section),
-    )
+    plan = cache_plan(run, section)
+    builder = build_builder(run, section, plan, location=location, source=_source(run.recipe, section))
     _, written = repair(builder)
     say(f"{location}: wrote {', '.join(written)}" if written else f"{location}: nothing is damaged")
     return list(written)
@@ -185,9 +173,9 @@ def export_cache(location: str, path: Path) -> int:
     Raises:
         DataError: the cache is damaged, holds no lists, or its text is not there any more.
     """
-    recipe = _recipe_of(location)
-    section = recipe.teachers[0]
-    blocks = cached_text(section, own_ingredients(recipe, section, prepare(recipe)))["train"]
+    run = Run(_recipe_of(location))
+    section = run.recipe.teachers[0]
+    blocks = cached_text(section, run.corpus_of(section))["train"]
     num_blocks = export_parquet(CacheReader(location), (blocks[i] for i in range(len(blocks))), path)
     say(f"{path}: {num_blocks:,} blocks, {size(path.stat().st_size)}")
     return num_blocks

@@ -7,7 +7,7 @@ the few texts that are written.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from collegium.assembly.ingredients import Ingredients
-from collegium.assembly.objective import own_rule
+from collegium.assembly.run import Run
 from collegium.assembly.samples import build_samples
-from collegium.assembly.student import build_student
 from collegium.evaluation.cost import Clock, folder_bytes, peak_bytes
-from collegium.evaluation.language_modeling import DocumentSums, HeldOut, Rule
+from collegium.evaluation.language_modeling import DocumentSums, Rule
 from collegium.evaluation.model_figures import measure_model
 from collegium.evaluation.summary import compare, summarize
 from collegium.evaluation.target_figures import measure_target_figures
@@ -28,7 +26,6 @@ from collegium.losses.weighting import Weighting
 from collegium.models.pretrained import place
 from collegium.recipe.recipe import Recipe
 from collegium.report.curves import curves_of
-from collegium.signals.contracts import Teacher
 from collegium.signals.metrics import read_jsonl
 
 
@@ -38,62 +35,47 @@ PREFLIGHT = "preflight.json"
 Tables = Mapping[str, DocumentSums]
 
 
-def initial_student(
-    recipe: Recipe, ingredients: Ingredients, run_dir: Path, device: torch.device
-) -> PreTrainedModel:
+def initial_student(run: Run) -> PreTrainedModel:
     """The student before training, without adapters, which change nothing before they are trained."""
-    plain = recipe.model_copy(update={"student": recipe.student.model_copy(update={"lora": None})})
-    student: Any = build_student(plain, ingredients, run_dir=run_dir)
-    placed: PreTrainedModel = place(student, device).eval()
+    bare = run.recipe.student.model_copy(update={"lora": None})
+    student: Any = run.derive(recipe=run.recipe.model_copy(update={"student": bare})).student
+    placed: PreTrainedModel = place(student, run.device).eval()
     return placed
 
 
-def portray(
-    recipe: Recipe,
-    ingredients: Ingredients,
-    teachers: Sequence[Teacher],
-    held_out: HeldOut,
-    tables: Tables,
-    students: Mapping[str, PreTrainedModel],
-    *,
-    device: torch.device,
-) -> dict[str, Any]:
+def portray(run: Run, tables: Tables, students: Mapping[str, PreTrainedModel]) -> dict[str, Any]:
     """Sections `documents`, `before`, `teachers`, `differences`, `passages` and `continuations`.
 
     Args:
-        recipe: The recipe.
-        ingredients: Tokenizer and text.
-        teachers: In the recipe's order.
-        held_out: Text that they were asked about.
-        tables: Figures of the student on it.
+        run: The run.
+        tables: Figures of the student on held-out text.
         students: `student`, and before it `student before`, if that is known.
-        device: Where models run.
     """
-    section = recipe.evaluation
+    section = run.recipe.evaluation
     options: dict[str, Any] = {
         "confidence": section.confidence,
         "num_samples": section.bootstrap_samples,
-        "seed": recipe.seed,
+        "seed": run.recipe.seed,
     }
     others: dict[str, Tables] = {}
     found: dict[str, Any] = {"documents": _documents(tables)}
     if (before := students.get("student before")) is not None:
-        others["student before"] = measure_model(before, held_out, ingredients.vocab_size)
+        others["student before"] = measure_model(before, run.held_out, run.vocab_size)
         found["before"] = summarize(others["student before"], **options)
-    if teachers:
-        rule = own_rule(recipe) or Rule(Weighting("uniform"))
-        said = measure_target_figures(held_out, {"fused": rule}, rule, stretches=(), with_pairs=False)
+    if run.teachers:
+        rule = run.rule or Rule(Weighting("uniform"))
+        said = measure_target_figures(run.held_out, {"fused": rule}, rule, stretches=(), with_pairs=False)
         told = {name: _per_token(figures.sums) for name, figures in said.items()}
         found["teachers"] = summarize(told, **options)
         others["teachers, fused"] = _renamed(told, "rule/fused/nll")
         others |= {
-            f"teacher {teacher.name}": _renamed(told, f"teacher/{teacher.name}/nll") for teacher in teachers
+            f"teacher {teacher.name}": _renamed(told, f"teacher/{teacher.name}/nll") for teacher in run.teachers
         }
     found["differences"] = {
         name: {domain: asdict(gap) for domain, gap in compare(tables, other, **options).items()}
         for name, other in others.items()
     }
-    return found | build_samples(recipe, ingredients, teachers, held_out, students, device=device)
+    return found | build_samples(run, students)
 
 
 def course(run_dir: Path) -> dict[str, Any] | None:
@@ -102,19 +84,16 @@ def course(run_dir: Path) -> dict[str, Any] | None:
     return curves_of(read_jsonl(path)) if path.exists() else None
 
 
-def cost_of(
-    recipe: Recipe, ingredients: Ingredients, run_dir: Path, clock: Clock, *, resumed: bool
-) -> dict[str, Any]:
+def cost_of(run: Run, run_dir: Path, clock: Clock, *, resumed: bool) -> dict[str, Any]:
     """What the run took, beside what its pre-flight said it would.
 
     Args:
-        recipe: The recipe.
-        ingredients: Tokenizer and text.
+        run: The run.
         run_dir: Of the finished run.
         clock: Seconds of its parts, in this process.
         resumed: Whether another process did the first steps, whose time is not known here.
     """
-    disk = {"text": folder_bytes(ingredients.text.directory)}
+    disk = {"text": folder_bytes(run.text.directory)}
     disk |= {name: folder_bytes(run_dir / name) for name in ("checkpoints", "student", "adapter")}
     on_gpu = torch.cuda.is_available()
     actual = {
@@ -124,7 +103,7 @@ def cost_of(
         "disk_bytes": {name: size for name, size in disk.items() if size},
         "resumed": resumed,
     }
-    return {"plan": _plan(recipe, run_dir), "actual": actual}
+    return {"plan": _plan(run.recipe, run_dir), "actual": actual}
 
 
 def _plan(recipe: Recipe, run_dir: Path) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""What `collegium doctor` finds: the machine, the text, the caches, and the teachers' tokenizers.
+"""Findings of `collegium doctor`: the machine, the text, the caches, and the teachers' tokenizers.
 
 Tokenizers and configurations are read, no weights; nothing is prepared, scored or downloaded that is not needed
 for that.
@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
-from collegium.alignment.tokenizer_match import tokenizer_difference, vocab_size_of
+from collegium.alignment.tokenizer_match import tokenizer_difference
 from collegium.alignment.verdict import Comparison
-from collegium.assembly.cache import open_cache
-from collegium.assembly.ingredients import Ingredients, prepared_text, student_tokenizer, teacher_tokenizer
-from collegium.assembly.tokenizers import Sample, compare_teachers, sample_text
+from collegium.assembly.cached_teachers import open_cache
+from collegium.assembly.corpus import prepared_text
+from collegium.assembly.run import Run
+from collegium.assembly.tokenizer_comparison import Sample, compare_teachers, sample_text
+from collegium.assembly.tokenizers import teacher_tokenizer
 from collegium.base.errors import DataError, RecipeError, TeacherError, UserError
 from collegium.base.references import cache_dir, is_local, is_offline
 from collegium.base.terminal import say
@@ -76,14 +77,11 @@ def diagnose(recipe: Recipe) -> Diagnosis:
     Raises:
         DataError: the student's tokenizer or configuration cannot be read.
     """
-    tokenizer = student_tokenizer(recipe)
-    text, sample, text_check = _look_at_text(recipe, tokenizer)
+    run = Run(recipe)
+    text, sample, text_check = _look_at_text(run)
     checks = [_torch(), _hub(recipe), _disk(), text_check]
-    ingredients = None if text is None else Ingredients(tokenizer, text, vocab_size_of(tokenizer))
-    checks += _caches(recipe, ingredients)
-    pairs = compare_teachers(
-        recipe, tokenizer, sample, on_teacher=lambda name: say(f"reading the tokenizer of teacher {name}")
-    )
+    checks += _caches(run, text)
+    pairs = compare_teachers(run, sample, on_teacher=lambda name: say(f"reading the tokenizer of teacher {name}"))
     return Diagnosis(tuple(checks), pairs)
 
 
@@ -119,11 +117,11 @@ def _disk() -> Check:
     return Check("cache folder", found)
 
 
-def _look_at_text(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[PreparedText | None, Sample, Check]:
+def _look_at_text(run: Run) -> tuple[PreparedText | None, Sample, Check]:
     """The text if it is prepared, some of it in any case, and what is said of it."""
     try:
-        text = prepared_text(recipe, tokenizer)
-        sample = sample_text(recipe, tokenizer, text)
+        text = prepared_text(run.recipe, run.tokenizer)
+        sample = sample_text(run, text)
     except DataError as error:
         return None, {}, Check("text", "cannot be used", str(error), stops=True)
     if text is None:
@@ -134,37 +132,34 @@ def _look_at_text(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[P
     return text, sample, Check("text", found)
 
 
-def _caches(recipe: Recipe, ingredients: Ingredients | None) -> Iterator[Check]:
-    for section in recipe.teachers:
+def _caches(run: Run, text: PreparedText | None) -> Iterator[Check]:
+    found = None if text is None else run.derive(text=text)  # so that none is prepared
+    for section in run.recipe.teachers:
         if isinstance(section, CachedTeacherSection) or section.cached:
-            yield _cache(recipe, section, ingredients)
+            yield _cache(found, section)
 
 
-def _cache(
-    recipe: Recipe, section: LocalTeacherSection | CachedTeacherSection, ingredients: Ingredients | None
-) -> Check:
+def _cache(run: Run | None, section: LocalTeacherSection | CachedTeacherSection) -> Check:
     name = f"cache of {section.name}"
-    if ingredients is None:
+    if run is None:
         return Check(name, "not looked for without its text", "prepare the text, then ask again")
     if section.fitted:
         return Check(name, "not looked for: which it is follows from temperatures that say `fit`")
     try:
-        if not _has_own_text(recipe, section, ingredients):
+        if not _has_own_text(run, section):
             return Check(
                 name, "not there: its text in the teacher's tokens is not", "run `collegium cache RECIPE`"
             )
-        manifest = open_cache(recipe, section, ingredients).manifest
+        manifest = open_cache(run, section).manifest
     except (DataError, RecipeError, TeacherError) as error:
         return Check(name, "cannot be read", str(error))
     size = sum(shard.bytes for shard in manifest.shards)
     return Check(name, f"{manifest.num_rows:,} blocks, {size / 1e6:,.1f} MB")
 
 
-def _has_own_text(
-    recipe: Recipe, section: LocalTeacherSection | CachedTeacherSection, ingredients: Ingredients
-) -> bool:
-    """Whether the text is there in a cached teacher's own tokens; opening its cache would prepare it."""
+def _has_own_text(run: Run, section: LocalTeacherSection | CachedTeacherSection) -> bool:
+    """See whether the text is there in a cached teacher's own tokens; opening its cache would prepare it."""
     own = teacher_tokenizer(section)
-    if own is None or tokenizer_difference(ingredients.tokenizer, own) is None:
+    if own is None or tokenizer_difference(run.tokenizer, own) is None:
         return True
-    return prepared_text(recipe, own, is_students=False) is not None
+    return prepared_text(run.recipe, own, is_students=False) is not None

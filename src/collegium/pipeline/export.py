@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from collegium.alignment.tokenizer_match import require_same_tokenizer
+from collegium.assembly.run import Run
 from collegium.base.errors import DataError
 from collegium.base.terminal import say, show_table
 from collegium.export.artefact import export_student, require_free
@@ -16,8 +17,6 @@ from collegium.export.formats import find_format
 from collegium.export.held_out import held_out_segments
 from collegium.export.student_folder import load_student
 from collegium.models.pretrained import check_model
-from collegium.pipeline.run import prepare
-from collegium.recipe.file import load_recipe
 
 
 def export_run(
@@ -45,20 +44,20 @@ def export_run(
     export_format.require()
     if not (run_dir / "recipe.yaml").is_file():
         raise DataError(f"{run_dir}: holds no `recipe.yaml`; give the folder of a finished run")
-    recipe = load_recipe(run_dir / "recipe.yaml")
-    student = load_student(run_dir / "student", recipe.name)
-    ingredients = prepare(recipe)
-    require_same_tokenizer(ingredients.tokenizer, student.tokenizer, name=str(student.folder))
-    check_model(student.model, ingredients.vocab_size, name=str(student.folder))
+    run = Run.from_folder(run_dir)
+    student = load_student(run_dir / "student", run.recipe.name)
+    run.make("text")
+    require_same_tokenizer(run.tokenizer, student.tokenizer, name=str(student.folder))
+    check_model(student.model, run.vocab_size, name=str(student.folder))
     say(f"writing {to}, then reading it back on {max_positions:,} held-out tokens")
     result = export_student(
         student,
         export_format,
         target,
-        segments=held_out_segments(ingredients.text.held_out, max_positions),
-        vocab_size=ingredients.vocab_size,
+        segments=held_out_segments(run.text.held_out, max_positions),
+        vocab_size=run.vocab_size,
         min_agreement=min_agreement,
-        source={"run": run_dir.resolve().name, "recipe": recipe.fingerprint},
+        source={"run": run_dir.resolve().name, "recipe": run.recipe.fingerprint},
     )
     return {**result, "output": str(target)}
 

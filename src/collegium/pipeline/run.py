@@ -7,46 +7,36 @@ under another name and renamed.
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from accelerate import PartialState
 from transformers import PreTrainedModel
-from transformers.utils.logging import disable_progress_bar
 
 from collegium.alignment.tokenizer_match import require_same_tokenizer
-from collegium.assembly.cache import build_teachers
-from collegium.assembly.calibration import fit_recipe
-from collegium.assembly.continuation import first_student, past_runs
-from collegium.assembly.generation import build_prompts, measure_generation
-from collegium.assembly.ingredients import Ingredients, build_ingredients
+from collegium.assembly.continuation import first_student
+from collegium.assembly.generation import measure_generation
 from collegium.assembly.lineage import lineage_of
-from collegium.assembly.objective import own_rule
-from collegium.assembly.student import build_student
-from collegium.assembly.tasks import build_tasks, measure_tasks
-from collegium.assembly.training import build_held_out, build_trainer, describe_held_out
+from collegium.assembly.run import Run
+from collegium.assembly.tasks import measure_tasks
+from collegium.assembly.training import build_trainer, describe_held_out
 from collegium.base.durable import disk_errors, write_text
 from collegium.base.errors import DataError
-from collegium.base.terminal import ProgressLine, duration, is_main_rank, say
-from collegium.data.settings import PrepareProgress
+from collegium.base.terminal import is_main_rank, say
 from collegium.evaluation.continual import continual_figures
 from collegium.evaluation.cost import Clock
 from collegium.evaluation.harness import HarnessTasks, evaluate_with_harness, require_harness
-from collegium.evaluation.language_modeling import DocumentSums, HeldOut
+from collegium.evaluation.language_modeling import DocumentSums
 from collegium.evaluation.model_figures import measure_model
 from collegium.evaluation.summary import summarize
 from collegium.models.pretrained import check_model, load_model, load_tokenizer, place
 from collegium.pipeline.card import write_card
 from collegium.pipeline.comparison import cost_of, course, initial_student, portray
 from collegium.pipeline.run_folder import claim_run_dir
-from collegium.recipe.file import load_recipe
 from collegium.recipe.recipe import Recipe
 from collegium.recipe.sections.evaluation import EvaluationSection
 from collegium.report.words import verdict
-from collegium.signals.contracts import Teacher
 from collegium.training.callbacks import MetricsFile, StopOnSignal, TrainingProgress
 from collegium.training.trainer import DistillationTrainer, measure_student
 
@@ -54,46 +44,16 @@ from collegium.training.trainer import DistillationTrainer, measure_student
 LISTS = ("documents", "passages", "course")
 """Sections of `evaluation.json` that are for programs."""
 
-disable_progress_bar()  # those of transformers; ours say what is going on
 
-
-def prepare(recipe: Recipe) -> Ingredients:
-    """Text to packed blocks on disk; at once if they are there."""
-    line = ProgressLine()
-
-    def show(progress: PrepareProgress) -> None:
-        left = "" if progress.seconds_left is None else f", {duration(progress.seconds_left)} left"
-        line.update(
-            f"preparing {progress.source}: {progress.documents:,} documents, {progress.tokens:,} tokens",
-            pace=f"{progress.tokens_per_second:,.0f} tokens/s{left}",
-            done=progress.tokens if progress.tokens_total else None,
-            total=progress.tokens_total,
-        )
-
-    # The first rank prepares and the others find the text prepared; then, on nodes that do not see the
-    # first one's disk, the first rank of each node.
-    state = _process_state()
-    with state.main_process_first(), state.local_main_process_first():
-        ingredients = build_ingredients(recipe, on_progress=show)
-    train = ingredients.text.train
-    held_out = {name: len(blocks) for name, blocks in ingredients.text.held_out.items()}
-    line.finish(f"text: {len(train):,} training blocks, held-out blocks {held_out}")
-    return ingredients
-
-
-def describe_text(ingredients: Ingredients) -> dict[str, Any]:
-    """What was prepared, for programs."""
-    text = ingredients.text
+def prepare(recipe: Recipe) -> dict[str, Any]:
+    """Turn text into packed blocks on disk, at once if they are there; says where they are and how many."""
+    text = Run(recipe).text
     return {
         "directory": str(text.directory),
         "fingerprint": text.fingerprint,
         "training_blocks": len(text.train),
         "held_out_blocks": {name: len(blocks) for name, blocks in text.held_out.items()},
     }
-
-
-def _process_state() -> PartialState:
-    return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=1))
 
 
 def train(recipe: Recipe) -> dict[str, Any]:
@@ -108,86 +68,58 @@ def train(recipe: Recipe) -> dict[str, Any]:
     if (run_dir / "student").exists():
         say(f"{run_dir}: finished already; delete it or set another output_dir to run again")
         return read_evaluation(run_dir)
-    past_runs(recipe)  # before any work: a run that is continued must be finished
-    clock, resumed = Clock(), any(run_dir.glob("checkpoints/checkpoint-*"))
+    run = Run(recipe, folder=run_dir)
+    clock = Clock()
+    resumed = any(run_dir.glob("checkpoints/checkpoint-*"))
+    run.make("past_runs")  # before any work: a run that is continued must be finished
     with clock.timed("start, text and models"):
-        ingredients = prepare(recipe)
-        build_prompts(ingredients, recipe.evaluation.generation)  # before training: it may be that there are none
-        build_tasks(recipe)  # likewise
-        fitted, _ = fit_recipe(recipe, ingredients, device=device(), run_dir=run_dir)
-        teachers = build_teachers(fitted, ingredients, device=device())
-        held_out = build_held_out(recipe, ingredients, teachers, device=device())
+        run.make("text", "prompts", "tasks")  # it may be that there are none, which is to be said before training
+        run.make("teachers", "held_out")
     with clock.timed("training"):
-        trainer = fit_student(recipe, ingredients, teachers, held_out)
+        fit_student(run)
     with clock.timed("evaluation"):
-        tables = measure_student(trainer.distillation_model, held_out, own=own_rule(recipe))
-        student = place(load_model(str(run_dir / "student"), dtype=torch.float32), device()).eval()
-        sections = measure_all(recipe, ingredients, teachers, held_out, tables, student, run_dir=run_dir)
-    sections["cost"] = cost_of(recipe, ingredients, run_dir, clock, resumed=resumed)
-    return write_evaluation(run_dir, tables, recipe, ingredients, model="student", sections=sections)
+        tables = measure_student(run.trainer.distillation_model, run.held_out, own=run.rule)
+        student = place(load_model(str(run_dir / "student"), dtype=torch.float32), run.device).eval()
+        sections = measure_all(run, tables, student)
+    sections["cost"] = cost_of(run, run_dir, clock, resumed=resumed)
+    return write_evaluation(run, run_dir, tables, model="student", sections=sections)
 
 
-def measure_all(
-    recipe: Recipe,
-    ingredients: Ingredients,
-    teachers: Sequence[Teacher],
-    held_out: HeldOut,
-    tables: Mapping[str, DocumentSums],
-    student: PreTrainedModel,
-    *,
-    run_dir: Path | None,
-) -> dict[str, Any]:
+def measure_all(run: Run, tables: Mapping[str, DocumentSums], student: PreTrainedModel) -> dict[str, Any]:
     """All that is measured beside the student's figures, as sections of `evaluation.json`.
 
     Args:
-        recipe: The recipe.
-        ingredients: Tokenizer and text.
-        teachers: In the recipe's order.
-        held_out: Text that they were asked about.
-        tables: The student's figures on it.
+        run: Without a folder if the student came from elsewhere.
+        tables: The student's figures on held-out text.
         student: The student.
-        run_dir: Of the run that made the student; None if it came from elsewhere.
     """
-    where = {"device": device()}
     students = {"student": student}
-    if run_dir is not None:
-        students = {"student before": initial_student(recipe, ingredients, run_dir, device()), **students}
+    if run.folder is not None:
+        students = {"student before": initial_student(run), **students}
     return {
-        **portray(recipe, ingredients, teachers, held_out, tables, students, **where),
-        "course": None if run_dir is None else course(run_dir),
-        "continual": compare_with_past(recipe, ingredients, tables),
-        "generation": measure_generation(recipe, ingredients, teachers, student, **where),
-        "tasks": measure_tasks(recipe, ingredients, teachers, student, **where),
+        **portray(run, tables, students),
+        "course": None if run.folder is None else course(run.folder),
+        "continual": compare_with_past(run, tables),
+        "generation": measure_generation(run, student),
+        "tasks": measure_tasks(run, student),
     }
 
 
-def train_student(
-    recipe: Recipe, ingredients: Ingredients, teachers: Sequence[Teacher], held_out: HeldOut
-) -> dict[str, DocumentSums]:
+def train_student(run: Run) -> dict[str, DocumentSums]:
     """Train, publish `student/`, and measure it on held-out text."""
-    trainer = fit_student(recipe, ingredients, teachers, held_out)
-    return measure_student(trainer.distillation_model, held_out, own=own_rule(recipe))
+    return measure_student(fit_student(run).distillation_model, run.held_out, own=run.rule)
 
 
-def fit_student(
-    recipe: Recipe, ingredients: Ingredients, teachers: Sequence[Teacher], held_out: HeldOut | None
-) -> DistillationTrainer:
+def fit_student(run: Run) -> DistillationTrainer:
     """Train and publish `student/`."""
-    run_dir = recipe.run_dir
+    assert run.folder is not None, "a run is trained in its folder"
     signals = StopOnSignal()
-    trainer = build_trainer(
-        recipe,
-        ingredients,
-        build_student(recipe, ingredients, run_dir=run_dir),
-        teachers,
-        run_dir=run_dir,
-        held_out=held_out,
-        callbacks=[MetricsFile(run_dir / "metrics.jsonl"), TrainingProgress(), signals],
-    )
+    callbacks = [MetricsFile(run.folder / "metrics.jsonl"), TrainingProgress(), signals]
+    trainer = run.trainer = build_trainer(run, callbacks)
     with signals.listening():
         trainer.train(resume_from_checkpoint=True)
     signals.raise_if_stopped(trainer.state.global_step)
-    publish_student(trainer, run_dir)
+    publish_student(trainer, run.folder)
     return trainer
 
 
@@ -208,14 +140,14 @@ def publish_student(trainer: DistillationTrainer, run_dir: Path) -> None:
 
 
 def evaluate_run(run_dir: Path, harness: HarnessTasks | None = None) -> dict[str, Any]:
-    """Measure the student of a finished run anew, on tasks of lm-eval too if there are some.
+    """Measure the student of a finished run again, on tasks of lm-eval too if there are some.
 
     Raises:
         DataError: there is no finished run.
     """
     if not (run_dir / "student").is_dir():
         raise DataError(f"{run_dir}: holds no `student` folder; give a finished run, or use --recipe with a model")
-    recipe = load_recipe(run_dir / "recipe.yaml")
+    recipe = Run.from_folder(run_dir).recipe
     return evaluate_model(recipe, str(run_dir / "student"), run_dir, harness)
 
 
@@ -225,40 +157,36 @@ def evaluate_model(
     """Measure any model with the recipe's tokenizer on its held-out text, against its teachers."""
     if harness is not None:
         require_harness(harness)
-    ingredients = prepare(recipe)
-    require_same_tokenizer(ingredients.tokenizer, load_tokenizer(model), name=model)
-    student = place(load_model(model, dtype=torch.float32), device())
-    check_model(student, ingredients.vocab_size, name=model)
     run_dir = output_dir if (output_dir / "recipe.yaml").exists() else None
-    fitted, _ = fit_recipe(recipe, ingredients, device=device(), run_dir=run_dir)
-    teachers = build_teachers(fitted, ingredients, device=device())
-    held_out = build_held_out(recipe, ingredients, teachers, device=device())
-    tables = measure_model(student, held_out, ingredients.vocab_size, own=own_rule(recipe))
-    sections = measure_all(recipe, ingredients, teachers, held_out, tables, student.eval(), run_dir=run_dir)
-    if (output_dir / "evaluation.json").exists():  # what it took to train, which is not measured anew
+    run = Run(recipe, folder=run_dir)
+    run.make("text")
+    require_same_tokenizer(run.tokenizer, load_tokenizer(model), name=model)
+    student = place(load_model(model, dtype=torch.float32), run.device)
+    check_model(student, run.vocab_size, name=model)
+    tables = measure_model(student, run.held_out, run.vocab_size, own=run.rule)
+    sections = measure_all(run, tables, student.eval())
+    if (output_dir / "evaluation.json").exists():  # what it took to train, which is not measured again
         sections["cost"] = _read(output_dir / "evaluation.json").get("cost")
     if harness is not None:
-        sections["lm_eval"] = evaluate_with_harness(student, ingredients.tokenizer, harness, device=device())
-    return write_evaluation(output_dir, tables, recipe, ingredients, model=model, sections=sections)
+        sections["lm_eval"] = evaluate_with_harness(student, run.tokenizer, harness, device=run.device)
+    return write_evaluation(run, output_dir, tables, model=model, sections=sections)
 
 
-def compare_with_past(
-    recipe: Recipe, ingredients: Ingredients, tables: Mapping[str, DocumentSums]
-) -> dict[str, Any] | None:
+def compare_with_past(run: Run, tables: Mapping[str, DocumentSums]) -> dict[str, Any] | None:
     """What the student forgot of the runs that it continues and what it gained; None if it continues none."""
-    runs = past_runs(recipe)
-    if not runs:
+    if not run.past_runs:
         return None
-    held_out = build_held_out(recipe, ingredients, [], device=device())
+    recipe = run.recipe
+    held_out = run.derive(teachers=()).held_out
 
     def measured(model: PreTrainedModel) -> dict[str, DocumentSums]:
-        return measure_model(place(model, device()).eval(), held_out, ingredients.vocab_size)
+        return measure_model(place(model, run.device).eval(), held_out, run.vocab_size)
 
     return continual_figures(
         tables,
-        {str(run.folder): measured(load_model(run.student, dtype=torch.float32)) for run in runs},
-        {str(run.folder): run.domains for run in runs},
-        measured(first_student(runs, ingredients)),
+        {str(past.folder): measured(load_model(past.student, dtype=torch.float32)) for past in run.past_runs},
+        {str(past.folder): past.domains for past in run.past_runs},
+        measured(first_student(run)),
         confidence=recipe.evaluation.confidence,
         num_samples=recipe.evaluation.bootstrap_samples,
         seed=recipe.seed,
@@ -266,25 +194,25 @@ def compare_with_past(
 
 
 def write_evaluation(
+    run: Run,
     folder: Path,
     tables: Mapping[str, DocumentSums],
-    recipe: Recipe,
-    ingredients: Ingredients,
     *,
     model: str,
     sections: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Summarise and write `evaluation.json`; sections that are None are left out."""
+    recipe = run.recipe
     is_runs_own = model in ("student", str(folder / "student"))
     summary = summary_of(tables, recipe.evaluation, recipe.seed)
     num_tokens = sum(domain["tokens"] for domain in summary["domains"].values())
     result = {
         "recipe": recipe.fingerprint,
         "model": "student" if is_runs_own else model,
-        "held_out": {**describe_held_out(recipe, ingredients), "predicted_tokens": num_tokens},
+        "held_out": {**describe_held_out(run), "predicted_tokens": num_tokens},
         **summary,
         **{name: section for name, section in (sections or {}).items() if section is not None},
-        **({"lineage": lineage_of(recipe, ingredients, folder)} if is_runs_own else {}),
+        **({"lineage": lineage_of(run, folder)} if is_runs_own else {}),
     }
     result["verdict"] = verdict(result)
     if is_main_rank():
@@ -320,8 +248,3 @@ def read_evaluation(run_dir: Path) -> dict[str, Any]:
 def _read(path: Path) -> dict[str, Any]:
     result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return result
-
-
-def device() -> torch.device:
-    """This process's device."""
-    return cast(torch.device, _process_state().device)

@@ -1,4 +1,4 @@
-"""What `collegium preflight` does: judge the teachers on held-out text, and try the run for its cost.
+"""The work of `collegium preflight`: judge the teachers on held-out text, and try the run for its cost.
 
 Nothing is trained that stays: the trial's folder is removed. What was found is kept in the run folder, where the
 report puts it beside what the run took.
@@ -6,19 +6,15 @@ report puts it beside what the run took.
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from collegium.assembly.cache import build_teachers
-from collegium.assembly.calibration import fit_recipe
-from collegium.assembly.ingredients import Ingredients
 from collegium.assembly.objective import build_rule
-from collegium.assembly.tokenizers import compare_teachers, sample_text
-from collegium.assembly.training import build_held_out
+from collegium.assembly.run import Run
+from collegium.assembly.tokenizer_comparison import compare_teachers, sample_text
 from collegium.base.durable import write_text
 from collegium.base.errors import RecipeError, UserError
 from collegium.base.terminal import is_main_rank, say
 from collegium.evaluation.cost import Clock, RunCost
-from collegium.evaluation.language_modeling import HeldOut
 from collegium.evaluation.preflight import Preflight, Resampling, entropy_stretch, run_preflight
 from collegium.evaluation.preflight_verdict import cost_verdict, verdict
 from collegium.losses.joint_weighting import JointWeighting
@@ -28,9 +24,7 @@ from collegium.pipeline.preflight.as_tree import as_tree
 from collegium.pipeline.preflight.estimate.caches import PendingCache, pending_caches
 from collegium.pipeline.preflight.estimate.memory import PeakMemory
 from collegium.pipeline.preflight.estimate.run import Known, estimate_run
-from collegium.pipeline.run import device, prepare
 from collegium.recipe.recipe import Recipe
-from collegium.signals.contracts import Teacher
 
 
 ALTERNATIVES: Mapping[str, Weighting | JointWeighting] = {
@@ -50,21 +44,10 @@ None reads the label that it is judged by: of rules that do (`min_ce`, `ca_mkd`,
 """
 
 
-@dataclass(frozen=True)
-class _Loaded:
-    """Teachers and held-out text, and what it took to get there."""
-
-    recipe: Recipe
-    ingredients: Ingredients
-    teachers: list[Teacher]
-    held_out: HeldOut
-    known: Known
-
-
 def preflight(
     recipe: Recipe, *, with_estimate: bool = True, start_seconds: float = 0.0
 ) -> tuple[Preflight, RunCost | None]:
-    """Can these teachers help on this text, and what will the run take?
+    """Judge whether these teachers can help on this text, and what the run will take.
 
     A teacher that says `cached: true` and has no cache yet runs meanwhile.
 
@@ -83,20 +66,19 @@ def preflight(
     if not recipe.teachers:
         raise RecipeError("preflight judges teachers, and this recipe has none: add some under `teachers:`")
     chosen = build_rule(recipe)
-    ingredients = prepare(recipe)
-    pairs = compare_teachers(
-        recipe, ingredients.tokenizer, sample_text(recipe, ingredients.tokenizer, ingredients.text)
-    )
-    pending = pending_caches(recipe, ingredients)
-    fitted, temperatures = fit_recipe(_running(recipe, pending), ingredients, device=device())
-    loaded = _load(fitted, ingredients, pending, start_seconds)
-    cost, cost_lines = _cost(loaded) if with_estimate else (None, ())  # first: memory is as in a run
+    run = Run(recipe)
+    pairs = compare_teachers(run, sample_text(run, run.text))
+    pending = pending_caches(run)
+    missing = {cache.section.name for cache in pending}
+    trial = run.derive(recipe=_with_cached(recipe, missing, cached=False))
+    known = _load(trial, pending, start_seconds)
+    cost, cost_lines = _cost(trial, known) if with_estimate else (None, ())  # first: memory is as in a run
     evaluation = recipe.evaluation
     result = run_preflight(
-        loaded.held_out,
+        trial.held_out,
         chosen,
         ALTERNATIVES,
-        temperatures=temperatures,
+        temperatures=trial.temperatures,
         tokenizers=pairs,
         resampling=Resampling(evaluation.confidence, evaluation.bootstrap_samples, recipe.seed),
     )
@@ -104,14 +86,9 @@ def preflight(
     lines = verdict(result, confidence=evaluation.confidence, reads_entropies=reads_entropies)
     result = replace(result, verdict=(*lines, *cost_lines))
     if is_main_rank():  # beside what the run will take, once it is known
-        told = {"recipe": recipe.fingerprint, **as_tree(result, cost)}
-        write_text(recipe.run_dir / PREFLIGHT, json.dumps(told, indent=1))
+        found = {"recipe": recipe.fingerprint, **as_tree(result, cost)}
+        write_text(recipe.run_dir / PREFLIGHT, json.dumps(found, indent=1))
     return result, cost
-
-
-def _running(recipe: Recipe, pending: list[PendingCache]) -> Recipe:
-    """The recipe with these teachers running."""
-    return _with_cached(recipe, {cache.section.name for cache in pending}, cached=False)
 
 
 def _with_cached(recipe: Recipe, names: Collection[str], *, cached: bool) -> Recipe:
@@ -119,27 +96,22 @@ def _with_cached(recipe: Recipe, names: Collection[str], *, cached: bool) -> Rec
     return recipe.model_copy(update={"teachers": teachers})
 
 
-def _load(fitted: Recipe, ingredients: Ingredients, pending: list[PendingCache], start_seconds: float) -> _Loaded:
-    """Load the teachers."""
-    clock, memory = Clock(), PeakMemory()
+def _load(run: Run, pending: list[PendingCache], start_seconds: float) -> Known:
+    """Load the teachers, and measure what that takes."""
+    run.make("fitted")
+    memory = PeakMemory()
+    clock = Clock()
     with clock.timed("teachers"):
-        teachers = build_teachers(fitted, ingredients, device=device())
-    held_out = build_held_out(fitted, ingredients, teachers, device=device())
-    known = Known({"start": start_seconds, **clock.seconds}, memory, pending)
-    return _Loaded(fitted, ingredients, teachers, held_out, known)
+        run.make("teachers")
+    run.make("held_out")
+    return Known({"start": start_seconds, **clock.seconds}, memory, pending)
 
 
-def _cost(loaded: _Loaded) -> tuple[RunCost | None, tuple[str, ...]]:
+def _cost(run: Run, known: Known) -> tuple[RunCost | None, tuple[str, ...]]:
     say("trying some steps of the run, to tell what it takes")
+    recipe = _with_cached(run.fitted, {cache.section.name for cache in known.pending}, cached=True)
     try:
-        cost = estimate_run(
-            _with_cached(loaded.recipe, {cache.section.name for cache in loaded.known.pending}, cached=True),
-            loaded.ingredients,
-            loaded.teachers,
-            loaded.held_out,
-            loaded.known,
-            device=device(),
-        )
+        cost = estimate_run(run.derive(recipe=recipe, teachers=run.teachers, held_out=run.held_out), known)
     except UserError as error:
         return None, (f"The run itself would end in an error: {error}",)
     return cost, cost_verdict(cost)

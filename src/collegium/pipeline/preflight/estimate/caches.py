@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
-from collegium.assembly.cache import cache_location, cache_plan, cached_teacher, cached_text, within_domains
-from collegium.assembly.ingredients import Ingredients
-from collegium.assembly.models import load_teachers
+from collegium.assembly.cache import cache_location, cache_plan, cached_text, teacher_to_cache
+from collegium.assembly.cached_teachers import cached_teacher
+from collegium.assembly.corpus import Corpus
+from collegium.assembly.run import Run
+from collegium.assembly.teachers import within_domains
 from collegium.cache.builder import CacheBuilder, CacheProgress
 from collegium.cache.folder import Folder
 from collegium.cache.manifest import Manifest
@@ -21,7 +21,6 @@ from collegium.cache.records import finished_manifest, num_shards
 from collegium.data.blocks import PackedBlocks
 from collegium.evaluation.cost import folder_bytes
 from collegium.pipeline.cache import section_to_cache
-from collegium.recipe.recipe import Recipe
 from collegium.recipe.sections.models import LocalTeacherSection
 from collegium.signals.contracts import Teacher
 
@@ -36,13 +35,13 @@ class PendingCache:
 
     Attributes:
         section: The teacher, as its cache will hold it.
-        text: The text, in the teacher's own tokens.
+        corpus: The text, in the teacher's own tokens.
         plan: What it will hold.
         is_own_text: Whether the teacher's tokens are not the student's.
     """
 
     section: LocalTeacherSection
-    text: Ingredients
+    corpus: Corpus
     plan: Manifest
     is_own_text: bool
 
@@ -60,57 +59,56 @@ class CacheCost:
     bytes: int
 
 
-def pending_caches(recipe: Recipe, ingredients: Ingredients) -> list[PendingCache]:
+def pending_caches(run: Run) -> list[PendingCache]:
     """The caches that `collegium cache` has yet to build."""
     pending = []
-    for section in recipe.teachers:
+    for section in run.recipe.teachers:
         if not isinstance(section, LocalTeacherSection) or not section.cached:
             continue
-        kept, text = section_to_cache(recipe, section, ingredients)
-        plan = cache_plan(recipe, kept, text)
-        if finished_manifest(Folder.at(cache_location(recipe, kept, plan))) is None:
-            pending.append(PendingCache(kept, text, plan, text is not ingredients))
+        kept = section_to_cache(run, section)
+        plan = cache_plan(run, kept)
+        if finished_manifest(Folder.at(cache_location(run, kept, plan))) is None:
+            corpus = run.corpus_of(section)
+            pending.append(PendingCache(kept, corpus, plan, corpus is not run.corpus))
     return pending
 
 
-def built_cache_bytes(recipe: Recipe, ingredients: Ingredients, pending: Sequence[PendingCache]) -> dict[str, int]:
+def built_cache_bytes(run: Run, pending: Sequence[PendingCache]) -> dict[str, int]:
     """Size of the recipe's own caches that are there and on disk."""
-    missing, sizes = {cache.section.name for cache in pending}, {}
-    for section in recipe.teachers:
+    missing = {cache.section.name for cache in pending}
+    sizes = {}
+    for section in run.recipe.teachers:
         if isinstance(section, LocalTeacherSection) and section.cached and section.name not in missing:
-            kept, text = section_to_cache(recipe, section, ingredients)
-            local = Folder.at(cache_location(recipe, kept, cache_plan(recipe, kept, text))).local
+            kept = section_to_cache(run, section)
+            local = Folder.at(cache_location(run, kept, cache_plan(run, kept))).local
             if local is not None:
                 sizes[section.name] = folder_bytes(local)
     return sizes
 
 
-def sample_of(cache: PendingCache, blocks: PackedBlocks | None, recipe: Recipe) -> PackedBlocks:
+def sample_of(run: Run, cache: PendingCache, blocks: PackedBlocks | None) -> PackedBlocks:
     """The blocks that are scored: those of `blocks` that the teacher is for, or some of its own text."""
     own = cache.section.domains
     if blocks is not None and not cache.is_own_text:
         rows = [i for i in range(len(blocks)) if own is None or blocks[i]["domain"] in own]
         if rows:
             return PackedBlocks(blocks.dataset.select(rows), [blocks[i]["sample_id"] for i in rows])
-    return cached_text(cache.section, cache.text)["train"].take(sample_size(recipe))
+    return cached_text(cache.section, cache.corpus)["train"].take(sample_size(run))
 
 
-def sample_size(recipe: Recipe) -> int:
+def sample_size(run: Run) -> int:
     """Blocks of a sample."""
-    return max(2 * recipe.cache.batch_size, SAMPLE_TOKENS // recipe.data.block_size)
+    return max(2 * run.recipe.cache.batch_size, SAMPLE_TOKENS // run.recipe.data.block_size)
 
 
-def build_sample(
-    recipe: Recipe, cache: PendingCache, blocks: PackedBlocks, folder: Path, *, device: torch.device
-) -> CacheCost:
+def build_sample(run: Run, cache: PendingCache, blocks: PackedBlocks, folder: Path) -> CacheCost:
     """Build a cache of some blocks, and say what the whole one takes."""
     reports: list[tuple[float, CacheProgress]] = []
     start = time.perf_counter()
     loaded: list[float] = []
 
     def load() -> Teacher:
-        kept = cache.section.at_one if cache.plan.settings.mode == "hidden_states" else cache.section
-        teacher = load_teachers([kept], cache.text.tokenizer, device=device)[0]
+        teacher = teacher_to_cache(run, cache.section, cache.plan)
         loaded.append(time.perf_counter() - start)
         return teacher
 
@@ -118,10 +116,10 @@ def build_sample(
         Folder.at(folder),
         load,
         [blocks[i] for i in range(len(blocks))],
-        cache.text.collator,
+        cache.corpus.collator,
         replace(cache.plan, splits={"train": len(blocks)}),
-        batch_size=recipe.cache.batch_size,
-        device=device,
+        batch_size=run.recipe.cache.batch_size,
+        device=run.device,
         on_progress=lambda progress: reports.append((time.perf_counter(), progress)),
     )
     builder.build()
@@ -135,7 +133,7 @@ def build_sample(
     return CacheCost(seconds, round(shards / len(blocks) * num_rows) + others)
 
 
-def open_sample(recipe: Recipe, cache: PendingCache, folder: Path, ingredients: Ingredients) -> Teacher:
-    """The teacher as the run will read it, from the sample."""
-    section = next(s for s in recipe.teachers if s.name == cache.section.name)  # with numbers for temperatures
-    return within_domains(cached_teacher(recipe, section, folder), section, ingredients)
+def open_sample(run: Run, cache: PendingCache, folder: Path) -> Teacher:
+    """Open the teacher as the run will read it, from the sample."""
+    section = next(s for s in run.recipe.teachers if s.name == cache.section.name)  # with fitted temperatures
+    return within_domains(run, section, cached_teacher(run, section, folder))

@@ -6,14 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-from accelerate import PartialState
-
-from collegium.assembly.continuation import past_runs
-from collegium.assembly.ingredients import Ingredients, build_ingredients
-from collegium.data.prepared import PreparedText
+from collegium.assembly.corpus import build_text
+from collegium.assembly.process import process_state
+from collegium.assembly.run import Run
+from collegium.assembly.tokenizers import student_tokenizer
 from collegium.evaluation.cost import Clock, RunCost, folder_bytes
-from collegium.evaluation.language_modeling import HeldOut
 from collegium.pipeline.preflight.estimate.caches import (
     CacheCost,
     PendingCache,
@@ -26,7 +23,6 @@ from collegium.pipeline.preflight.estimate.caches import (
 from collegium.pipeline.preflight.estimate.memory import PeakMemory, available_bytes
 from collegium.pipeline.preflight.estimate.trial import Trial, run_trial
 from collegium.recipe.recipe import Recipe
-from collegium.signals.contracts import Teacher
 
 
 @dataclass(frozen=True)
@@ -44,53 +40,35 @@ class Known:
     pending: Sequence[PendingCache]
 
 
-def estimate_run(
-    recipe: Recipe,
-    ingredients: Ingredients,
-    teachers: Sequence[Teacher],
-    held_out: HeldOut,
-    known: Known,
-    *,
-    device: torch.device,
-) -> RunCost:
+def estimate_run(run: Run, known: Known) -> RunCost:
     """Try the run in a folder beside its own, which is removed, and say what all of it takes.
 
     Args:
-        recipe: With numbers for temperatures.
-        ingredients: Tokenizer and text.
-        teachers: In the recipe's order.
-        held_out: Text that teachers were not asked about yet.
+        run: With numbers for temperatures, and with teachers that were not asked about held-out text yet.
         known: What was measured before.
-        device: Where models run.
 
     Raises:
         UserError: the run itself would end so.
     """
+    recipe = run.recipe
     clock = Clock()
     with clock.timed("text"):
-        build_ingredients(recipe)
+        build_text(recipe, student_tokenizer(recipe))
     with _passing_folder(recipe.run_dir) as folder:
-        caches, tried, sample = _try_caches(recipe, ingredients, teachers, known.pending, folder, device)
-        text = ingredients if sample is None else replace(ingredients, text=sample)
-        trial = run_trial(
-            recipe,
-            text,
-            tried,
-            held_out,
-            num_blocks=len(ingredients.text.train),
-            folder=folder / "run",
-            device=device,
-        )
+        caches, tried = _try_caches(run, known.pending, folder)
+        sampled = tried is not run
+        tried = tried.derive(teachers=tried.teachers, held_out=run.held_out, folder=folder / "run")
+        trial = run_trial(tried, num_blocks=len(run.text.train))
         known.memory.note()
         disk_free = shutil.disk_usage(folder).free
-    disk = _disk(recipe, ingredients, trial, caches, known.pending)
+    disk = _disk(run, trial, caches, known.pending)
     checkpoints = _num_checkpoints(recipe, trial)
     needed = sum(
         size for name, size in disk.items() if name in caches or name in ("checkpoints", "student", "logs")
     )
     passing = trial.checkpoint_bytes if checkpoints > recipe.training.keep_checkpoints else 0
     return RunCost(
-        seconds=_seconds(recipe, {**known.seconds, **clock.seconds}, trial, caches),
+        seconds=_seconds(run, {**known.seconds, **clock.seconds}, trial, caches),
         memory_bytes=known.memory.host,
         device_memory_bytes=known.memory.device,
         disk_bytes=disk,
@@ -101,15 +79,17 @@ def estimate_run(
         steps_tried=len(trial.steps),
         memory_available=available_bytes(),
         disk_free=disk_free,
-        notes=tuple(_notes(recipe, known.pending, sampled=sample is not None)),
+        notes=tuple(_notes(recipe, known.pending, sampled=sampled)),
     )
 
 
 def _seconds(
-    recipe: Recipe, known: Mapping[str, float], trial: Trial, caches: Mapping[str, CacheCost]
+    run: Run, known: Mapping[str, float], trial: Trial, caches: Mapping[str, CacheCost]
 ) -> dict[str, float]:
-    """Of each part, in order."""
-    training, took = recipe.training, trial.seconds
+    """Seconds of each part, in order."""
+    recipe = run.recipe
+    training = recipe.training
+    took = trial.seconds
     start = known["start"] + known["text"]
     parts = {name: cost.seconds for name, cost in caches.items()}
     if caches:
@@ -121,7 +101,7 @@ def _seconds(
         parts["mixing of domains"] = took["remix"] * remixes
     parts["checkpoints"] = took["checkpoint"] * _num_checkpoints(recipe, trial) + took["published"]
     evaluations = 1 + (trial.num_steps // training.evaluate_every if training.evaluate_every else 0)
-    past = len(past_runs(recipe))
+    past = len(run.past_runs)
     evaluations += past + 1 if past else 0
     running = 1 - len(caches) / max(1, len(recipe.teachers))  # the others will be read from their caches
     parts["held-out text, teachers"] = took["asked"] * running
@@ -138,25 +118,21 @@ def _num_checkpoints(recipe: Recipe, trial: Trial) -> int:
 
 
 def _disk(
-    recipe: Recipe,
-    ingredients: Ingredients,
-    trial: Trial,
-    caches: Mapping[str, CacheCost],
-    pending: Sequence[PendingCache],
+    run: Run, trial: Trial, caches: Mapping[str, CacheCost], pending: Sequence[PendingCache]
 ) -> dict[str, int]:
-    training = recipe.training
+    training = run.recipe.training
     num_lines = trial.num_steps // training.log_every + 2
     if training.evaluate_every:
         num_lines += trial.num_steps // training.evaluate_every
     log = num_lines * trial.log_bytes
     written = [
-        min(i * training.save_every, trial.num_steps) for i in range(1, _num_checkpoints(recipe, trial) + 1)
+        min(i * training.save_every, trial.num_steps) for i in range(1, _num_checkpoints(run.recipe, trial) + 1)
     ]
     kept = written[-training.keep_checkpoints :]  # each with the log up to its step
-    texts = {ingredients.text.directory, *(cache.text.text.directory for cache in pending)}
+    texts = {run.text.directory, *(cache.corpus.text.directory for cache in pending)}
     return {
         "text": sum(folder_bytes(directory) for directory in texts),
-        **{f"cache of {name}": size for name, size in built_cache_bytes(recipe, ingredients, pending).items()},
+        **{f"cache of {name}": size for name, size in built_cache_bytes(run, pending).items()},
         **{name: cost.bytes for name, cost in caches.items()},
         "checkpoints": len(kept) * trial.checkpoint_bytes + log * sum(kept) // trial.num_steps,
         "student": trial.student_bytes,
@@ -164,28 +140,26 @@ def _disk(
     }
 
 
-def _try_caches(
-    recipe: Recipe,
-    ingredients: Ingredients,
-    teachers: Sequence[Teacher],
-    pending: Sequence[PendingCache],
-    folder: Path,
-    device: torch.device,
-) -> tuple[dict[str, CacheCost], list[Teacher], PreparedText | None]:
-    """Cost of each cache, the teachers of the trial, and the text that these know; None for all of it."""
+def _try_caches(run: Run, pending: Sequence[PendingCache], folder: Path) -> tuple[dict[str, CacheCost], Run]:
+    """Build a part of each cache: the cost of each, and the run to be tried, on the text that its teachers know.
+
+    That is the run itself, on all of its text, where no teacher is read from a part of a cache.
+    """
     if not pending:
-        return {}, list(teachers), None
-    mixes = recipe.data.mixing.kind != "natural"  # sets blocks aside, for which a sample is too small
-    train = ingredients.text.train.take(sample_size(recipe))
-    costs, tried = {}, {teacher.name: teacher for teacher in teachers}
+        return {}, run
+    mixes = run.recipe.data.mixing.kind != "natural"  # sets blocks aside, for which a sample is too small
+    train = run.text.train.take(sample_size(run))
+    costs = {}
+    tried = {teacher.name: teacher for teacher in run.teachers}
     for cache in pending:
         place = folder / f"cache-{cache.section.name}"
-        blocks = sample_of(cache, train, recipe)
-        costs[f"cache of {cache.section.name}"] = build_sample(recipe, cache, blocks, place, device=device)
+        blocks = sample_of(run, cache, train)
+        costs[f"cache of {cache.section.name}"] = build_sample(run, cache, blocks, place)
         if not cache.is_own_text and not mixes:
-            tried[cache.section.name] = open_sample(recipe, cache, place, ingredients)
-    sample = None if mixes else replace(ingredients.text, train=train)
-    return costs, [tried[teacher.name] for teacher in teachers], sample
+            tried[cache.section.name] = open_sample(run, cache, place)
+    if mixes:
+        return costs, run
+    return costs, run.derive(text=replace(run.text, train=train), teachers=list(tried.values()))
 
 
 def _notes(recipe: Recipe, pending: Sequence[PendingCache], *, sampled: bool) -> Iterator[str]:
@@ -200,7 +174,7 @@ def _notes(recipe: Recipe, pending: Sequence[PendingCache], *, sampled: bool) ->
 @contextlib.contextmanager
 def _passing_folder(run_dir: Path) -> Iterator[Path]:
     """A folder on the disk of the run folder, of which nothing remains."""
-    state = PartialState()
+    state = process_state()
     folder = run_dir.with_name(f".{run_dir.name}.trial")
     made = [parent for parent in folder.absolute().parents if not parent.exists()]
     try:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,23 +18,23 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import SaveStrategy
 
 from collegium.assembly.generation import measure_generation
-from collegium.assembly.ingredients import Ingredients
-from collegium.assembly.objective import own_rule
-from collegium.assembly.student import build_student
+from collegium.assembly.run import Run
 from collegium.assembly.training import build_trainer
 from collegium.evaluation.cost import Clock, folder_bytes
 from collegium.evaluation.language_modeling import HeldOut
 from collegium.pipeline.comparison import portray
 from collegium.pipeline.run import evaluation_text, publish_student, summary_of
 from collegium.recipe.recipe import Recipe
-from collegium.signals.contracts import Teacher
 from collegium.training.callbacks import MetricsFile
 from collegium.training.checkpoint import CheckpointDirectory
 from collegium.training.trainer import DistillationTrainer, measure_student
 
 
-MIN_STEPS, MAX_STEPS = 5, 50
-"""Measured steps, after the first one."""
+MIN_STEPS = 5
+"""Measured steps at least, after the first one."""
+
+MAX_STEPS = 50
+"""Measured steps at most."""
 
 ENOUGH_SECONDS = 20.0
 """Of measured steps, once there are `MIN_STEPS`; of slow ones three times that is enough."""
@@ -70,6 +70,18 @@ class StepTimes(TrainerCallback):
         return [after - before for before, after in zip(self.ends, self.ends[1:], strict=False)]
 
 
+class Written(NamedTuple):
+    """A part of the run on disk.
+
+    Attributes:
+        bytes: All of it.
+        seconds: Writing it.
+    """
+
+    bytes: int
+    seconds: float
+
+
 @dataclass(frozen=True)
 class Trial:
     """What a short run took.
@@ -101,80 +113,57 @@ class Trial:
         return statistics.median(self.steps) if self.steps else self.seconds["first"]
 
 
-def run_trial(
-    recipe: Recipe,
-    ingredients: Ingredients,
-    teachers: Sequence[Teacher],
-    held_out: HeldOut,
-    *,
-    num_blocks: int,
-    folder: Path,
-    device: torch.device,
-) -> Trial:
-    """Try the run.
+def run_trial(run: Run, *, num_blocks: int) -> Trial:
+    """Try a run.
 
     Args:
-        recipe: With numbers for temperatures.
-        ingredients: Tokenizer and text, which may be a part of the training text.
-        teachers: As the run has them.
-        held_out: Text that teachers were not asked about yet.
-        num_blocks: Training blocks that the run has.
-        folder: Written to; the caller removes it.
-        device: Where the student is trained.
+        run: With numbers for temperatures, maybe on a part of the training text. Teachers were not asked about its
+            held-out text yet. Its folder is written to; the caller removes it.
+        num_blocks: Training blocks that the whole run has.
     """
-    clock, times = Clock(), StepTimes()
+    folder = run.folder
+    assert folder is not None, "the caller makes one"
+    clock = Clock()
+    times = StepTimes()
+    tried = run.derive(recipe=_shortened(run.recipe, num_blocks), teachers=run.teachers, held_out=run.held_out)
     with clock.timed("student"):
-        student = build_student(recipe, ingredients)
+        tried.make("student")
     with clock.timed("first"):
-        short = _shortened(recipe, num_blocks)
-        written = [MetricsFile(folder / "metrics.jsonl"), times]
-        trainer = build_trainer(
-            short, ingredients, student, teachers, run_dir=folder, held_out=held_out, callbacks=written
-        )
+        trainer = build_trainer(tried, [MetricsFile(folder / "metrics.jsonl"), times])
     trainer.args.save_strategy = SaveStrategy.NO
     start = time.perf_counter()
     trainer.train()
     clock.seconds["first"] += times.ends[0] - start
-    evaluation_bytes = _measure(recipe, ingredients, teachers, trainer, held_out, clock, device)
+    evaluation_bytes = _measure(run, trainer, clock)
     if trainer.mixing is not None:
         with clock.timed("remix"):
             measure_student(trainer.distillation_model, trainer.mixing.held_out)
-    checkpoint_bytes, clock.seconds["checkpoint"] = _write_checkpoint(trainer, folder)
-    student_bytes, clock.seconds["published"] = _publish(
-        trainer, folder, clock.seconds["checkpoint"], checkpoint_bytes
-    )
-    clock.seconds["generation"] = _generation_seconds(recipe, ingredients, teachers, trainer, device)
+    checkpoint = _write_checkpoint(trainer, folder)
+    student = _publish(trainer, folder, checkpoint)
+    clock.seconds |= {"checkpoint": checkpoint.seconds, "published": student.seconds}
+    clock.seconds["generation"] = _generation_seconds(run, trainer)
     return Trial(
         clock.seconds,
         times.step_seconds,
-        num_steps_of(recipe, num_blocks, trainer.accelerator.num_processes),
-        checkpoint_bytes,
-        student_bytes,
+        num_steps_of(run.recipe, num_blocks, trainer.accelerator.num_processes),
+        checkpoint.bytes,
+        student.bytes,
         _line_bytes(folder / "metrics.jsonl"),
         evaluation_bytes,
     )
 
 
-def _measure(
-    recipe: Recipe,
-    ingredients: Ingredients,
-    teachers: Sequence[Teacher],
-    trainer: DistillationTrainer,
-    held_out: HeldOut,
-    clock: Clock,
-    device: torch.device,
-) -> int:
+def _measure(run: Run, trainer: DistillationTrainer, clock: Clock) -> int:
     """Measure as a run does, after the steps, since memory depends on the order; bytes of evaluation.json."""
     with clock.timed("asked"):
-        _ask(held_out)
+        _ask(run.held_out)
     with clock.timed("evaluation"):
-        tables = measure_student(trainer.distillation_model, held_out, own=own_rule(recipe))
+        tables = measure_student(trainer.distillation_model, run.held_out, own=run.rule)
     with clock.timed("summary"):
-        summary = summary_of(tables, recipe.evaluation, recipe.seed)
+        summary = summary_of(tables, run.recipe.evaluation, run.recipe.seed)
     model = trainer.distillation_model.causal_lm.eval()
-    students = {"student before": model, "student": model}
     with clock.timed("portrait"):
-        summary |= portray(recipe, ingredients, teachers, held_out, tables, students, device=device)
+        summary |= portray(run, tables, {"student before": model, "student": model})
     return len(evaluation_text(summary))
 
 
@@ -202,8 +191,8 @@ def _shortened(recipe: Recipe, num_blocks: int) -> Recipe:
     return recipe.model_copy(update={"training": recipe.training.model_copy(update=changes)})
 
 
-def _write_checkpoint(trainer: DistillationTrainer, folder: Path) -> tuple[int, float]:
-    """Bytes of a checkpoint without its log, and the seconds that one takes."""
+def _write_checkpoint(trainer: DistillationTrainer, folder: Path) -> Written:
+    """Write a checkpoint, or a part of it; its log does not count."""
     clock = Clock()
     with clock.timed("collected"):
         tensors, documents = trainer.training_state().collect()
@@ -212,12 +201,12 @@ def _write_checkpoint(trainer: DistillationTrainer, folder: Path) -> tuple[int, 
     part = _at_most(tensors, MAX_WRITTEN)
     written = sum(_size(tensor) for content in part.values() for tensor in content.values())
     if not trainer.args.should_save:
-        return weights, 0.0
+        return Written(weights, 0.0)
     with clock.timed("written"):
         path = CheckpointDirectory(folder / "checkpoints").publish(0, part, documents)
-    size = folder_bytes(path)
     factor = weights / max(1, written)
-    return size + weights - written, clock.seconds["collected"] + clock.seconds["written"] * factor
+    seconds = clock.seconds["collected"] + clock.seconds["written"] * factor
+    return Written(folder_bytes(path) + weights - written, seconds)
 
 
 def _at_most(tensors: Mapping[str, Mapping[str, Tensor]], size: int) -> dict[str, dict[str, Tensor]]:
@@ -236,28 +225,22 @@ def _size(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def _publish(
-    trainer: DistillationTrainer, folder: Path, checkpoint_seconds: float, checkpoint_bytes: int
-) -> tuple[int, float]:
-    """Bytes of the student's folder, and the seconds that writing it takes."""
+def _publish(trainer: DistillationTrainer, folder: Path, checkpoint: Written) -> Written:
+    """Write the student's folder; a large one is taken to be written as fast as the checkpoint was."""
     student = trainer.distillation_model.student
     weights = sum(_size(tensor) for tensor in student.state_dict().values())
     if weights > MAX_WRITTEN:
-        return weights, checkpoint_seconds * weights / max(1, checkpoint_bytes)
+        return Written(weights, checkpoint.seconds * weights / max(1, checkpoint.bytes))
     clock = Clock()
     with clock.timed("published"):
         publish_student(trainer, folder)
-    return sum(folder_bytes(folder / name) for name in ("student", "adapter")), clock.seconds["published"]
+    size = sum(folder_bytes(folder / name) for name in ("student", "adapter"))
+    return Written(size, clock.seconds["published"])
 
 
-def _generation_seconds(
-    recipe: Recipe,
-    ingredients: Ingredients,
-    teachers: Sequence[Teacher],
-    trainer: DistillationTrainer,
-    device: torch.device,
-) -> float:
-    """Of the continuations, from short ones."""
+def _generation_seconds(run: Run, trainer: DistillationTrainer) -> float:
+    """Seconds of the continuations, from short ones."""
+    recipe = run.recipe
     section = recipe.evaluation.generation
     if section is None:
         return 0.0
@@ -268,11 +251,11 @@ def _generation_seconds(
         evaluation = recipe.evaluation.model_copy(update={"generation": shorter})
         model: Any = trainer.distillation_model.student
         model.eval()
+        brief = run.derive(recipe=recipe.model_copy(update={"evaluation": evaluation}), teachers=run.teachers)
         with clock.timed(str(length)):
-            measure_generation(
-                recipe.model_copy(update={"evaluation": evaluation}), ingredients, teachers, model, device=device
-            )
-    first, last = clock.seconds[str(lengths[0])], clock.seconds[str(lengths[-1])]
+            measure_generation(brief, model)
+    first = clock.seconds[str(lengths[0])]
+    last = clock.seconds[str(lengths[-1])]
     per_token = max(0.0, last - first) / max(1, lengths[-1] - lengths[0])
     return last + per_token * (section.new_tokens - lengths[-1])
 

@@ -1,4 +1,4 @@
-"""Teachers and the student."""
+"""Teachers that run in this process: models, and adapters over one base."""
 
 import logging
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from collegium.alignment.tokenizer_match import tokenizer_difference, tokenizer_fingerprint, vocab_size_of
-from collegium.assembly.ingredients import teacher_tokenizer
+from collegium.assembly.tokenizers import teacher_tokenizer
 from collegium.base.durable import file_digest
 from collegium.base.errors import DataError, TeacherError, one_line, pass_on_full_disk
 from collegium.base.references import resolve_reference
@@ -81,14 +81,13 @@ class _Base:
 
 
 def _load_base(section: LocalTeacherSection, device: torch.device) -> _Base:
-    revision, trust = section.revision, section.trust_remote_code
     own = teacher_tokenizer(section)
     assert own is not None, "a model has one"
     model = load_model(
         section.model,
         dtype=resolve_dtype(section.dtype, device),
-        revision=revision,
-        trust_remote_code=trust,
+        revision=section.revision,
+        trust_remote_code=section.trust_remote_code,
         device_map=section.device_map,
     )
     return _Base(SharedBase(model if section.device_map is not None else place(model, device)), own)
@@ -131,7 +130,7 @@ def _report_alignment(name: str, shared: int, size: int) -> None:
 
 
 def alignment_policy(section: TeachingSection) -> AlignmentPolicy:
-    """What is carried of a teacher with another tokenizer."""
+    """Say what is carried of a teacher with another tokenizer."""
     keys = section.alignment
     return AlignmentPolicy(keys.carry, keys.approximate, keys.max_unknown, keys.entropy)
 

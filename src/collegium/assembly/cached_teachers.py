@@ -1,0 +1,136 @@
+"""Teachers that are read from their caches, and what is compared before one is believed."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from collegium.alignment.plan import Aligner
+from collegium.alignment.tokenizer_match import tokenizer_fingerprint
+from collegium.assembly.cache import cache_location, cache_plan, domain_blocks
+from collegium.assembly.corpus import Corpus
+from collegium.assembly.local_teachers import alignment_policy
+from collegium.base.errors import DataError, RecipeError
+from collegium.cache.folder import Folder
+from collegium.cache.records import require_same_plan
+from collegium.data.joined import JoinedText
+from collegium.recipe.sections.models import CachedTeacherSection, LocalTeacherSection, TeachingSection
+from collegium.teachers.aligned import AlignedTeacher
+from collegium.teachers.cached import CachedTeacher
+
+
+if TYPE_CHECKING:
+    from collegium.assembly.run import Run
+
+NUM_PROBES = 32
+"""Blocks of each domain that are looked for in a cache that was made from other text."""
+
+
+class OpenCache(NamedTuple):
+    """A teacher read from its cache, and what the cache says of itself."""
+
+    teacher: Teacher
+    manifest: Manifest
+
+
+def open_cache(run: "Run", section: LocalTeacherSection | CachedTeacherSection) -> OpenCache:
+    """Open the cache of a teacher, aligned if its tokenizer is another than the student's.
+
+    Args:
+        run: Says what the cache must hold.
+        section: The teacher, with numbers for temperatures.
+
+    Raises:
+        DataError: the cache is not finished, is damaged, or holds something else.
+        RecipeError: it serves other temperatures.
+    """
+    own = run.corpus_of(section)
+    if own is run.corpus:
+        teacher = _open_own(run, section)
+        return OpenCache(teacher, teacher.manifest)
+    inner = _open_own(run, section.at_one)
+    if inner.manifest.settings.mode != "hidden_states":
+        require_plain(section, kd_temperature=run.recipe.objective.kd_temperature)
+    aligner = Aligner.of(run.tokenizer, own.tokenizer)
+    aligned = AlignedTeacher(
+        inner,
+        aligner,
+        alignment_policy(section),
+        by_documents=JoinedText(own.text, aligner),
+        temperatures=section.temperatures,
+    )
+    return OpenCache(aligned, inner.manifest)
+
+
+def require_plain(section: TeachingSection, *, kd_temperature: float) -> None:
+    """See that temperatures are 1, the only one that lists in a teacher's own vocabulary serve.
+
+    Raises:
+        RecipeError: another one is asked for.
+    """
+    keys = {
+        "objective.kd_temperature": kd_temperature,
+        f"weight_temperature of teacher {section.name!r}": section.weight_temperature,
+        f"target_temperature of teacher {section.name!r}": section.target_temperature,
+    }
+    for key, value in keys.items():
+        if value != 1.0:
+            raise RecipeError(
+                f"{key} is {value}, but lists of a teacher with another tokenizer are carried at temperature 1 "
+                "only: set it to 1, keep hidden states (cache.mode: hidden_states), or run the teacher"
+            )
+
+
+def _open_own(run: "Run", section: LocalTeacherSection | CachedTeacherSection) -> CachedTeacher:
+    """Open a cache of text in the teacher's own tokens."""
+    if isinstance(section, LocalTeacherSection):
+        plan = cache_plan(run, section)
+        location = cache_location(run, section, plan)
+        teacher = cached_teacher(run, section, location)
+        require_same_plan(teacher.manifest, plan, Folder.at(location))
+        return teacher
+    own = run.corpus_of(section)
+    teacher = cached_teacher(run, section, section.path)
+    if section.domains is not None:
+        _require_blocks(teacher, section.domains, own)
+    elif teacher.manifest.text != own.text.fingerprint:
+        raise DataError(
+            f"teacher {section.name!r}: its cache was made from text {teacher.manifest.text}, the recipe's is "
+            f"{own.text.fingerprint}; use the same data section, name the teacher's `tokenizer` if it is "
+            "another than the student's, or make a cache of this text"
+        )
+    return teacher
+
+
+def cached_teacher(run: "Run", section: TeachingSection, location: str | Path) -> CachedTeacher:
+    """Open any cache, and read it as the recipe does; `section` has numbers for temperatures."""
+    weight_temperature, target_temperature = section.temperatures
+    return CachedTeacher(
+        section.name,
+        location,
+        tail=run.recipe.cache.tail,
+        kd_temperature=run.recipe.objective.kd_temperature,
+        target_temperature=target_temperature,
+        weight_temperature=weight_temperature,
+    )
+
+
+def _require_blocks(teacher: CachedTeacher, domains: Sequence[str], corpus: Corpus) -> None:
+    """See that a cache holds the text of these domains, whatever else there is; a block is looked up by content.
+
+    Raises:
+        DataError: it does not, or it was made with another tokenizer.
+    """
+    if not teacher.manifest.teacher.fingerprint.endswith(f"/{tokenizer_fingerprint(corpus.tokenizer)}"):
+        raise DataError(f"teacher {teacher.name!r}: its cache was made with another tokenizer; make one with this")
+    collate = corpus.collator
+    for domain in domains:
+        for part in (corpus.text.held_out[domain], domain_blocks(corpus, domain)):
+            blocks = part.take(NUM_PROBES)
+            try:
+                for i in range(len(blocks)):
+                    teacher.read(collate([blocks[i]]))
+            except DataError as error:
+                raise DataError(
+                    f"teacher {teacher.name!r}: its cache lacks text of domain {domain!r} ({error}); keep the "
+                    "sources, limits and block size of that domain as they were, or leave the domain out"
+                ) from error

@@ -1,0 +1,35 @@
+"""The teachers of a run: loaded, or read from their caches."""
+
+from typing import TYPE_CHECKING
+
+from collegium.assembly.cached_teachers import open_cache
+from collegium.assembly.local_teachers import load_teachers
+from collegium.recipe.sections.models import LocalTeacherSection, TeachingSection
+from collegium.signals.contracts import Teacher
+from collegium.teachers.restricted import RestrictedTeacher
+
+
+if TYPE_CHECKING:
+    from collegium.assembly.run import Run
+
+
+def build_teachers(run: "Run") -> list[Teacher]:
+    """Load the teachers of a run, or open their caches.
+
+    Raises:
+        TeacherError: one cannot be loaded, or has another tokenizer.
+        DataError: a cache is not finished, is damaged, or holds something else.
+    """
+    sections = run.fitted.teachers
+    running = [s for s in sections if isinstance(s, LocalTeacherSection) and not s.cached]
+    loaded = {t.name: t for t in load_teachers(running, run.tokenizer, device=run.device)}
+    opened = {s.name: open_cache(run, s).teacher for s in sections if s.name not in loaded}
+    teachers = [loaded.get(section.name) or opened[section.name] for section in sections]
+    return [within_domains(run, s, t) for s, t in zip(sections, teachers, strict=True)]
+
+
+def within_domains(run: "Run", section: TeachingSection, teacher: Teacher) -> Teacher:
+    """A teacher that is asked within the domains of its section only, if that names some."""
+    if section.domains is None:
+        return teacher
+    return RestrictedTeacher(teacher, [run.domains.index(name) for name in section.domains])
