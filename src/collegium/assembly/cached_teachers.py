@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from collegium.alignment.plan import Aligner
 from collegium.alignment.tokenizer_match import tokenizer_fingerprint
@@ -11,9 +11,11 @@ from collegium.assembly.corpus import Corpus
 from collegium.assembly.local_teachers import alignment_policy
 from collegium.base.errors import DataError, RecipeError
 from collegium.cache.folder import Folder
+from collegium.cache.manifest import Manifest
 from collegium.cache.records import require_same_plan
 from collegium.data.joined import JoinedText
 from collegium.recipe.sections.models import CachedTeacherSection, LocalTeacherSection, TeachingSection
+from collegium.signals.contracts import Teacher
 from collegium.teachers.aligned import AlignedTeacher
 from collegium.teachers.cached import CachedTeacher
 
