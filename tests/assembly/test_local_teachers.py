@@ -2,7 +2,7 @@
 
 import torch
 
-from collegium.assembly.models import _report_alignment, load_teachers
+from collegium.assembly.local_teachers import _report_alignment, load_teachers
 from collegium.recipe.sections.models import LocalTeacherSection
 from tests.support.pico import byte_tokenizer, pico_llama
 from tests.support.small_tokenizers import byte_level
