@@ -10,7 +10,7 @@ from torch.nn.functional import linear
 
 from collegium.fused import chunked, compiled, fused
 from collegium.fused.chunked import KdTarget
-from collegium.fused.listed import dense_logprobs
+from collegium.fused.completion import dense_logprobs
 from collegium.fused.products import project
 from collegium.fused.traversal import whole_groups
 from collegium.losses.divergences import forward_kl

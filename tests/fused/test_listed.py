@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from collegium.fused import chunked, fused
 from collegium.fused import listed as listed_module
 from collegium.fused.chunked import KdTarget
-from collegium.fused.listed import dense_logprobs
+from collegium.fused.completion import dense_logprobs
 from collegium.losses.divergences import forward_kl, generalized_jsd, reverse_kl, total_variation
 from collegium.losses.fusion import geometric_logprobs, mixture_logprobs
 from collegium.losses.weighting import GivenWeights, Weighting
@@ -322,8 +322,7 @@ def test_the_cap_is_looked_for_where_the_student_is_high(vocab_size, temperature
         "label_smoothing": 0.1,
     }
     expected = run("plain", hidden, head, signals, positions, **options)
-    for module in (fused, listed_module):
-        monkeypatch.setattr(module, "BLOCK", 4)
+    monkeypatch.setattr(listed_module, "BLOCK", 4)
     monkeypatch.setattr(listed_module, "ROUNDS", 12)
     monkeypatch.setattr(listed_module, "MAX_BLOCKS", 64)
     found = run("fused", hidden, head, signals, positions, **options)

@@ -21,7 +21,7 @@ from collegium.cache.codec import TokenLists, codes_of, gaps_of
 from collegium.cache.manifest import CacheSettings
 from collegium.cache.shard import Arrays
 from collegium.fused.compiled import run
-from collegium.fused.elementwise import teacher_figures
+from collegium.fused.elementwise import LabelledRows, teacher_figures
 from collegium.losses.precision import full_precision
 from collegium.signals.contracts import Batch, Positions
 from collegium.signals.signals import ProjectedSignal
@@ -84,14 +84,15 @@ def _capture_rows(
     logits = signal.logits(rows)  # [n V]
     own, weight, mixed = _temperatures(settings)
     at_label = logits.gather(-1, labels[:, None])
-    entropy, log_total, rank = run(teacher_figures, (logits, at_label), mixed)
+    entropy, log_total, rank = run(teacher_figures, LabelledRows(logits, at_label), mixed)
     figures = {"entropy": entropy, "label_rank": rank.int()}
     at_label = full_precision(at_label.squeeze(-1))
     own_total = log_total if own == mixed else (full_precision(logits) / own).logsumexp(-1)
     figures["label_logprob"] = at_label / own - own_total
     if weight != mixed:
-        figures["weight_entropy"], weight_total, _ = run(teacher_figures, (logits, at_label[:, None]), weight)
-        figures["weight_label_logprob"] = at_label / weight - weight_total
+        at_weight = run(teacher_figures, LabelledRows(logits, at_label[:, None]), weight)
+        figures["weight_entropy"] = at_weight.entropy
+        figures["weight_label_logprob"] = at_label / weight - at_weight.log_total
     if settings.mode == "sampled":
         assert uniform is not None, "draws need numbers"
         lists = _drawn(logits, log_total, mixed, uniform[rows])

@@ -12,7 +12,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from collegium.base.errors import TeacherError
-from collegium.fused.elementwise import cap
+from collegium.fused.elementwise import LogitRows, cap
 from collegium.fused.products import project
 from collegium.signals.contracts import Batch, Capability, Positions, Teacher
 from collegium.signals.signals import Head, LinearHead, ProjectedSignal, TransparentHead
@@ -47,7 +47,7 @@ class StoredHead:
     def __call__(self, hidden: Float[Tensor, "n E"]) -> Float[Tensor, "n V"]:
         """Logits."""
         logits = project(hidden, *self._linear.cut)
-        cap(logits, self._linear.scale, self._linear.softcap)
+        cap(LogitRows(logits), self._linear.scale, self._linear.softcap)
         return logits
 
 

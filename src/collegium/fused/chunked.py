@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -59,6 +60,18 @@ class KdTarget:
         """Where teachers agree well enough."""
         assert self.conflict_limit is not None, "asked only with a limit"
         return conflict <= self.conflict_limit
+
+
+class LossSums(NamedTuple):
+    """Sums over some positions; as in `DistillationSums`."""
+
+    loss: Tensor
+    kd: Tensor
+    cross_entropy: Tensor
+    covered: Tensor
+    target_entropy: Tensor
+    conflict: Tensor
+    teacher_kl: Tensor
 
 
 @dataclass
@@ -129,20 +142,36 @@ def distillation_loss(
     )
     ce_weight = 1.0 - kd_weight if ce_weight is None else ce_weight
 
-    def chunk_sums(hidden: Tensor, chunk_weights: Tensor, rows: slice) -> tuple[Tensor, ...]:
-        factors = of_rows(kd_weight, rows, hidden), of_rows(ce_weight, rows, hidden)
-        valid, labels = stats.valid[rows], positions.labels[rows]
-        chunk = _Chunk(rows, labels, signals, chunk_weights, valid, target, label_smoothing, *factors)
+    def chunk_sums(hidden: Tensor, chunk_weights: Tensor, rows: slice) -> LossSums:
+        chunk = _Chunk(
+            rows=rows,
+            labels=positions.labels[rows],
+            signals=signals,
+            weights=chunk_weights,
+            valid=stats.valid[rows],
+            target=target,
+            label_smoothing=label_smoothing,
+            kd_weight=of_rows(kd_weight, rows, hidden),
+            ce_weight=of_rows(ce_weight, rows, hidden),
+        )
+        # Not bound to a name, which would keep the logits alive until the chunk is done.
         return chunk.sums(*at_both_temperatures(student_head(hidden), target.temperature))
 
     parts = [
         _checkpointed(chunk_sums, student_hidden[rows], weights[rows], rows)
         for rows in chunks(len(positions), chunk_size)
     ]
-    loss, *logged = (reduce(add, part) for part in zip(*parts, strict=True))
-    kd, cross_entropy, covered, target_entropy, conflict, teacher_kl = (figure.detach() for figure in logged)
+    total = LossSums(*(reduce(add, part) for part in zip(*parts, strict=True)))
     return DistillationSums(
-        loss, kd, cross_entropy, covered, target_entropy, conflict, teacher_kl, stats, weights.detach()
+        loss=total.loss,
+        kd=total.kd.detach(),
+        cross_entropy=total.cross_entropy.detach(),
+        covered=total.covered.detach(),
+        target_entropy=total.target_entropy.detach(),
+        conflict=total.conflict.detach(),
+        teacher_kl=total.teacher_kl.detach(),
+        stats=stats,
+        weights=weights.detach(),
     )
 
 
@@ -157,11 +186,11 @@ def of_rows(value: float | Tensor, rows: slice, like: Tensor) -> Float[Tensor, "
 
 
 def _checkpointed(
-    function: Callable[..., tuple[Tensor, ...]], hidden: Tensor, weights: Tensor, rows: slice
-) -> tuple[Tensor, ...]:
+    function: Callable[[Tensor, Tensor, slice], LossSums], hidden: Tensor, weights: Tensor, rows: slice
+) -> LossSums:
     if not torch.is_grad_enabled():
         return function(hidden, weights, rows)
-    result: tuple[Tensor, ...] = checkpoint(function, hidden, weights, rows, use_reentrant=False)
+    result: LossSums = checkpoint(function, hidden, weights, rows, use_reentrant=False)
     return result
 
 
@@ -183,15 +212,16 @@ class _Chunk:
     _mixture: Tensor | None = None
     _product: Tensor | None = None
 
-    def sums(self, logprobs: Tensor, softened: Tensor) -> tuple[Tensor, ...]:
-        """As in `DistillationSums`, up to what is kept of the teachers."""
+    def sums(self, logprobs: Tensor, softened: Tensor) -> LossSums:
+        """Measure, given the student's log-probabilities at temperature 1 and at T."""
         nll = -logprobs.gather(-1, self.labels[:, None]).squeeze(-1)  # [n]
         smoothed = nll
         if self.label_smoothing > 0.0:
             smoothed = (1.0 - self.label_smoothing) * nll - self.label_smoothing * logprobs.mean(-1)
         if not self.signals:
             zero = nll.detach().sum() * 0.0
-            return (self.ce_weight * smoothed).sum(), zero, nll.sum(), zero, zero, zero, zero.expand(0)
+            loss = (self.ce_weight * smoothed).sum()
+            return LossSums(loss, zero, nll.sum(), zero, zero, zero, zero.expand(0))
         covered = self.weights.detach().sum(-1) > 0  # [n]
         # Positions that no teacher covers get some target too; its divergence is finite, not used.
         weights = torch.where(covered[:, None], self.weights, torch.ones_like(self.weights))
@@ -199,14 +229,22 @@ class _Chunk:
         # First, since a recomputation ends with the last tensor that backward needs.
         target_entropy, conflict = self._statistics(fused)
         divergence = torch.where(covered, self._divergence(softened, fused), 0.0) * self.target.scale
-        kd_weight, ce_weight = self.kd_weight, self.ce_weight
+        kd_weight = self.kd_weight
+        ce_weight = self.ce_weight
         if self.target.conflict_limit is not None:
             given_up = kd_weight * (covered & ~self.target.settled(conflict))
-            kd_weight, ce_weight = kd_weight - given_up, ce_weight + given_up
+            kd_weight = kd_weight - given_up
+            ce_weight = ce_weight + given_up
         loss = (kd_weight * divergence).sum() + (ce_weight * smoothed).sum()
-        figures = (_sum_where(covered, target_entropy), _sum_where(covered, conflict))
-        teacher_kls = torch.stack(self._teacher_kls)
-        return loss, divergence.sum(), nll.sum(), covered.sum().to(loss.dtype), *figures, teacher_kls
+        return LossSums(
+            loss=loss,
+            kd=divergence.sum(),
+            cross_entropy=nll.sum(),
+            covered=covered.sum().to(loss.dtype),
+            target_entropy=_sum_where(covered, target_entropy),
+            conflict=_sum_where(covered, conflict),
+            teacher_kl=torch.stack(self._teacher_kls),
+        )
 
     def _divergence(self, student_logprobs: Tensor, fused: Tensor) -> Tensor:
         divergence = self.target.divergence

@@ -1,22 +1,41 @@
 """The distillation loss in one pass: every logit is made once, and its gradient with it.
 
-For each chunk of positions the student's logits are made, then one teacher's after another: log-sum-exp
-and entropy, its share of the target, gone. A teacher's share needs only that teacher's score, so shares
-are kept relative to the highest score so far and divided by their sum at the end. Then the divergence, the
-cross-entropy and their gradient replace the student's logits in place, and two products add it to the
-gradients of the hidden states and of the head. Backward only multiplies those by what comes from above.
+Derivation. Over N positions, with q^T = softmax(z / T) of the student's logits z, the target p that teachers are
+fused to, and weights A_n of the divergence (times T^2) and B_n of the cross-entropy, the loss is a sum over
+positions,
 
-Three [n V] buffers are alive at once, whatever the number of teachers: the student, the target, one
-teacher. The price of having the gradient early is that the head's own gradient lives from forward to
-backward. What cannot be fused goes to `chunked`: heads that are more than a linear map, learned weights,
-fusions of a user's own.
+    L = sum over n of  A_n D(q^T_n, p_n)  +  B_n CE(q_n, y_n)            (divided once by a global count, outside)
+
+Teachers carry no gradient, so neither do p and the weights that make it. Position n's logits appear in its own
+summand only: the gradient of the whole loss at them is known as soon as its chunk's target is, before any
+backward pass. With G = dL / dx [n V] at the product x = h W^T + b of a chunk (`finishing` derives it; forward
+KL: row n is A_n (q^T - p) / T + B_n (q - y)),
+
+    dL / dh = G W  [n D]        dL / dW = sum over chunks of G^T h  [V D]        dL / db = sum of the rows of G
+
+so forward makes both, and G takes the place of z in its buffer. Backward multiplies them by dL' / dL, one
+number. Autograd would keep or make again the logits of student and teachers for it, as `chunked` does.
+
+Three [n V] buffers are alive at once, whatever the number of teachers. From left to right, with three chunks
+(`=` alive; c: chunk):
+
+    forward:                  c1              c2              c3            backward:
+    student's z, then G [n V] ==============|===============|==============|
+    target p            [n V] ==============|===============|==============|
+    a teacher's logits  [n V]  ==|==|==      ==|==|==        ==|==|==       |
+    dL/dh               [N D] ======================================================> x dL'/dL, handed over
+    dL/dW               [V D] ======================================================> x dL'/dL, handed over
+    figures, weights    [N M] ======================================================> logged
+
+The price of having the gradient early is that the head's own gradient lives from forward to backward. What
+cannot be fused goes to `chunked`: heads that are more than a linear map, learned weights, fusions of a user's
+own.
 
 At N = 1,024, V = 49,152, three teachers, two cores: see benchmarks/RESULTS.md.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -24,29 +43,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from collegium.fused import chunked
-from collegium.fused.chunked import DistillationSums, KdTarget, of_rows
-from collegium.fused.compiled import run
-from collegium.fused.elementwise import (
-    Space,
-    cross_entropy_gradient,
-    finish,
-    finish_by_autograd,
-    finish_predictions,
-    slope,
-    student_pass,
-    target_figures,
-)
-from collegium.fused.listed import BLOCK, ListedMixture
+from collegium.fused.chunk_gradient import Buffers, ChunkColumns, ChunkGradient, Job
+from collegium.fused.chunked import DistillationSums, KdTarget, LossSums
 from collegium.fused.products import add_grad_of_weight_, grad_of_hidden, project
-from collegium.fused.streamed import StreamedTarget
 from collegium.fused.teacher_stats import TeacherWeighting, absences
-from collegium.fused.traversal import Listed, order
-from collegium.losses.divergences import PositionalDivergence
+from collegium.fused.traversal import plan_traversal
 from collegium.losses.fusion import geometric_logprobs, mixture_logprobs
-from collegium.losses.precision import full_precision
-from collegium.losses.weighting import GivenWeights, Scorer
+from collegium.losses.weighting import GivenWeights
 from collegium.signals.contracts import Positions, TeacherStats
-from collegium.signals.signals import Head, LinearHead, TeacherSignal, TransparentHead
+from collegium.signals.signals import Head, TeacherSignal, TransparentHead
 
 
 def distillation_loss(
@@ -67,6 +72,7 @@ def distillation_loss(
     Backward can be run once.
     """
     linear = student_head.as_linear() if isinstance(student_head, TransparentHead) else None
+    # Learned weights would need dL / dw_k, which the derivation leaves out; an unknown fusion has no `mix_...`.
     learned = isinstance(weighting, GivenWeights) and weighting.weights.requires_grad
     known = target.fusion in (mixture_logprobs, geometric_logprobs)
     if linear is None or linear.weight.device != student_hidden.device or learned or not known:
@@ -82,7 +88,7 @@ def distillation_loss(
             label_smoothing=label_smoothing,
             chunk_size=chunk_size,
         )
-    known_weighting, spans, listed = order(
+    traversal = plan_traversal(
         positions,
         signals,
         weighting,
@@ -90,56 +96,62 @@ def distillation_loss(
         student=lambda rows: student_head(student_hidden[rows]),
         chunk_size=chunk_size,
     )
-    job = _Job(
+    job = Job(
         labels=positions.labels,
         signals=signals,
-        weighting=known_weighting,
-        spans=spans,
+        traversal=traversal,
         target=target,
         kd_weight=kd_weight,
         ce_weight=1.0 - kd_weight if ce_weight is None else ce_weight,
         label_smoothing=label_smoothing,
         head=linear,
-        listed=listed,
         wants_gradient=torch.is_grad_enabled(),
     )
-    loss, *logged = _FusedLoss.apply(student_hidden, linear.weight, linear.bias, job)
-    *sums, entropy, cross_entropy, weight_cross_entropy, valid, weights = logged
-    stats = TeacherStats(entropy, cross_entropy, weight_cross_entropy, valid)
-    return DistillationSums(loss, *sums, stats, weights)
+    # Autograd hands back a plain tuple, whatever forward returned.
+    results = _Results._make(_FusedLoss.apply(student_hidden, linear.weight, linear.bias, job))
+    return DistillationSums(
+        loss=results.loss,
+        kd=results.kd,
+        cross_entropy=results.cross_entropy,
+        covered=results.covered,
+        target_entropy=results.target_entropy,
+        conflict=results.conflict,
+        teacher_kl=results.teacher_kl,
+        stats=TeacherStats(
+            entropy=results.teacher_entropy,
+            cross_entropy=results.teacher_cross_entropy,
+            weight_cross_entropy=results.teacher_weight_cross_entropy,
+            valid=results.teacher_valid,
+        ),
+        weights=results.weights,
+    )
 
 
-@dataclass(frozen=True)
-class _Job:
-    """All that the loss needs besides the tensors that get a gradient."""
+class _Results(NamedTuple):
+    """`LossSums` and `ChunkColumns` of a whole batch, flat, as an autograd function must return them."""
 
-    labels: Tensor
-    signals: Sequence[TeacherSignal]
-    weighting: Scorer | GivenWeights
-    spans: list[slice]
-    target: KdTarget
-    kd_weight: float | Tensor
-    ce_weight: float | Tensor
-    label_smoothing: float
-    head: LinearHead
-    listed: Listed | None
-    wants_gradient: bool
-
-    @property
-    def valid(self) -> list[Tensor | None]:
-        """Where the logits of each teacher may be read; None: everywhere."""
-        of_signals = [signal.valid for signal in self.signals]
-        if not isinstance(self.weighting, GivenWeights) or all(valid is None for valid in of_signals):
-            return of_signals
-        return list(self.weighting.valid.unbind(-1))
+    loss: Tensor
+    kd: Tensor
+    cross_entropy: Tensor
+    covered: Tensor
+    target_entropy: Tensor
+    conflict: Tensor
+    teacher_kl: Tensor
+    teacher_entropy: Tensor
+    teacher_cross_entropy: Tensor
+    teacher_weight_cross_entropy: Tensor
+    teacher_valid: Tensor
+    weights: Tensor
 
 
 class _FusedLoss(torch.autograd.Function):
     """Loss and gradients together; see the module."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, job: _Job) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, job: Job) -> _Results:
+        # The gradients of what is only logged would otherwise arrive as zeros of its shape.
         ctx.set_materialize_grads(False)
+        # Inside of forward no gradient is enabled, so whether one was wanted is asked before.
         needs = [job.wants_gradient and need for need in ctx.needs_input_grad[:3]]
         walk = _Walk(hidden, weight, bias, job, needs)
         results = walk.run()
@@ -151,16 +163,18 @@ class _FusedLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
-            raise RuntimeError("the gradients of the fused loss are handed over once; compute the loss anew")
-        gradients, ctx.gradients = ctx.gradients, None
+            raise RuntimeError("the gradients of the fused loss are handed over once; compute the loss again")
+        # Scaled in place and given away: a copy of the head's gradient would be the largest tensor of the step.
+        gradients = ctx.gradients
+        ctx.gradients = None
         return *(None if grad is None else grad.mul_(grad_loss) for grad in gradients), None
 
 
 class _Walk:
-    """One walk over the chunks, and what it adds up."""
+    """One walk over the chunks, with the buffers that they share and the gradients that they add to."""
 
     def __init__(
-        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, job: _Job, needs: Sequence[bool]
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, job: Job, needs: Sequence[bool]
     ) -> None:
         self.job = job
         kind = hidden.device.type
@@ -172,15 +186,18 @@ class _Walk:
         self.weight = rows.to(dtype)
         self.bias = None if shift is None else shift.to(dtype)
         inputs = (hidden, weight, bias)
+        # Chunk after chunk is added to the head's gradient: in 16 bits late chunks would be rounded away.
         wide = torch.promote_types(dtype, torch.float32)
         self.totals = [
             torch.zeros_like(tensor, dtype=wide) if need and tensor is not None else None
             for tensor, need in zip(inputs, needs, strict=True)
         ]
         self._dtypes = [None if tensor is None else tensor.dtype for tensor in inputs]
-        longest = max(span.stop - span.start for span in job.spans)
+        longest = max(span.stop - span.start for span in job.traversal.spans)
         self.logits = self.hidden.new_empty(longest, size)
-        self.fused = hidden.new_empty((longest if job.signals and job.listed is None else 0, size), dtype=wide)
+        # Lists are never made dense, and without teachers there is no target.
+        streams = bool(job.signals) and job.traversal.lists is None
+        self.fused = hidden.new_empty((longest if streams else 0, size), dtype=wide)
         self.teacher_logits: dict[torch.dtype, Tensor] = {}
 
     @property
@@ -191,165 +208,34 @@ class _Walk:
             for total, dtype in zip(self.totals, self._dtypes, strict=True)
         ]
 
-    def run(self) -> tuple[Tensor, ...]:
-        """The loss, the other sums of `DistillationSums`, the four statistics and the weights."""
-        spans = self.job.spans
+    def run(self) -> _Results:
+        """Walk, and join what the chunks say."""
+        spans = self.job.traversal.spans
         absent_in = absences(self.job.valid, spans)
+        # The types are settled above; autocast would cast the kernels' float32 sums down again.
         with torch.autocast(self.hidden.device.type, enabled=False):
-            chunks = [_Chunk(self, rows, absent).run() for rows, absent in zip(spans, absent_in, strict=True)]
-        sums, rows = zip(*chunks, strict=True)
-        totals = [torch.stack(part).sum(0) for part in zip(*sums, strict=True)]
-        columns = [torch.cat(part) for part in zip(*rows, strict=True)]
-        return *totals, *columns
+            chunks = [self._chunk(rows, absent) for rows, absent in zip(spans, absent_in, strict=True)]
+        sums, columns = zip(*chunks, strict=True)
+        totals = (torch.stack(part).sum(0) for part in zip(*sums, strict=True))
+        whole = (torch.cat(part) for part in zip(*columns, strict=True))
+        return _Results(*totals, *whole)
 
-    def add_gradients(self, rows: slice, grad_logits: Tensor) -> None:
-        """Take the gradient of a chunk's products."""
+    def _chunk(self, rows: slice, absent: Sequence[bool]) -> tuple[LossSums, ChunkColumns]:
+        size = rows.stop - rows.start
+        product = project(self.hidden[rows], self.weight, self.bias, out=self.logits[:size])
+        chunk = ChunkGradient(self.job, rows, Buffers(product, self.fused[:size], self.teacher_logits), absent)
+        sums, columns = chunk.run()
+        if any(total is not None for total in self.totals):
+            self._add_gradients(rows, chunk.gradient())
+        return sums, columns
+
+    def _add_gradients(self, rows: slice, grad_logits: Tensor) -> None:
+        """Make the gradients of a chunk's product."""
         of_hidden, of_weight, of_bias = self.totals
         if of_hidden is not None:
             of_hidden[rows] = grad_of_hidden(grad_logits, self.weight)
+        # Padding of the head makes no logits, and its gradient stays 0.
         if of_weight is not None:
             add_grad_of_weight_(of_weight[: self.job.head.vocab_size], grad_logits, self.hidden[rows])
         if of_bias is not None:
             of_bias[: self.job.head.vocab_size].add_(grad_logits.sum(0, dtype=of_bias.dtype))
-
-
-_Distilled = tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]
-"""Divergence of each row, sums over the rows, and what is kept of each row."""
-
-
-class _Chunk:
-    """The rows of one chunk, from the student's logits to their gradient."""
-
-    def __init__(self, walk: _Walk, rows: slice, absent: Sequence[bool]) -> None:
-        self.walk, self.job, self.rows, self.absent = walk, walk.job, rows, absent
-        self.labels = self.job.labels[rows].unsqueeze(-1)  # [n 1]
-        out = walk.logits[: len(self.labels)]  # [n V]
-        self.logits = project(walk.hidden[rows], walk.weight, walk.bias, out=out)
-        head, with_mean = self.job.head, self.job.label_smoothing > 0.0
-        options = (head.scale, head.softcap, self.job.target.temperature, with_mean)
-        block = 0 if self.job.listed is None else BLOCK
-        figures = run(student_pass, (self.logits,), *options, block)
-        self.log_total, self.softened, self.mean, *self.survey = figures
-        self.label_logits = self.logits.gather(-1, self.labels).squeeze(-1)
-        self.kd_weight = of_rows(self.job.kd_weight, rows, self.log_total)
-        self.ce_weight = of_rows(self.job.ce_weight, rows, self.log_total)
-
-    def run(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Sums over the rows, and what is kept of each row."""
-        nll = self.log_total - self.label_logits
-        smoothing = self.job.label_smoothing
-        smoothed = nll
-        if smoothing > 0.0:
-            smoothed = (1.0 - smoothing) * nll + smoothing * (self.log_total - self.mean)
-        if self.job.signals:
-            divergence, sums, kept = self._distil() if self.job.listed is None else self._distil_lists()
-        else:
-            divergence, sums, kept = self._without_teachers()
-        loss = (self.kd_weight * divergence).sum() + (self.ce_weight * smoothed).sum()
-        if any(total is not None for total in self.walk.totals):
-            self._add_label_gradient()
-            self.walk.add_gradients(self.rows, self.logits)
-        return (loss, divergence.sum(), nll.sum(), *sums), kept
-
-    def _without_teachers(self) -> _Distilled:
-        head, none_of_it = self.job.head, torch.zeros_like(self.log_total)
-        zero = none_of_it.sum()
-        rows = (self.logits, self.log_total, self.log_total, none_of_it, self.ce_weight)
-        run(finish_predictions, rows, 1.0, self.job.label_smoothing, head.scale, head.softcap)
-        none = self.log_total.new_empty((len(self.labels), 0))
-        return none_of_it, (zero, zero, zero, zero.expand(0)), (none, none, none, none.bool(), none)
-
-    def _distil(self) -> _Distilled:
-        job, target = self.job, self.job.target
-        buffer = self.walk.fused[: len(self.labels)]
-        mixed = StreamedTarget(buffer, target, job.weighting, self.rows, self.labels)
-        for signal, absent in zip(job.signals, self.absent, strict=True):
-            mixed.add(signal, self.logits, self.softened, self.walk.teacher_logits, absent=absent)
-        weights = mixed.weights()
-        covered, norm = mixed.covered_and_norm(weights)
-        if target.conflict_limit is not None:
-            target_entropy, log_pool = run(target_figures, (mixed.fused, norm), mixed.space)
-            conflict = _conflict(mixed.space, target_entropy, log_pool, weights, mixed.entropies)
-            self._leave_to_the_text(covered & ~target.settled(conflict))
-        kd_factor = covered * self.kd_weight * target.scale
-        value, target_entropy, log_pool = self._finish(mixed, norm, kd_factor)
-        conflict = _conflict(mixed.space, target_entropy, log_pool, weights, mixed.entropies)
-        divergence, target_entropy, conflict = _where(covered, value * target.scale, target_entropy, conflict)
-        stats = (torch.stack(column, -1) for column in zip(*mixed.stats, strict=True))
-        num_covered = covered.sum().to(divergence.dtype)
-        sums = (num_covered, target_entropy.sum(), conflict.sum(), torch.stack(mixed.teacher_kls))
-        return divergence, sums, (*stats, weights)
-
-    def _leave_to_the_text(self, rows: Tensor) -> None:
-        """Move the weight of the divergence to the cross-entropy in these rows."""
-        given_up = self.kd_weight * rows
-        self.kd_weight, self.ce_weight = self.kd_weight - given_up, self.ce_weight + given_up
-
-    def _distil_lists(self) -> _Distilled:
-        """As `_distil`, for teachers that are lists."""
-        job, target, rows = self.job, self.job.target, self.rows
-        assert job.listed is not None and isinstance(job.weighting, GivenWeights), "known beforehand"
-        signals, stats = job.listed
-        weights, valid = job.weighting.weights[rows], stats.valid[rows]
-        entropy, maxima = self.survey
-        survey = (entropy, maxima)
-        mixed = ListedMixture(signals, rows, weights, self.logits, self.softened, survey, target.temperature)
-        covered = weights.sum(-1) > 0
-        kd_factor = covered * self.kd_weight * target.scale
-        at_union = self._gradient_at(mixed, kd_factor)
-        options = (target.temperature, job.label_smoothing, job.head.scale, job.head.softcap)
-        factors = (kd_factor, self.ce_weight)
-        figures = mixed.finish(self.logits, self.log_total, self.softened, factors, *options)
-        self.logits.scatter_(-1, mixed.ids, at_union.to(self.logits.dtype))
-        conflict = figures.entropy - _weighted_mean(weights, figures.entropies)
-        value, target_entropy = figures.value * target.scale, figures.entropy
-        divergence, target_entropy, conflict = _where(covered, value, target_entropy, conflict)
-        kls = [torch.where(valid[:, m], kl, 0.0).sum() for m, kl in enumerate(figures.teacher_kls)]
-        columns = (stats.entropy, stats.cross_entropy, stats.weight_cross_entropy, stats.valid)
-        kept = (*(column[rows] for column in columns), weights)
-        num_covered = covered.sum().to(divergence.dtype)
-        return divergence, (num_covered, target_entropy.sum(), conflict.sum(), torch.stack(kls)), kept
-
-    def _gradient_at(self, mixed: ListedMixture, kd_factor: Tensor) -> Float[Tensor, "n U"]:
-        """Of the loss, but for what the label gets, with respect to the product at the union of the lists."""
-        job = self.job
-        z = full_precision(self.logits.gather(-1, mixed.ids))
-        gradient = (mixed.student.exp() - mixed.probs) * (kd_factor / job.target.temperature).unsqueeze(-1)
-        prediction = (z - self.log_total.unsqueeze(-1)).exp()
-        gradient = gradient + cross_entropy_gradient(
-            prediction, self.ce_weight, job.label_smoothing, self.logits.shape[-1]
-        )
-        return gradient * slope(z, job.head.scale, job.head.softcap)
-
-    def _finish(self, mixed: StreamedTarget, norm: Tensor, kd_factor: Tensor) -> tuple[Tensor, ...]:
-        job, target = self.job, self.job.target
-        rows = (self.logits, mixed.fused, self.log_total, self.softened, norm, kd_factor, self.ce_weight)
-        options = (target.temperature, job.label_smoothing, job.head.scale, job.head.softcap)
-        if mixed.form is not None:
-            return run(finish, rows, mixed.space, mixed.form, *options)
-        if isinstance(target.divergence, PositionalDivergence):
-            besides = (self.labels.squeeze(-1), of_rows(target.parameter, self.rows, self.log_total))
-            return run(finish_by_autograd, (*rows, *besides), mixed.space, target.divergence.at, *options)
-        return run(finish_by_autograd, rows, mixed.space, target.divergence, *options)
-
-    def _add_label_gradient(self) -> None:
-        head, factor = self.job.head, self.ce_weight * (1.0 - self.job.label_smoothing)
-        values = slope(self.label_logits, head.scale, head.softcap) * -factor
-        self.logits.scatter_add_(-1, self.labels, values.to(self.logits.dtype).unsqueeze(-1))
-
-
-def _where(condition: Tensor, *figures: Tensor) -> tuple[Tensor, ...]:
-    return tuple(torch.where(condition, figure, 0.0) for figure in figures)
-
-
-def _conflict(
-    space: Space, target_entropy: Tensor, log_pool: Tensor, weights: Tensor, entropies: Sequence[Tensor]
-) -> Float[Tensor, " n"]:
-    return -log_pool if space == "product" else target_entropy - _weighted_mean(weights, entropies)
-
-
-def _weighted_mean(weights: Tensor, figures: Sequence[Tensor]) -> Float[Tensor, " n"]:
-    total = torch.zeros_like(figures[0])
-    for weight, figure in zip(weights.unbind(-1), figures, strict=True):
-        total = total + torch.where(weight > 0, weight * figure, 0.0)
-    return total

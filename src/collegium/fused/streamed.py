@@ -1,22 +1,66 @@
 """The fused target of one chunk, while teachers are added to it one after another.
 
-A teacher's share is exp(score / tau), relative to the highest score so far: when a higher one comes, what
-is mixed already is scaled down. So neither the other teachers' scores nor their logits are needed, and
-the target is divided by the sum of shares at the end. A share of 0 leaves it unchanged bit for bit.
+Derivation. The weight of teacher k at a position is a softmax over teachers of scores s_k that depend on that
+teacher alone (-H_k for entropy weights), w_k = exp(s_k / tau) / sum_j exp(s_j / tau), and the target is
+p = sum_k w_k p_k. Neither can be finished before the last teacher has been seen, but both can be kept relative to
+the highest score so far, as an online softmax does. With S the highest of s_1 .. s_k, after teacher k
+
+    norm    N_k = sum over j <= k of exp((s_j - S) / tau)
+    target  A_k = sum over j <= k of exp((s_j - S) / tau) p_j
+
+and the next teacher, with S' = max(S, s), changes both alike:
+
+    keep  = exp((S - S') / tau)          N <- keep N + share
+    share = exp((s - S') / tau)          A <- keep A + share p
+
+No exponent is above 0, so nothing overflows; at the end p = A / N. In the space `product` log p_j is added up in
+place of p_j, and A / N is the weighted mean of logs: the geometric mean before it is normalised (`finishing`).
+Weights that are known beforehand are the same with keep = 1, share = w_k and N = 1. A share of 0 leaves the target
+unchanged bit for bit, and where no score is above -inf N stays 0: no teacher counts there.
+
+Time goes from left to right, for one chunk of three teachers (`*` overwritten in place):
+
+    student's logits     [n V]  ==============================================================> `finishing`
+    target  A            [n V]  0=================*mix==============*mix==============*mix=====> `finishing`
+    a teacher's logits   [n V]   product==figures==mix|product==figures==mix|product====mix|
+    N, S                 [n]    0================*===================*==================*======> N
+    figures of teachers  [n]                    +                   +                  +       > logged, weights
+
+The teacher's buffer is one for all of them: their products are written into it in turn.
 """
 
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from collegium.fused.chunked import KdTarget
-from collegium.fused.compiled import Kernel, run
-from collegium.fused.elementwise import ClosedForm, Space, cap, mix_logs, mix_probs, mix_product, teacher_pass
-from collegium.fused.listed import dense_logprobs
+from collegium.fused.compiled import run
+from collegium.fused.completion import dense_logprobs
+from collegium.fused.elementwise import (
+    LogitRows,
+    MixRows,
+    Space,
+    TeacherPass,
+    TeacherRows,
+    Temperatures,
+    cap,
+    mix_logs,
+    mix_probs,
+    mix_product,
+    teacher_pass,
+)
+from collegium.fused.finishing import ClosedForm
 from collegium.fused.products import project
-from collegium.fused.teacher_stats import checked_stats, listed_stats, require_captured, stats_of_absent
+from collegium.fused.teacher_stats import (
+    TeacherColumns,
+    checked_stats,
+    listed_stats,
+    require_captured,
+    stats_of_absent,
+)
 from collegium.losses.divergences import (
     Divergence,
     PositionalDivergence,
@@ -26,7 +70,7 @@ from collegium.losses.divergences import (
     total_variation,
 )
 from collegium.losses.fusion import geometric_logprobs
-from collegium.losses.weighting import Figures, GivenWeights, Scorer, shares_of, weights_from_scores
+from collegium.losses.weighting import GivenWeights, Scorer, shares_of, weights_from_scores
 from collegium.signals.signals import (
     CarriedSignal,
     DenseSignal,
@@ -37,22 +81,30 @@ from collegium.signals.signals import (
 )
 
 
-MIXERS: dict[Space, Kernel] = {"probs": mix_probs, "logs": mix_logs, "product": mix_product}
+MIXERS = {"probs": mix_probs, "logs": mix_logs, "product": mix_product}
+
+
+class Covered(NamedTuple):
+    """Where some teacher counts, and what the target is to be divided by, 1 where none does."""
+
+    where: Bool[Tensor, " n"]
+    norm: Float[Tensor, " n"]
 
 
 def closed_form(divergence: Divergence | PositionalDivergence) -> ClosedForm | None:
     """The divergence as one whose gradient is written out, or None."""
     if divergence is forward_kl:
-        return "forward_kl", 0.0
+        return ClosedForm("forward_kl")
     if divergence is reverse_kl:
-        return "reverse_kl", 0.0
+        return ClosedForm("reverse_kl")
     if divergence is total_variation:
-        return "total_variation", 0.0
+        return ClosedForm("total_variation")
     if isinstance(divergence, partial) and divergence.func is generalized_jsd and not divergence.args:
         beta = float(divergence.keywords["beta"])
+        # At both ends a KL is meant, not the formula, which is 0 there.
         if beta in (0.0, 1.0):
             return closed_form(forward_kl if beta == 0.0 else reverse_kl)
-        return ("jsd", beta) if 0.0 < beta < 1.0 else None
+        return ClosedForm("jsd", beta) if 0.0 < beta < 1.0 else None
     return None
 
 
@@ -65,36 +117,40 @@ def logits_of(
     head = signal.head.as_linear()
     if head is None:
         return signal.logits(rows)
-    hidden, (weight, bias) = signal.hidden[rows], head.cut
+    hidden = signal.hidden[rows]
+    weight, bias = head.cut
+    # A head on another device, or in another type than its states, knows itself how to bring them together.
     if hidden.dtype != weight.dtype or hidden.device != weight.device:
         return signal.logits(rows)
     shape = (len(hidden), head.vocab_size)
     buffer = buffers.get(weight.dtype)
+    # Made by the first teacher of the first chunk; later ones fit, as the first chunks are the longest.
     if buffer is None or buffer.shape[1] != shape[1] or len(buffer) < shape[0]:
-        buffer = buffers[weight.dtype] = hidden.new_empty(shape)
+        buffer = hidden.new_empty(shape)
+        buffers[weight.dtype] = buffer
     logits = project(hidden, weight, bias, out=buffer[: shape[0]])
     if head.scale != 1.0 or head.softcap is not None:
-        run(cap, (logits,), head.scale, head.softcap)
+        run(cap, LogitRows(logits), head.scale, head.softcap)
     return logits
 
 
 class StreamedTarget:
-    """See the module.
+    """The target of one chunk; see the module.
 
     Args:
         buffer: What the target is made in, [n V].
         target: Fusion, divergence and temperature.
         weighting: Weights, or what scores each teacher from its own figures.
-        rows: Which positions of the batch.
+        rows: The chunk's positions.
         labels: Tokens to be predicted, [n 1].
 
     Attributes:
         form: The divergence, if its gradient is written out.
         space: In what `fused` is kept: probabilities are the cheapest, but vanish where some divergences
             still read their log.
-        fused: The target, relative to `norm`.
-        norm: Sum of the shares so far.
-        stats: Per teacher: entropy, cross-entropy at the target and at the weight temperature, validity.
+        fused: The target, relative to `norm`: A of the derivation.
+        norm: Sum of the shares so far: N of the derivation.
+        stats: Figures of each teacher so far.
         entropies: Of what is mixed, per teacher.
         teacher_kls: Sum over valid positions of KL(teacher || student), per teacher.
     """
@@ -107,15 +163,19 @@ class StreamedTarget:
         rows: slice,
         labels: Int[Tensor, "n 1"],
     ) -> None:
-        self.target, self.weighting = target, weighting
-        self.rows, self.labels = rows, labels
+        self.target = target
+        self.weighting = weighting
+        self.rows = rows
+        self.labels = labels
         self.form = closed_form(target.divergence)
         self.space: Space = "product"
         if target.fusion is not geometric_logprobs:
-            self.space = "logs" if self.form is None or self.form[0] == "reverse_kl" else "probs"
+            # Forward KL, Jensen-Shannon and total variation weigh log p by p or by m, so p = 0 is harmless;
+            # reverse KL weighs it by q, and a user's own divergence may do anything.
+            self.space = "logs" if self.form is None or self.form.name == "reverse_kl" else "probs"
         self.fused = buffer.fill_(-torch.inf if self.space == "logs" else 0.0)
         self.norm = buffer.new_zeros(len(buffer))
-        self.stats: list[tuple[Tensor, ...]] = []
+        self.stats: list[TeacherColumns] = []
         self.entropies: list[Tensor] = []
         self.teacher_kls: list[Tensor] = []
         self._top = torch.full_like(self.norm, -torch.inf)
@@ -136,8 +196,8 @@ class StreamedTarget:
             signal: The teacher's.
             student_logits: For the teacher's KL.
             student_log_total: Their log-sum-exp at the target's temperature.
-            buffers: Where teachers' logits are made, by type; kept from one chunk to the next.
-            absent: Whether it says nothing in any of the rows, so that no logits are made.
+            buffers: One buffer of logits for each type, kept from one chunk to the next.
+            absent: True if it says nothing in any of the rows, so that no logits are made.
         """
         if absent:
             self._skip()
@@ -147,63 +207,77 @@ class StreamedTarget:
             require_captured(signal, temperature)
             student = student_logits / temperature - student_log_total.unsqueeze(-1)
             logits = dense_logprobs(signal, self.rows, student)
-            temperatures = (1.0, 1.0, 1.0)
+            # A list was softened when it was made.
+            temperatures = Temperatures(1.0, 1.0, 1.0)
         else:
             logits = logits_of(signal, self.rows, buffers)
-            own, weight = signal.target_temperature, signal.weight_temperature
-            temperatures = (weight, own, own * temperature)
-        entropy, log_total, own_log_total, mixed_log_total, mixed_entropy, kl = run(
-            teacher_pass,
-            (logits, student_logits, student_log_total),
-            temperatures,
-            temperature,
+            own = signal.target_temperature
+            temperatures = Temperatures(signal.weight_temperature, own, own * temperature)
+        found = run(
+            teacher_pass, TeacherRows(logits, student_logits, student_log_total), temperatures, temperature
         )
-        if isinstance(signal, TopKSignal):
-            *stats, valid = listed_stats(signal, self.rows)
-        else:
-            at_label = logits.gather(-1, self.labels).squeeze(-1).to(entropy.dtype)
-            nll, weight_nll = own_log_total - at_label / own, log_total - at_label / weight
-            *stats, valid = checked_stats(signal, self.rows, entropy, nll, weight_nll, logits.shape[-1])
-        keep, share = self._share(Figures(stats[0], stats[1], valid))
-        run(MIXERS[self.space], (self.fused, logits, mixed_log_total, keep, share), temperatures[2])
+        stats = self._stats(signal, logits, found, temperatures)
+        keep, share = self._share(stats)
+        run(
+            MIXERS[self.space],
+            MixRows(self.fused, logits, found.mixed_log_total, keep, share),
+            temperatures.mixed,
+        )
         if isinstance(self.weighting, GivenWeights):
-            valid = self.weighting.valid[self.rows, len(self.stats)]
-        self.stats.append((*stats, valid))
-        self.entropies.append(mixed_entropy)
-        self.teacher_kls.append(torch.where(valid, kl, 0.0).sum())
+            # Whoever made the weights has judged the teachers, and is to be reported.
+            stats = stats._replace(valid=self.weighting.valid[self.rows, len(self.stats)])
+        self.stats.append(stats)
+        self.entropies.append(found.mixed_entropy)
+        self.teacher_kls.append(torch.where(stats.valid, found.kl, 0.0).sum())
+
+    def _stats(
+        self, signal: TeacherSignal, logits: Tensor, found: TeacherPass, temperatures: Temperatures
+    ) -> TeacherColumns:
+        if isinstance(signal, TopKSignal):
+            # What the list knows of its full distribution, which the completed one only resembles.
+            return listed_stats(signal, self.rows)
+        at_label = logits.gather(-1, self.labels).squeeze(-1).to(found.entropy.dtype)
+        nll = found.own_log_total - at_label / temperatures.own
+        weight_nll = found.log_total - at_label / temperatures.weight
+        columns = TeacherColumns(found.entropy, nll, weight_nll, found.entropy.isfinite())
+        return checked_stats(signal, self.rows, columns, logits.shape[-1])
 
     def _skip(self) -> None:
-        """Take note that the next teacher is absent: its share is 0 in all rows."""
-        *stats, valid = stats_of_absent(self.norm, self.fused.shape[-1])
-        self._share(Figures(stats[0], stats[1], valid))
-        self.stats.append((*stats, valid))
-        self.entropies.append(stats[0])
+        """Count the next teacher as absent: its share is 0 in all rows, and no mixing is needed."""
+        stats = stats_of_absent(self.norm, self.fused.shape[-1])
+        # A scorer carries sums from chunk to chunk, so it is asked all the same.
+        self._share(stats)
+        self.stats.append(stats)
+        self.entropies.append(stats.entropy)
         self.teacher_kls.append(torch.zeros_like(self.norm[:1]).sum())
 
-    def _share(self, figures: Figures) -> tuple[Tensor, Tensor]:
-        """Factors of what is mixed already and of the next teacher."""
+    def _share(self, stats: TeacherColumns) -> tuple[Tensor, Tensor]:
+        """Factors `keep` and `share` of the derivation, for the next teacher."""
         teacher = len(self.stats)
         if isinstance(self.weighting, GivenWeights):
-            share = self.weighting.weights[self.rows, teacher].to(figures.entropy.dtype)
+            share = self.weighting.weights[self.rows, teacher].to(stats.entropy.dtype)
             return torch.ones_like(share), share
-        score = self.weighting.of(teacher, figures, self.rows).masked_fill(~figures.valid, -torch.inf)
+        score = self.weighting.of(teacher, stats.figures, self.rows).masked_fill(~stats.valid, -torch.inf)
         self._scores.append(score)
         top = torch.maximum(self._top, score)
+        # -inf - -inf is NaN, as long as no teacher has said anything here.
         base = top.masked_fill(top == -torch.inf, 0.0)
-        keep, share = (shares_of(value, base, self.weighting.tau) for value in (self._top, score))
-        self.norm, self._top = self.norm * keep + share, top
+        keep = shares_of(self._top, base, self.weighting.tau)
+        share = shares_of(score, base, self.weighting.tau)
+        self.norm = self.norm * keep + share
+        self._top = top
         return keep, share
 
     def weights(self) -> Float[Tensor, "n M"]:
         """Weights of all teachers."""
         if isinstance(self.weighting, GivenWeights):
             return self.weighting.weights[self.rows]
-        valid = torch.stack([stats[-1] for stats in self.stats], -1)
+        valid = torch.stack([stats.valid for stats in self.stats], -1)
         return weights_from_scores(torch.stack(self._scores, -1), valid, tau=self.weighting.tau)
 
-    def covered_and_norm(self, weights: Float[Tensor, "n M"]) -> tuple[Bool[Tensor, " n"], Float[Tensor, " n"]]:
-        """Where some teacher counts, and what the target is to be divided by, 1 where none does."""
+    def covered(self, weights: Float[Tensor, "n M"]) -> Covered:
+        """N, and where it is above 0."""
         if isinstance(self.weighting, GivenWeights):
-            return weights.sum(-1) > 0, torch.ones_like(self.norm)
-        covered = self.norm > 0
-        return covered, self.norm.masked_fill(~covered, 1.0)
+            return Covered(weights.sum(-1) > 0, torch.ones_like(self.norm))
+        where = self.norm > 0
+        return Covered(where, self.norm.masked_fill(~where, 1.0))

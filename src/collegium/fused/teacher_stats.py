@@ -8,24 +8,46 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from collegium.fused.listed import dense_logprobs
+from collegium.fused.completion import dense_logprobs
 from collegium.losses.chunks import chunks
 from collegium.losses.divergences import LOG_ZERO, entropy
 from collegium.losses.joint_weighting import JointWeighting
 from collegium.losses.min_norm import MinNormWeighting, gradient_products
 from collegium.losses.precision import full_precision
-from collegium.losses.weighting import GivenScores, GivenWeights, Weighting
+from collegium.losses.weighting import Figures, GivenScores, GivenWeights, Weighting
 from collegium.signals.contracts import Positions, TeacherStats
 from collegium.signals.signals import CarriedSignal, TeacherSignal, TopKSignal
 
 
 TeacherWeighting = Weighting | JointWeighting | MinNormWeighting | GivenScores | GivenWeights
 """How much each teacher counts at each position, or how that follows from the teachers."""
+
+
+class TeacherColumns(NamedTuple):
+    """Figures of one teacher at some positions; columns of `TeacherStats`.
+
+    Attributes:
+        entropy: H_k, at the weight temperature.
+        cross_entropy: -log probability of the label at its own temperature.
+        weight_cross_entropy: The same at the weight temperature.
+        valid: False where the teacher is absent.
+    """
+
+    entropy: Float[Tensor, " n"]
+    cross_entropy: Float[Tensor, " n"]
+    weight_cross_entropy: Float[Tensor, " n"]
+    valid: Bool[Tensor, " n"]
+
+    @property
+    def figures(self) -> Figures:
+        """Those that a score may be made from."""
+        return Figures(self.entropy, self.cross_entropy, self.valid)
 
 
 def absences(valid: Sequence[Bool[Tensor, " N"] | None], spans: Sequence[slice]) -> list[list[bool]]:
@@ -95,51 +117,61 @@ def teacher_stats(signals: Sequence[TeacherSignal], labels: Int[Tensor, " N"], *
     return TeacherStats(*(torch.stack(column, -1) for column in zip(*columns, strict=True)))
 
 
-def _stats_of_teacher(signal: TeacherSignal, labels: Tensor, chunk_size: int) -> tuple[Tensor, ...]:
+def _stats_of_teacher(signal: TeacherSignal, labels: Tensor, chunk_size: int) -> TeacherColumns:
     spans = list(chunks(len(labels), chunk_size))
     parts = [
         _stats_of_silence(signal, rows) if absent else _stats_of_rows(signal, labels[rows], rows)
         for rows, (absent,) in zip(spans, absences([signal.valid], spans), strict=True)
     ]
-    return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+    return TeacherColumns(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
-def _stats_of_rows(signal: TeacherSignal, labels: Tensor, rows: slice) -> tuple[Tensor, ...]:
-    """Entropy, cross-entropies at the target and at the weight temperature, and validity."""
+def _stats_of_rows(signal: TeacherSignal, labels: Tensor, rows: slice) -> TeacherColumns:
     if isinstance(signal, TopKSignal):
         return listed_stats(signal, rows)
     logits = full_precision(signal.logits(rows))  # [n V]
     weight_logprobs = _log_softmax(logits, signal.weight_temperature)
+    # One [n V] less where a teacher has one temperature, as most have.
     same = signal.target_temperature == signal.weight_temperature
     logprobs = weight_logprobs if same else _log_softmax(logits, signal.target_temperature)
-    nll, weight_nll = (-p.gather(-1, labels[:, None]).squeeze(-1) for p in (logprobs, weight_logprobs))
-    return checked_stats(signal, rows, entropy(weight_logprobs), nll, weight_nll, logits.shape[-1])
+    nll = -logprobs.gather(-1, labels[:, None]).squeeze(-1)
+    weight_nll = -weight_logprobs.gather(-1, labels[:, None]).squeeze(-1)
+    entropies = entropy(weight_logprobs)
+    columns = TeacherColumns(entropies, nll, weight_nll, entropies.isfinite())
+    return checked_stats(signal, rows, columns, logits.shape[-1])
 
 
-def checked_stats(
-    signal: TeacherSignal, rows: slice, entropies: Tensor, nll: Tensor, weight_nll: Tensor, vocab_size: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The figures of some rows, uniform where the teacher is absent, and where it is not."""
-    # NaN, +Inf and rows of nothing but -Inf leave no finite entropy.
-    valid = entropies.isfinite()
+def checked_stats(signal: TeacherSignal, rows: slice, columns: TeacherColumns, vocab_size: int) -> TeacherColumns:
+    """The figures of some rows, uniform where the teacher is absent, and where it is not.
+
+    `columns.valid` says where the entropy is finite: NaN, +Inf and rows of nothing but -Inf leave none.
+    """
+    entropies = columns.entropy
+    valid = columns.valid
     if isinstance(signal, CarriedSignal) and signal.entropy is not None:
+        # Entropy per byte of text, say, which is fairer than that of a distribution that was carried over.
         entropies = signal.entropy[rows].to(entropies.dtype)
         valid = valid & entropies.isfinite()
     if signal.valid is not None:
         valid = valid & signal.valid[rows]
+    # Means over a stretch and sums over the past read these rows too, so they must hold a number: a teacher that
+    # says nothing counts as a uniform distribution.
     uniform = math.log(vocab_size)
-    figures = (figure.masked_fill(~valid, uniform) for figure in (entropies, nll, weight_nll))
-    entropies, nll, weight_nll = figures
-    return entropies, nll, weight_nll, valid
+    return TeacherColumns(
+        entropies.masked_fill(~valid, uniform),
+        columns.cross_entropy.masked_fill(~valid, uniform),
+        columns.weight_cross_entropy.masked_fill(~valid, uniform),
+        valid,
+    )
 
 
-def stats_of_absent(like: Float[Tensor, " n"], vocab_size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As `checked_stats`, of rows in which a teacher says nothing."""
+def stats_of_absent(like: Float[Tensor, " n"], vocab_size: int) -> TeacherColumns:
+    """Figures of rows in which a teacher says nothing, as `checked_stats` would give them."""
     uniform = torch.full_like(like, math.log(vocab_size))
-    return uniform, uniform, uniform, torch.zeros_like(like, dtype=torch.bool)
+    return TeacherColumns(uniform, uniform, uniform, torch.zeros_like(like, dtype=torch.bool))
 
 
-def _stats_of_silence(signal: TeacherSignal, rows: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _stats_of_silence(signal: TeacherSignal, rows: slice) -> TeacherColumns:
     if isinstance(signal, TopKSignal):
         return listed_stats(signal, rows)
     one = full_precision(signal.logits(slice(rows.start, rows.start + 1)))  # [1 V], for its size alone
@@ -150,15 +182,17 @@ _ROUNDING = 0.01
 """Nats by which a listed log-probability may lie above 0."""
 
 
-def listed_stats(signal: TopKSignal, rows: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What a list knows of its full distribution, as `checked_stats` gives it."""
-    at_weight = signal.label_logprob if signal.weight_label_logprob is None else signal.weight_label_logprob
-    figures = (full_precision(figure[rows]) for figure in (signal.entropy, signal.label_logprob, at_weight))
-    entropies, at_label, at_weight = figures
+def listed_stats(signal: TopKSignal, rows: slice) -> TeacherColumns:
+    """Figures of the full distribution that a list was made of, as `checked_stats` gives them."""
+    weight_label = signal.label_logprob if signal.weight_label_logprob is None else signal.weight_label_logprob
+    entropies = full_precision(signal.entropy[rows])
+    at_label = full_precision(signal.label_logprob[rows])
+    at_weight = full_precision(weight_label[rows])
+    # A damaged cache may hold any bits; a list with one impossible entry is not believed at all.
     no_logprob = ~(signal.logprobs[rows] < _ROUNDING) & (signal.token_ids[rows] >= 0)
     bad = no_logprob.any(-1) | at_label.isnan() | at_weight.isnan()
-    entropies = entropies.masked_fill(bad, torch.nan)
-    return checked_stats(signal, rows, entropies, -at_label, -at_weight, signal.vocab_size)
+    columns = TeacherColumns(entropies, -at_label, -at_weight, entropies.isfinite() & ~bad)
+    return checked_stats(signal, rows, columns, signal.vocab_size)
 
 
 def _log_softmax(logits: Tensor, temperature: float) -> Tensor:

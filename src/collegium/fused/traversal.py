@@ -1,17 +1,34 @@
 """In which chunks the fused loss walks a batch, and what it must know before it starts.
 
-Weights that are shared by a stretch of text need the whole stretch: chunks that cut none are made where a
-stretch fits in one; else the weights are made in a pass of their own, which makes teachers' logits twice.
+No gradient is derived here; it is decided which of three ways a chunk's target is made, so that each logit of a
+teacher is made as seldom as possible:
+
+    weights follow from each teacher's own figures           one walk: scores and mixing together
+    ... of a stretch of text longer than a chunk,
+        or from all teachers compared                        two walks: figures and weights, then the loss
+    all teachers are lists and the divergence is the         two walks, of which the first reads lists alone:
+        forward KL to their mixture                          no logit of a teacher is ever made
+
+Buffers over time, with two walks (`=` alive; a row of [n V] is one chunk's):
+
+    walk          figures and weights (`teacher_stats`)      the loss (`fused`)
+    teachers      [n V] =|=|=|=|=|=|=|                       =|=|=|=|=|=|=|
+    student       [n V]                                      =================
+    figures       [N M]      ================================================> logged
+    weights       [N M]                       ===============================> logged
+
+Weights that are shared by a stretch of text need the whole stretch: chunks that cut none are made where a stretch
+fits in one; else the weights are made in a walk of their own, which makes teachers' logits twice.
 """
 
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
 from jaxtyping import Int
 from torch import Tensor
 
 from collegium.fused.chunked import KdTarget
-from collegium.fused.listed import all_listed
+from collegium.fused.completion import all_listed
 from collegium.fused.teacher_stats import TeacherWeighting, require_captured, weigh
 from collegium.losses.chunks import chunks
 from collegium.losses.divergences import forward_kl
@@ -21,10 +38,28 @@ from collegium.signals.contracts import Positions, TeacherStats
 from collegium.signals.signals import TeacherSignal, TopKSignal
 
 
-Listed = tuple[Sequence[TopKSignal], TeacherStats]
+class Lists(NamedTuple):
+    """Teachers that are nothing but lists, and what their first walk found out."""
+
+    signals: Sequence[TopKSignal]
+    stats: TeacherStats
 
 
-def order(
+class Traversal(NamedTuple):
+    """A walk over a batch.
+
+    Attributes:
+        weighting: Weights, or what scores each teacher from its own figures.
+        spans: The chunks, in order.
+        lists: The teachers, where all of them are lists that need no buffer.
+    """
+
+    weighting: Scorer | GivenWeights
+    spans: list[slice]
+    lists: Lists | None = None
+
+
+def plan_traversal(
     positions: Positions,
     signals: Sequence[TeacherSignal],
     weighting: TeacherWeighting,
@@ -32,31 +67,38 @@ def order(
     *,
     student: Callable[[slice], Tensor],
     chunk_size: int,
-) -> tuple[Scorer | GivenWeights, list[slice], Listed | None]:
-    """How to weigh, in which chunks to walk, and the lists if teachers are nothing else.
+) -> Traversal:
+    """Choose the way, and do the first of two walks where there are two.
 
-    Weights come from a pass of their own where they compare all teachers, or where a stretch of text is
-    longer than a chunk, so that they are needed before its first token.
+    Args:
+        positions: The batch's.
+        signals: One per teacher.
+        weighting: Teacher weights, or how they follow from the teachers' statistics.
+        target: Divergence, fusion and temperature.
+        student: Makes the student's logits of some rows; weights may follow from its gradient.
+        chunk_size: Positions of a chunk at most.
     """
     spans = list(chunks(len(positions), chunk_size))
+    # Only the forward KL to a mixture is linear in the target, which is what lets lists be added where they are.
     linear = target.divergence is forward_kl and target.fusion is mixture_logprobs
+    # A limit on the conflict is judged from the finished target, which lists never make as a whole.
     listed = linear and target.conflict_limit is None and all_listed(signals)
     if isinstance(weighting, GivenScores | GivenWeights) and not listed:
-        return weighting, spans, None
+        return Traversal(weighting, spans)
     if isinstance(weighting, Weighting) and not listed:
         scorer = weighting.scorer(positions)
         groups = scorer.stretches.groups if signals else None
         aligned = spans if groups is None else whole_groups(groups, chunk_size)
         if aligned is not None:
-            return scorer, aligned, None
+            return Traversal(scorer, aligned)
     if listed:
         for signal in signals:
             require_captured(cast(TopKSignal, signal), target.temperature)
     stats, weights = weigh(
         signals, positions, weighting, student=student, temperature=target.temperature, chunk_size=chunk_size
     )
-    lists = (cast(Sequence[TopKSignal], signals), stats) if listed else None
-    return GivenWeights(weights, stats.valid), spans, lists
+    lists = Lists(cast(Sequence[TopKSignal], signals), stats) if listed else None
+    return Traversal(GivenWeights(weights, stats.valid), spans, lists)
 
 
 def whole_groups(groups: Int[Tensor, " N"], chunk_size: int) -> list[slice] | None:
@@ -66,10 +108,14 @@ def whole_groups(groups: Int[Tensor, " N"], chunk_size: int) -> list[slice] | No
     """
     sizes: list[int] = groups.unique_consecutive(return_counts=True)[1].tolist()
     if not sizes:
+        # A batch that predicts nothing still walks once, so that every parameter has a gradient of 0.
         return [slice(0, 0)]
     if max(sizes) > chunk_size:
         return None
-    spans, start, stop = [], 0, 0
+    spans = []
+    start = 0
+    stop = 0
+    # Greedy is best here: a group that does not fit any more begins the next chunk.
     for size in sizes:
         if stop + size - start > chunk_size:
             spans.append(slice(start, stop))

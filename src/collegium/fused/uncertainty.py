@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from collegium.fused.compiled import run
+from collegium.fused.elementwise import LogitRows
 from collegium.losses.chunks import chunks
 from collegium.losses.precision import full_precision
 from collegium.signals.signals import Head
@@ -51,18 +52,19 @@ def student_figures(
     parts = []
     for rows in chunks(len(labels), chunk_size):
         logits = full_precision(head(hidden[rows]))
-        entropy, log_total = run(entropy_figures, (logits,))
+        entropy, log_total = run(entropy_figures, LogitRows(logits))
         first, second = logits.topk(2, -1).values.unbind(-1)
-        confidence, runner_up = (first - log_total).exp(), (second - log_total).exp()
+        confidence = (first - log_total).exp()
+        runner_up = (second - log_total).exp()
         nll = log_total - logits.gather(-1, labels[rows, None]).squeeze(-1)
         parts.append((entropy / math.log(logits.shape[-1]), confidence, confidence - runner_up, nll))
     return StudentFigures(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def entropy_figures(logits: Float[Tensor, "n V"]) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+def entropy_figures(rows: LogitRows) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
     """Entropy and log-sum-exp; a kernel of `compiled.run`."""
-    log_total = logits.logsumexp(-1)
-    below = logits - log_total.unsqueeze(-1)
+    log_total = rows.logits.logsumexp(-1)
+    below = rows.logits - log_total.unsqueeze(-1)
     return -(below.exp() * below).sum(-1), log_total
 
 
