@@ -102,6 +102,21 @@ class DistillationSums:
     stats: TeacherStats
     weights: Tensor
 
+    @classmethod
+    def of(cls, sums: LossSums, stats: TeacherStats, weights: Tensor) -> "DistillationSums":
+        """Sums of all chunks, without the gradient that what is only logged may carry."""
+        return cls(
+            loss=sums.loss,
+            kd=sums.kd.detach(),
+            cross_entropy=sums.cross_entropy.detach(),
+            covered=sums.covered.detach(),
+            target_entropy=sums.target_entropy.detach(),
+            conflict=sums.conflict.detach(),
+            teacher_kl=sums.teacher_kl.detach(),
+            stats=stats,
+            weights=weights.detach(),
+        )
+
 
 def distillation_loss(
     student_hidden: Float[Tensor, "N D"],
@@ -162,17 +177,7 @@ def distillation_loss(
         for rows in chunks(len(positions), chunk_size)
     ]
     total = LossSums(*(reduce(add, part) for part in zip(*parts, strict=True)))
-    return DistillationSums(
-        loss=total.loss,
-        kd=total.kd.detach(),
-        cross_entropy=total.cross_entropy.detach(),
-        covered=total.covered.detach(),
-        target_entropy=total.target_entropy.detach(),
-        conflict=total.conflict.detach(),
-        teacher_kl=total.teacher_kl.detach(),
-        stats=stats,
-        weights=weights.detach(),
-    )
+    return DistillationSums.of(total, stats, weights)
 
 
 def of_rows(value: float | Tensor, rows: slice, like: Tensor) -> Float[Tensor, " n"]:

@@ -109,22 +109,7 @@ def distillation_loss(
     )
     # Autograd hands back a plain tuple, whatever forward returned.
     results = _Results._make(_FusedLoss.apply(student_hidden, linear.weight, linear.bias, job))
-    return DistillationSums(
-        loss=results.loss,
-        kd=results.kd,
-        cross_entropy=results.cross_entropy,
-        covered=results.covered,
-        target_entropy=results.target_entropy,
-        conflict=results.conflict,
-        teacher_kl=results.teacher_kl,
-        stats=TeacherStats(
-            entropy=results.teacher_entropy,
-            cross_entropy=results.teacher_cross_entropy,
-            weight_cross_entropy=results.teacher_weight_cross_entropy,
-            valid=results.teacher_valid,
-        ),
-        weights=results.weights,
-    )
+    return results.as_sums()
 
 
 class _Results(NamedTuple):
@@ -142,6 +127,26 @@ class _Results(NamedTuple):
     teacher_weight_cross_entropy: Tensor
     teacher_valid: Tensor
     weights: Tensor
+
+    def as_sums(self) -> DistillationSums:
+        """The result of the module."""
+        stats = TeacherStats(
+            entropy=self.teacher_entropy,
+            cross_entropy=self.teacher_cross_entropy,
+            weight_cross_entropy=self.teacher_weight_cross_entropy,
+            valid=self.teacher_valid,
+        )
+        return DistillationSums(
+            loss=self.loss,
+            kd=self.kd,
+            cross_entropy=self.cross_entropy,
+            covered=self.covered,
+            target_entropy=self.target_entropy,
+            conflict=self.conflict,
+            teacher_kl=self.teacher_kl,
+            stats=stats,
+            weights=self.weights,
+        )
 
 
 class _FusedLoss(torch.autograd.Function):
