@@ -17,7 +17,8 @@ from collegium.fused.chunked import KdTarget
 from collegium.fused.fused import distillation_loss
 from collegium.losses.divergences import forward_kl
 from collegium.losses.fusion import mixture_logprobs
-from collegium.losses.weighting import Weighting, entropy_weights, group_mean
+from collegium.losses.teacher_weights import entropy_weights, group_mean
+from collegium.losses.weighting import Weighting
 from collegium.models.head import ProjectionHead
 from collegium.training.objective import default_chunk_size
 

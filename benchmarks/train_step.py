@@ -34,7 +34,8 @@ from benchmarks.measure import (
 from benchmarks.models import STUDENT, TEACHER, VOCAB_SIZE, build_model, num_parameters
 from benchmarks.peers import FORWARD_KL, JENSEN_SHANNON
 from benchmarks.trl_step import trl_gkd_step
-from collegium.losses.weighting import Weighting, group_mean
+from collegium.losses.teacher_weights import group_mean
+from collegium.losses.weighting import Weighting
 from collegium.signals.contracts import Batch, ItemCounts, Teacher, predicted_positions
 from collegium.teachers.local import LocalTeacher
 from collegium.training.model import DistillationModel

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from collegium.alignment.common_spans import common_spans
-from collegium.signals.contracts import AlignedSpans
+from collegium.signals.own_vocabulary import AlignedSpans
 
 
 def spans_of(student, teacher, num_spans):

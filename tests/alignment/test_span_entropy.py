@@ -5,7 +5,8 @@ from dataclasses import replace
 import torch
 
 from collegium.fused.teacher_stats import teacher_stats
-from collegium.signals.contracts import AlignedSpans, predicted_positions
+from collegium.signals.contracts import predicted_positions
+from collegium.signals.own_vocabulary import AlignedSpans
 from collegium.signals.signals import CarriedSignal
 from collegium.teachers.batch_plan import per_student_token
 from tests.support.aligned_pairs import NEED, PAIRS, aligned, batch_of

@@ -18,7 +18,8 @@ from collegium.fused.teacher_stats import teacher_stats
 from collegium.losses.chunks import chunks
 from collegium.losses.divergences import forward_kl, generalized_jsd, reverse_kl, total_variation
 from collegium.losses.fusion import geometric_logprobs, mixture_logprobs
-from collegium.losses.weighting import GivenWeights, Weighting, entropy_weights
+from collegium.losses.teacher_weights import entropy_weights
+from collegium.losses.weighting import GivenWeights, Weighting
 from collegium.models.head import ProjectionHead
 from collegium.signals.contracts import Positions
 from collegium.signals.signals import DenseSignal, ProjectedSignal

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from collegium.losses.stretches import window_groups
-from collegium.losses.weighting import entropy_weights, group_mean, static_weights, uniform_weights
+from collegium.losses.teacher_weights import entropy_weights, group_mean, static_weights, uniform_weights
 
 
 seeds = st.integers(0, 2**32 - 1)

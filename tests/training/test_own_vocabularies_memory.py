@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from collegium.models.head import ProjectionHead
-from collegium.signals.contracts import AlignedSpans, Batch, OwnView, TeacherOutput, predicted_positions
+from collegium.signals.contracts import Batch, TeacherOutput, predicted_positions
+from collegium.signals.own_vocabulary import AlignedSpans, OwnView
 from collegium.signals.signals import ProjectedSignal
 from collegium.training.terms.cross_tokenizer import GoldTerm, UldTerm
 from collegium.training.terms.dual_space import DualSpaceTerm

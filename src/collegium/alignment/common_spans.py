@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from collegium.signals.contracts import AlignedSpans
+from collegium.signals.own_vocabulary import AlignedSpans
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from collegium.losses.chunks import chunks
 from collegium.losses.divergences import entropy, forward_kl
 from collegium.losses.fusion import Fusion, mixture_logprobs
 from collegium.losses.precision import full_precision
-from collegium.losses.weighting import uniform_weights
+from collegium.losses.teacher_weights import uniform_weights
 from collegium.signals.contracts import Batch, Capability, Positions, Teacher, TeacherStats, predicted_positions
 from collegium.signals.signals import Head, TeacherSignal, TopKSignal
 

@@ -25,7 +25,7 @@ from collegium.evaluation.language_modeling import (
 from collegium.losses.divergences import entropy
 from collegium.losses.fusion import mixture_logprobs
 from collegium.losses.precision import full_precision
-from collegium.losses.weighting import uniform_weights
+from collegium.losses.teacher_weights import uniform_weights
 from collegium.signals.signals import Head
 
 

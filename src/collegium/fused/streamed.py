@@ -70,7 +70,8 @@ from collegium.losses.divergences import (
     total_variation,
 )
 from collegium.losses.fusion import geometric_logprobs
-from collegium.losses.weighting import GivenWeights, Scorer, shares_of, weights_from_scores
+from collegium.losses.teacher_weights import shares_of, weights_from_scores
+from collegium.losses.weighting import GivenWeights, Scorer
 from collegium.signals.signals import (
     CarriedSignal,
     DenseSignal,

@@ -1,7 +1,7 @@
-"""Teacher weights that need the figures of all teachers at once, and so a first pass over them.
+"""Weights of teachers that compare the figures of all of them, and so need a first pass over them.
 
-What they share: a teacher gets more the less it has of some figure, in proportion to 1 minus its part of the
-sum. That is close to uniform for many teachers: with five of them no weight is above 1/4.
+In each rule a teacher gets more the less it has of some figure, in proportion to 1 minus its part of the sum.
+That is close to uniform for many teachers: with five of them no weight is above 1/4.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +15,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from collegium.losses.stretches import Stretches
-from collegium.losses.weighting import figures_of, weights_from_scores
+from collegium.losses.teacher_weights import weights_from_scores
+from collegium.losses.weighting import figures_of
 from collegium.signals.contracts import Positions, TeacherStats
 
 
@@ -52,11 +53,11 @@ def _complement(share: Float[Tensor, "n M"], valid: Bool[Tensor, "n M"]) -> Floa
 
 @dataclass(frozen=True)
 class JointRule:
-    """What one kind of joint weighting does.
+    """Rule of one kind of joint weighting.
 
     Attributes:
         weights: Weights [n M] from a figure of each teacher [n M] and where it is valid.
-        reads_labels: Whether that figure is the cross-entropy; else it is the entropy.
+        reads_labels: True if that figure is the cross-entropy; else it is the entropy.
     """
 
     weights: Callable[[Tensor, Tensor], Tensor]
@@ -67,7 +68,7 @@ JOINT_RULES: Mapping[JointWeightingName, JointRule] = {
     "ebkd": JointRule(ebkd_weights, reads_labels=False),
     "ca_mkd": JointRule(ca_mkd_weights, reads_labels=True),
 }
-"""What each kind does; `JointWeighting` describes them."""
+"""The rule of each kind; `JointWeighting` describes them."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class JointWeighting:
 
     @property
     def is_known_ahead(self) -> bool:
-        """Whether the weights at a position are known before its label."""
+        """True if the weights at a position are known before its label."""
         return not JOINT_RULES[self.kind].reads_labels or self.granularity.startswith("causal")
 
     @property
@@ -94,7 +95,7 @@ class JointWeighting:
         return None if JOINT_RULES[self.kind].reads_labels else self.granularity
 
     def __call__(self, stats: TeacherStats, positions: Positions) -> Float[Tensor, "N M"]:
-        """Weights; rows sum to 1 over valid teachers."""
+        """Return weights; rows sum to 1 over valid teachers."""
         rule = JOINT_RULES[self.kind]
         stretches = Stretches(positions, self.granularity, past_only=rule.reads_labels)
         everywhere = slice(0, len(positions))

@@ -14,6 +14,7 @@ so few that all K teachers fit into one chunk's buffer, then a solver whose work
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -62,15 +63,15 @@ def gradient_products(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Float[Tensor, "N M M"]:
-    """<q - p_k, q - p_l> at each position.
+    """Return <q - p_k, q - p_l> at each position.
 
     Args:
-        student: Log-probabilities of some rows, at the target's temperature.
-        teachers: The same of each teacher, given the student's.
+        student: Makes log-probabilities of some rows, at the target's temperature.
+        teachers: Make the same of each teacher, given the student's.
         num_positions: N.
         num_rows: Rows of all teachers together that are alive at once.
-        dtype: Of the result.
-        device: Of the result.
+        dtype: Type of the result.
+        device: Device of the result.
     """
     num_teachers = len(teachers)
     gram = torch.zeros(num_positions, num_teachers, num_teachers, dtype=dtype, device=device)
@@ -104,65 +105,74 @@ def min_norm_weights(
     """
     if not 0.0 < max_weight <= 1.0:
         raise ValueError(f"max_weight is {max_weight}; it must lie in (0, 1]")
-    dtype, gram = gram.dtype, torch.where(valid.unsqueeze(-1) & valid.unsqueeze(-2), gram.double(), 0.0)
+    dtype = gram.dtype
+    gram = torch.where(valid.unsqueeze(-1) & valid.unsqueeze(-2), gram.double(), 0.0)
     count = valid.sum(-1, keepdim=True).clamp_min(1).double()  # [n 1]
     diagonal = gram.diagonal(dim1=-2, dim2=-1)
     mean = _sum(diagonal) / count
     gram = gram / torch.where(mean > 0, mean, 1.0).unsqueeze(-1)
     ridge = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device) * _RIDGE
-    solver = _ActiveSet(gram + ridge, valid, count.reciprocal().clamp_min(max_weight))
+    problem = _Problem(gram + ridge, valid, count.reciprocal().clamp_min(max_weight))
+    walk = _Walk(valid.to(gram.dtype) / count, valid)
     for _ in range(4 * gram.shape[-1]):
-        solver.advance()
-    return solver.weights.to(dtype)
+        walk = _advanced(problem, walk)
+    return walk.weights.to(dtype)
 
 
-class _ActiveSet:
-    """The state of every row's walk."""
+class _Problem(NamedTuple):
+    """Minimise a' G a in every row, over valid teachers and up to a cap."""
 
-    def __init__(self, gram: Tensor, valid: Tensor, cap: Tensor) -> None:
-        self.gram, self.valid, self.cap = gram, valid, cap
-        count = valid.sum(-1, keepdim=True).clamp_min(1)
-        self.weights = valid.to(gram.dtype) / count  # [n M]
-        self.free = valid.clone()
-        self._index = torch.arange(valid.shape[-1], device=valid.device)
+    gram: Float[Tensor, "n M M"]
+    valid: Bool[Tensor, "n M"]
+    cap: Float[Tensor, "n 1"]
 
-    def advance(self) -> None:
-        """One step and one change of what is held; rows at their minimum stay there."""
-        target, pull = self._minimum()
-        step = torch.where(self.free, target - self.weights, 0.0)
-        room = torch.where(step < 0, self.weights, self.cap - self.weights)
-        reach = torch.where(step != 0, room / step.abs().clamp_min(1e-300), torch.inf)
-        length, blocking = reach.min(-1, keepdim=True)
-        blocked = length < 1.0
-        moved = self.weights + length.clamp_max(1.0) * step
-        stopped = blocked & (self._index == blocking)
-        bound = torch.where(step < 0, 0.0, self.cap.expand_as(step))
-        weights = torch.where(stopped, bound, moved)
-        # Where the minimum was reached: what a held one would gain by moving off its bound.
-        slope = _product(self.gram, weights)
-        held = self.valid & ~self.free
-        gain = torch.where(weights > 0.5 * self.cap, slope - pull, pull - slope)
-        gain = torch.where(held, gain, -torch.inf)
-        most, freed = gain.max(-1, keepdim=True)
-        released = ~blocked & (most > 1e-13) & (self._index == freed)
-        self.weights, self.free = weights, (self.free & ~stopped) | released
 
-    def _minimum(self) -> tuple[Tensor, Tensor]:
-        """Where the free weights are best, and the slope they have in common there."""
-        both = self.free.unsqueeze(-1) & self.free.unsqueeze(-2)
-        identity = torch.eye(self.gram.shape[-1], dtype=self.gram.dtype, device=self.gram.device)
-        matrix = torch.where(both, self.gram, identity)
-        held = torch.where(self.free, 0.0, self.weights)
-        push = _product(self.gram, held)
-        sides = torch.where(self.free.unsqueeze(-1), torch.stack((torch.ones_like(push), push), -1), 0.0)
-        unit, answer = _solved(matrix, sides).unbind(-1)
-        total = _sum(unit)
-        pull = (1.0 - _sum(held) + _sum(answer)) / torch.where(total > 0, total, 1.0)
-        return pull * unit - answer, pull
+class _Walk(NamedTuple):
+    """The weights that every row has come to, and those that no bound holds."""
+
+    weights: Float[Tensor, "n M"]
+    free: Bool[Tensor, "n M"]
+
+
+def _advanced(problem: _Problem, walk: _Walk) -> _Walk:
+    """Take one step, then hold or free one weight; rows at their minimum stay there."""
+    gram, valid, cap = problem
+    index = torch.arange(valid.shape[-1], device=valid.device)
+    target, pull = _minimum(gram, walk)
+    step = torch.where(walk.free, target - walk.weights, 0.0)
+    room = torch.where(step < 0, walk.weights, cap - walk.weights)
+    reach = torch.where(step != 0, room / step.abs().clamp_min(1e-300), torch.inf)
+    length, blocking = reach.min(-1, keepdim=True)
+    blocked = length < 1.0
+    moved = walk.weights + length.clamp_max(1.0) * step
+    stopped = blocked & (index == blocking)
+    bound = torch.where(step < 0, 0.0, cap.expand_as(step))
+    weights = torch.where(stopped, bound, moved)
+    # A row at its minimum frees the held weight that gains most by moving off its bound.
+    slope = _product(gram, weights)
+    gain = torch.where(weights > 0.5 * cap, slope - pull, pull - slope)
+    gain = torch.where(valid & ~walk.free, gain, -torch.inf)
+    most, freed = gain.max(-1, keepdim=True)
+    released = ~blocked & (most > 1e-13) & (index == freed)
+    return _Walk(weights, (walk.free & ~stopped) | released)
+
+
+def _minimum(gram: Float[Tensor, "n M M"], walk: _Walk) -> tuple[Tensor, Tensor]:
+    """Find where the free weights are best, and the slope that they have in common there."""
+    both = walk.free.unsqueeze(-1) & walk.free.unsqueeze(-2)
+    identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    matrix = torch.where(both, gram, identity)
+    held = torch.where(walk.free, 0.0, walk.weights)
+    push = _product(gram, held)
+    sides = torch.where(walk.free.unsqueeze(-1), torch.stack((torch.ones_like(push), push), -1), 0.0)
+    unit, answer = _solved(matrix, sides).unbind(-1)
+    total = _sum(unit)
+    pull = (1.0 - _sum(held) + _sum(answer)) / torch.where(total > 0, total, 1.0)
+    return pull * unit - answer, pull
 
 
 def _sum(values: Float[Tensor, "n M"]) -> Float[Tensor, "n 1"]:
-    """Over teachers, one after another: an absent one's 0 leaves the sum as it is."""
+    """Add up teachers one after another: an absent one's 0 leaves the sum as it is."""
     columns: Sequence[Tensor] = values.split(1, -1)
     return reduce(torch.add, columns)
 
@@ -175,7 +185,7 @@ def _product(matrix: Float[Tensor, "n M M"], vector: Float[Tensor, "n M"]) -> Fl
 
 
 def _solved(matrix: Float[Tensor, "n M M"], sides: Float[Tensor, "n M c"]) -> Float[Tensor, "n M c"]:
-    """matrix^-1 sides by Gauss-Jordan elimination; positive definite matrices need no pivoting."""
+    """Return matrix^-1 sides by Gauss-Jordan elimination; positive definite matrices need no pivoting."""
     joined = torch.cat((matrix, sides), -1)
     size = matrix.shape[-1]
     for i in range(size):

@@ -1,26 +1,21 @@
-"""Teacher weights from what is known at each position, each teacher scored by itself.
+"""Weights of teachers that are scored one by one, each from its own figures at each position.
 
 The source paper weights per token by exp(-H) (arXiv:2507.15198), which is a preset. The default averages
 entropies over 32 tokens and is twice as sharp (tau 0.5): of thirteen rules it came out best on validation text,
 with students of 0.2 million parameters (docs/when-it-helps.md), and on text that changes its domain midway
 it was 9 % better in perplexity than single tokens.
-
-Sums over teachers are made one teacher at a time: adding an absent teacher's 0.0 is exact, whereas
-a vectorised sum over M and M - 1 entries may round differently. That is what makes "weight 0" and
-"absent" equal bit for bit.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import reduce
-from operator import add
 from typing import Literal, Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from collegium.losses.stretches import Carry, Stretches, fading_sums, group_sums
+from collegium.losses.stretches import Carry, Stretches, fading_sums
+from collegium.losses.teacher_weights import entropy_weights, static_weights, uniform_weights, weights_from_scores
 from collegium.signals.contracts import Positions, TeacherStats
 
 
@@ -41,75 +36,9 @@ ENTROPY_EPSILON = 1e-8
 """Nats added to an entropy before it is inverted."""
 
 
-def uniform_weights(valid: Bool[Tensor, "n M"], *, dtype: torch.dtype) -> Float[Tensor, "n M"]:
-    """The same weight for every valid teacher."""
-    return weights_from_scores(torch.zeros_like(valid, dtype=dtype), valid)
-
-
-def static_weights(values: Float[Tensor, " M"], valid: Bool[Tensor, "n M"]) -> Float[Tensor, "n M"]:
-    """Fixed non-negative weights, renormalised over the teachers valid at each position."""
-    return weights_from_scores(values.log().expand(valid.shape), valid)
-
-
-def entropy_weights(
-    entropy: Float[Tensor, "n M"], *, tau: float = 1.0, valid: Bool[Tensor, "n M"] | None = None
-) -> Float[Tensor, "n M"]:
-    """exp(-H_m / tau), normalised over valid teachers (arXiv:2507.15198).
-
-    Args:
-        entropy: Entropy in nats, at temperature 1 after calibration.
-        tau: Sharpness in nats; large is uniform, small picks the most certain teacher.
-        valid: Teachers to use at each position; all if None.
-
-    Returns:
-        Weights whose rows sum to 1, or are all 0 where no teacher is valid.
-
-    Raises:
-        ValueError: tau is not positive.
-    """
-    if not tau > 0.0:
-        raise ValueError(f"tau is {tau}; it must be above 0 (large: uniform, small: the most certain teacher)")
-    valid = torch.ones_like(entropy, dtype=torch.bool) if valid is None else valid
-    return weights_from_scores(-entropy, valid, tau=tau)
-
-
-def weights_from_scores(
-    scores: Float[Tensor, "n M"], valid: Bool[Tensor, "n M"], *, tau: float = 1.0
-) -> Float[Tensor, "n M"]:
-    """exp(score / tau), normalised over valid teachers; all 0 in a row where no score is above -inf.
-
-    At tau = 0 the highest score has it all, and equal ones share. Scores are subtracted before they are
-    divided: at tau = 0.001 the quotients of 10 nats would be wrong in the fourth digit in float32.
-    """
-    if not tau >= 0.0:
-        raise ValueError(f"tau is {tau}; it must be above 0, or 0 for the highest score alone")
-    scores = scores.masked_fill(~valid, -torch.inf)
-    top = scores.amax(-1, keepdim=True)
-    top = top.masked_fill(top == -torch.inf, 0.0)
-    shares = shares_of(scores, top, tau)
-    total = reduce(add, shares.unbind(-1)).unsqueeze(-1)
-    return shares / total.masked_fill(total == 0, 1.0)
-
-
-def shares_of(scores: Tensor, top: Tensor, tau: float) -> Tensor:
-    """exp((score - top) / tau), and 0 for a score of -inf whatever tau is."""
-    if tau == 0.0:
-        return (scores == top).to(scores.dtype)
-    return ((scores - top) / tau).exp().masked_fill(scores == -torch.inf, 0.0)
-
-
-def group_mean(
-    values: Float[Tensor, "N M"], valid: Bool[Tensor, "N M"], groups: Int[Tensor, " N"]
-) -> tuple[Float[Tensor, "N M"], Bool[Tensor, "N M"]]:
-    """Mean of the valid values of each group, at every member, and whether the group has any."""
-    totals = group_sums(torch.where(valid, values, torch.zeros_like(values)), groups)
-    counts = group_sums(valid.to(values.dtype), groups)
-    return totals / counts.clamp_min(1.0), counts > 0
-
-
 @dataclass(frozen=True)
 class Figures:
-    """What one teacher's score may be made from; see `TeacherStats`."""
+    """Figures of one teacher, from which its score is made; see `TeacherStats`."""
 
     entropy: Float[Tensor, " n"]
     cross_entropy: Float[Tensor, " n"]
@@ -121,21 +50,21 @@ class Scorer(Protocol):
 
     @property
     def tau(self) -> float:
-        """What scores are divided by; 0: the highest has it all."""
+        """Divisor of the scores; 0: the highest has it all."""
         ...
 
     def of(self, teacher: int, figures: Figures, rows: slice) -> Float[Tensor, " n"]:
-        """Scores at `rows`, which follow one another from the first on; read where the teacher is valid."""
+        """Return scores at `rows`, chunk after chunk from the first on; read where the teacher is valid."""
         ...
 
 
 @dataclass(frozen=True)
 class Weighting:
-    """How much each teacher counts at each position: exp(score / tau), normalised over teachers.
+    """The share of each teacher at each position: exp(score / tau), normalised over teachers.
 
     A teacher's score depends on that teacher alone, so a loss can mix teachers one after another
-    and divide by the sum of their shares at the end. H and CE are means over the stretch of text that
-    `granularity` says, of entropy and cross-entropy (negative log-probability of the label) in nats:
+    and divide by the sum of their shares at the end. H and CE are means of entropy and cross-entropy (negative
+    log-probability of the label), in nats, over the stretch of text that `granularity` names:
 
     - `uniform`; `static`: `values`; `domain`: the one teacher that `routes` names for the block's domain.
     - `entropy`: exp(-H / tau), arXiv:2507.15198.
@@ -150,12 +79,12 @@ class Weighting:
     that said nothing somewhere counts as a uniform distribution there.
 
     Attributes:
-        kind: See above.
+        kind: Name of the rule, as above.
         granularity: Stretch of the means: `token`, `sequence`, `window:W`, or `causal:W`, a mean that fades
             by 1 - 1/W a position and knows nothing of what follows.
         tau: Sharpness of `entropy`, in nats.
         values: Weight of each teacher, for `static`.
-        decay: Of `bayes`; 1 forgets nothing.
+        decay: Decay of `bayes`; 1 forgets nothing.
         routes: Index of the teacher of each domain, for `domain`.
     """
 
@@ -167,18 +96,18 @@ class Weighting:
     routes: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a kind that there is not."""
+        """Refuse a kind that does not exist."""
         if self.kind not in RULES:
             raise ValueError(f"there is no weighting {self.kind!r}: give one of {', '.join(RULES)}")
 
     @property
     def rule(self) -> "ScoreRule":
-        """How this kind scores."""
+        """The rule of this kind."""
         return RULES[self.kind]
 
     @property
     def is_known_ahead(self) -> bool:
-        """Whether the weights at a position are known before its label."""
+        """True if the weights at a position are known before its label."""
         return self.rule.averages != "cross_entropy" or self.granularity.startswith("causal")
 
     @property
@@ -187,14 +116,14 @@ class Weighting:
         return self.granularity if self.rule.averages == "entropy" else None
 
     def __call__(self, stats: TeacherStats, positions: Positions) -> Float[Tensor, "N M"]:
-        """Weights; rows sum to 1 over valid teachers."""
+        """Return weights; rows sum to 1 over valid teachers."""
         scores = self.scorer(positions)
         everywhere = slice(0, len(positions))
         columns = [scores.of(m, figures, everywhere) for m, figures in enumerate(figures_of(stats))]
         return weights_from_scores(torch.stack(columns, -1), stats.valid, tau=scores.tau)
 
     def of_next_token(self, entropy: Float[Tensor, "R M"], valid: Bool[Tensor, "R M"]) -> Float[Tensor, "R M"]:
-        """Weights before the next token of each text is known.
+        """Return weights before the next token of each text is known.
 
         `entropy` and `static` weigh as in the loss, always at the granularity of a token, as later text is not
         there yet; other kinds are uniform here.
@@ -202,11 +131,11 @@ class Weighting:
         return self.rule.of_next_token(self, entropy, valid)
 
     def scorer(self, positions: Positions) -> "Scores":
-        """Scores of the teachers on these positions, to be asked chunk after chunk."""
+        """Prepare the scores of the teachers on these positions, to be asked chunk after chunk."""
         return Scores(self, positions)
 
     def groups(self, positions: Positions) -> Int[Tensor, " N"] | None:
-        """Number of the stretch of text that no chunk may cut; None if chunks may lie anywhere."""
+        """Number the stretches of text that no chunk may cut; None if chunks may lie anywhere."""
         return self.scorer(positions).stretches.groups
 
 
@@ -232,12 +161,12 @@ class Scores:
 
     @property
     def tau(self) -> float:
-        """What scores are divided by."""
+        """Divisor of the scores."""
         fixed = self.weighting.rule.tau
         return self.weighting.tau if fixed is None else fixed
 
     def of(self, teacher: int, figures: Figures, rows: slice) -> Float[Tensor, " n"]:
-        """Scores of one teacher; see `Scorer`."""
+        """Return scores of one teacher; see `Scorer`."""
         return self.weighting.rule.score(self, teacher, figures, rows)
 
 
@@ -287,13 +216,13 @@ def _entropy_next(weighting: Weighting, entropy: Tensor, valid: Tensor) -> Tenso
 
 @dataclass(frozen=True)
 class ScoreRule:
-    """What one kind of weighting does.
+    """Rule of one kind of weighting.
 
     Attributes:
         score: Scores of a teacher at some rows.
-        averages: The figure that is averaged over a stretch of text; None where `granularity` has no say.
+        averages: The figure that is averaged over a stretch of text; None: `granularity` has no effect.
         tau: Divides the scores; None: `Weighting.tau` does.
-        reads_domains: Whether it must know the domain of each position.
+        reads_domains: True if it must know the domain of each position.
         of_next_token: See `Weighting.of_next_token`.
     """
 
@@ -305,7 +234,7 @@ class ScoreRule:
 
 
 def _by_entropy(score: Callable[[Tensor], Tensor], *, tau: float | None = 1.0) -> ScoreRule:
-    """A rule that scores the mean entropy."""
+    """Make a rule that scores the mean entropy."""
 
     def of(scores: Scores, teacher: int, figures: Figures, rows: slice) -> Tensor:
         return score(scores.stretches.means(figures.entropy, figures.valid, rows, teacher))
@@ -314,10 +243,10 @@ def _by_entropy(score: Callable[[Tensor], Tensor], *, tau: float | None = 1.0) -
 
 
 def _by_cross_entropy(score: Callable[[Tensor], Tensor], *, tau: float | None = 1.0) -> ScoreRule:
-    """A rule that scores the mean cross-entropy."""
+    """Make a rule that scores the mean cross-entropy."""
 
     def of(scores: Scores, teacher: int, figures: Figures, rows: slice) -> Tensor:
-        # A mean of the past alone has a say where the teacher is absent too: it counts as uniform there.
+        # Past positions count where the teacher was absent too: its cross-entropy is that of a uniform one there.
         counts = torch.ones_like(figures.valid) if scores.stretches.past_only else figures.valid
         return score(scores.stretches.means(figures.cross_entropy, counts, rows, teacher))
 
@@ -336,11 +265,11 @@ RULES: Mapping[WeightingName, ScoreRule] = {
     "avg_ce": _by_cross_entropy(lambda mean: (-mean).exp()),
     "bayes": ScoreRule(_posterior),
 }
-"""What each kind does; `Weighting` describes them."""
+"""The rule of each kind; `Weighting` describes them."""
 
 
 def figures_of(stats: TeacherStats) -> list[Figures]:
-    """The figures of each teacher."""
+    """Split statistics into the figures of each teacher."""
     columns = (stats.entropy.unbind(-1), stats.cross_entropy.unbind(-1), stats.valid.unbind(-1))
     return [Figures(*column) for column in zip(*columns, strict=True)]
 
@@ -361,12 +290,12 @@ class GivenScores:
     tau: float = 1.0
 
     def __call__(self, stats: TeacherStats, positions: Positions) -> Float[Tensor, "N M"]:
-        """Weights; rows sum to 1 over valid teachers."""
+        """Return weights; rows sum to 1 over valid teachers."""
         columns = [self.of(m, figures, slice(0, len(positions))) for m, figures in enumerate(figures_of(stats))]
         return weights_from_scores(torch.stack(columns, -1), stats.valid, tau=self.tau)
 
     def of(self, teacher: int, figures: Figures, rows: slice) -> Float[Tensor, " n"]:
-        """Scores of one teacher; see `Scorer`."""
+        """Return scores of one teacher; see `Scorer`."""
         return self.scores[rows, teacher].detach().to(figures.entropy.dtype)
 
 
@@ -376,7 +305,7 @@ class GivenWeights:
 
     Attributes:
         weights: Rows sum to 1, or are all 0 where no teacher counts.
-        valid: Where each teacher's logits may be read.
+        valid: True where a teacher's logits may be read.
     """
 
     weights: Float[Tensor, "N M"]

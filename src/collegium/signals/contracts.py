@@ -1,16 +1,14 @@
-"""The types that cross layers: what flows between data, teachers, objective and trainer.
+"""The types that cross rooms: batches, positions, teachers and their answers.
 
 Shape legend, used in the whole package:
 
     B sequences, S tokens per sequence, N predicted positions of the batch, n positions of one
     chunk, V student vocabulary, M teachers, D student width, E teacher width.
 
-Logits never cross a layer: a teacher hands over hidden states and a `Head` (`ProjectedSignal`), so
-that [n V] tensors exist one chunk and one teacher at a time. For V = 49,152 and N = 1,024 a dense
-signal is 201 MB per teacher, a projected one of width 576 is 2.4 MB.
+Logits never cross a room; `collegium.signals.signals` says why.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol, runtime_checkable
@@ -19,19 +17,20 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from collegium.signals.inner_states import Embedding, InnerLayers, InnerStates, UnderlyingModel
+from collegium.signals.inner_states import InnerLayers, InnerStates, UnderlyingModel
 from collegium.signals.metrics import Mean
+from collegium.signals.own_vocabulary import OwnView, OwnVocabulary
 from collegium.signals.signals import TeacherSignal
 
 
 IGNORE_INDEX = -100
 
 PLACES_IN_DOCUMENTS = ("document_ids", "segment_starts", "segment_ends")
-"""What says of a batch where its segments lie in their documents."""
+"""Fields of a batch that say where its segments lie in their documents."""
 
 
 class Capability(StrEnum):
-    """What a teacher can provide, and what a term of the objective may need."""
+    """Something that a teacher can provide and a term of the objective may need."""
 
     SAMPLES = "samples"
     """Distributions that are right on average: enough for a loss that is linear in its target."""
@@ -45,7 +44,7 @@ class Capability(StrEnum):
 
 @dataclass(frozen=True)
 class PositionWeights:
-    """What the loss of each predicted position is: sum_t kd_t * divergence_t + ce_t * cross_entropy_t.
+    """Weights of the loss at each predicted position: sum_t kd_t * divergence_t + ce_t * cross_entropy_t.
 
     Attributes:
         kd: Weight of the divergence from the teachers.
@@ -58,7 +57,7 @@ class PositionWeights:
 
 @dataclass(frozen=True)
 class Batch:
-    """Token blocks. `position_ids` alone say where a document begins: they restart at 0 there.
+    """Token blocks. Only `position_ids` say where a document begins: they restart at 0 there.
 
     Padding is a segment of its own (its positions restart too), so causal attention that keeps
     segments apart needs no further mask, on whichever side the padding is.
@@ -70,11 +69,11 @@ class Batch:
             of a segment is never predicted.
         position_ids: Position of each token in its segment.
         sample_ids: Row of each block in its data set.
-        stored: What was read beforehand from the caches of teachers, by teacher.
-        domain_ids: Number of each block's domain, where the collator was given their names.
-        on_policy: Blocks that the student wrote; None where all are of the corpus.
-        weights: Of the predicted positions in the loss; None where the objective's own hold for all.
-        document_ids: Document of each token, -1 on padding; None where it is not known.
+        stored: Tensors that teachers read ahead (`Teacher.read`), by teacher.
+        domain_ids: Number of each block's domain, if the collator was given their names.
+        on_policy: Blocks that the student wrote; None if all come from the corpus.
+        weights: Weights of the predicted positions in the loss; None if the objective's own hold everywhere.
+        document_ids: Document of each token, -1 on padding; None if it is not known.
         segment_starts: UTF-8 bytes of its document before each token's segment; -1 where they are not known.
         segment_ends: UTF-8 bytes of its document up to the end of each token's segment, likewise.
     """
@@ -117,7 +116,7 @@ class Batch:
         attention_mask: Bool[Tensor, "B S"],
         position_ids: Int[Tensor, "B S"],
     ) -> "Batch":
-        """Blocks of which nothing is known but the text; all of it is predicted but the first of each segment."""
+        """Build a batch of plain text: every token is predicted but the first of each segment."""
         is_predicted = attention_mask & (position_ids != 0)
         return cls(
             input_ids=input_ids,
@@ -159,59 +158,8 @@ class Positions:
 
 
 @dataclass(frozen=True)
-class AlignedSpans:
-    """The shortest stretches of text that begin and end between two tokens of both tokenizations.
-
-    Attributes:
-        student: Span of each predicted position of the student, from 0 on in reading order; -1 in none.
-        teacher: Span of each predicted position of the teacher; U positions.
-        num_bytes: UTF-8 bytes of each span; G spans.
-    """
-
-    student: Int[Tensor, " N"]
-    teacher: Int[Tensor, " U"]
-    num_bytes: Int[Tensor, " G"]
-
-
-@dataclass(frozen=True)
-class OwnVocabulary:
-    """The tokens of a teacher with another tokenizer beside those of the student.
-
-    Attributes:
-        student: Bytes of each of the student's tokens; None for one that stands for no text, such as BOS.
-        teacher: The same of the teacher's own tokens.
-    """
-
-    student: Sequence[bytes | None]
-    teacher: Sequence[bytes | None]
-
-
-@dataclass(frozen=True)
-class OwnView:
-    """What a teacher says at its own positions, in its own vocabulary, and how they lie to the student's.
-
-    Attributes:
-        signal: Its distributions over its own vocabulary, U rows in reading order.
-        inputs: Its token that predicts, at each position.
-        labels: Its token that is predicted.
-        segments: Segment of each position, numbered as the student's `Positions.segments`; -1 for other text.
-        spans: Where both tokenizations meet.
-        shared_tokens: Student and teacher ids of tokens of the same bytes, and of EOS, in the student's order.
-        embed: Its input embeddings of token ids [*] as [* E]; None for a teacher that does not run here.
-    """
-
-    signal: TeacherSignal
-    inputs: Int[Tensor, " U"]
-    labels: Int[Tensor, " U"]
-    segments: Int[Tensor, " U"]
-    spans: AlignedSpans
-    shared_tokens: Int[Tensor, "P 2"]
-    embed: Embedding | None = None
-
-
-@dataclass(frozen=True)
 class TeacherOutput:
-    """What `Teacher.score` returns for one batch.
+    """A teacher's answer to one batch, from `Teacher.score`.
 
     Attributes:
         signal: Distributions over the student's vocabulary at the student's positions.
@@ -226,12 +174,11 @@ class TeacherOutput:
 
 @dataclass(frozen=True)
 class TeacherStats:
-    """What a weighting may look at, per position and teacher.
+    """Figures of each teacher at each position, which a weighting may look at.
 
     Attributes:
         entropy: Entropy in nats of the distribution at the weight temperature.
-        cross_entropy: -log probability of the gold token at the target temperature, for label-based
-            weightings.
+        cross_entropy: -log probability of the label at the target temperature, for weightings that read it.
         weight_cross_entropy: The same at the weight temperature: its mean equals the mean entropy where
             that temperature is fitted.
         valid: False where a teacher is absent: it said so, or its logits hold NaN or +Inf.
@@ -266,7 +213,7 @@ class ItemCounts:
 
 @dataclass(frozen=True)
 class NextToken:
-    """What a teacher says about the next token of each sequence.
+    """A teacher's distribution of the next token of each sequence.
 
     Attributes:
         logprobs: At its target temperature.
@@ -319,7 +266,7 @@ class Teacher(Protocol):
 
     @property
     def is_cached(self) -> bool:
-        """Whether it is read from a cache, and so knows stored text only."""
+        """True if it is read from a cache, and so knows stored text only."""
         ...
 
     @property
@@ -328,7 +275,7 @@ class Teacher(Protocol):
         ...
 
     @property
-    def own_vocabulary(self) -> "OwnVocabulary | None":
+    def own_vocabulary(self) -> OwnVocabulary | None:
         """Its tokens beside the student's, if its tokenizer is another one."""
         ...
 
@@ -344,11 +291,11 @@ class Teacher(Protocol):
 
     @property
     def reads_ahead(self) -> bool:
-        """Whether `read` has something to do for a batch before it is scored, in a worker of the data loader."""
+        """True if `read` prepares a batch before it is scored; workers of the data loader then call it."""
         ...
 
     def read(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors for `Batch.stored` under its name, from what the collator made; `score` does it if nobody did.
+        """Prepare a batch of the collator: tensors for `Batch.stored`. `score` does it if nobody did.
 
         Raises:
             DataError: it knows nothing of this text.
@@ -377,7 +324,7 @@ class Teacher(Protocol):
 
 
 def predicted_positions(batch: Batch) -> Positions:
-    """The only shift and the only reading of -100: where `batch` predicts, and what.
+    """Find where `batch` predicts, and what: the only shift of labels, and the only place that reads -100.
 
     Position t of a block predicts token t + 1 where that token has a label and belongs to the same
     segment.

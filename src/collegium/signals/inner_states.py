@@ -1,4 +1,4 @@
-"""Inner states of a student or teacher: which layers are asked for, what they gave, what a model can give."""
+"""Inner states of a student or teacher: the layers that are asked for, their states, and the model behind them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -36,10 +36,10 @@ class UnderlyingModel:
         hidden_size: Width of its hidden states.
         num_layers: Number of its layers.
         hidden_layers: Layers whose hidden states are given, 0 being the embedding output.
-        before_norm: Whether the last layer's output before the final norm is given too.
-        attention: Heads of its last layer; None where queries, keys and values are not given.
-        embed: Its input embeddings; None where the model does not run here.
-        num_parameters: Tied ones counted once; None where the weights are not here.
+        before_norm: True if the last layer's output before the final norm is given too.
+        attention: Heads of its last layer; None if queries, keys and values are not given.
+        embed: Its input embeddings; None if the model does not run here.
+        num_parameters: Number of its parameters, tied ones counted once; None if the weights are not here.
     """
 
     hidden_size: int
@@ -76,12 +76,12 @@ class InnerStates:
 
     Attributes:
         hidden_states: Output of layers, 0 being the embeddings'. The last one is after the final norm, as in
-            `output_hidden_states` of transformers. A cache knows the last layer only.
+            `output_hidden_states` of transformers. A cache knows this one only.
         before_norm: The last layer's output before the final norm, under its number.
-        queries: Before rotary embedding, after a norm of queries if the model has one.
-        keys: Likewise; with grouped queries there are fewer heads.
-        values: As many heads as keys.
-        scales: What multiplies a product of query and key before the softmax; 1 / sqrt(d) if not given.
+        queries: Queries before rotary embedding, after a norm of queries if the model has one.
+        keys: Keys, likewise; with grouped queries they have fewer heads.
+        values: Values, with as many heads as keys.
+        scales: Factor of a product of query and key before the softmax; 1 / sqrt(d) if not given.
     """
 
     hidden_states: Mapping[int, Float[Tensor, "B S E"]] = field(default_factory=dict)
@@ -92,7 +92,7 @@ class InnerStates:
     scales: Mapping[int, float] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> "InnerStates":
-        """The same states with their tensors on `device`."""
+        """Return the same states with their tensors on `device`."""
         moved: dict[str, Any] = {
             item.name: {layer: tensor.to(device) for layer, tensor in getattr(self, item.name).items()}
             for item in fields(self)

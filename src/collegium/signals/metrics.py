@@ -1,6 +1,6 @@
-"""Metrics as (total, count) pairs, added without synchronising and reduced only when logged.
+"""Metrics as (total, count) pairs, added without synchronising and reduced only when they are logged.
 
-A mean of means over micro-batches of unequal length is not the mean over tokens; a pair is. Both
+The mean of the means of micro-batches of unequal length is not the mean over tokens; pairs add up to it. Both
 members stay tensors on the device until `reduce_means`, so no step waits for a metric.
 """
 
@@ -45,13 +45,14 @@ class MeanAccumulator:
             self._means[name] = self._means[name] + mean if name in self._means else mean
 
     def pop(self) -> dict[str, float]:
-        """Values over all ranks, and start anew. A collective call: every rank must make it."""
-        means, self._means = self._means, {}
+        """Return values over all ranks, and start again. A collective call: every rank must make it."""
+        means = self._means
+        self._means = {}
         return reduce_means(means)
 
 
 def reduce_means(means: Mapping[str, Mean]) -> dict[str, float]:
-    """Values of `means` over all ranks, in one all-reduce; names nobody counted are left out."""
+    """Return the values of `means` over all ranks, in one all-reduce; names that nobody counted are left out."""
     if not means:
         return {}
     names = sorted(means)
@@ -62,7 +63,7 @@ def reduce_means(means: Mapping[str, Mean]) -> dict[str, float]:
 
 
 def max_over_ranks(value: int) -> int:
-    """The largest value any rank gives. A collective call: every rank must make it."""
+    """Return the largest value of any rank. A collective call: every rank must make it."""
     if not (dist.is_available() and dist.is_initialized()):
         return value
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"

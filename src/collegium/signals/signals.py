@@ -1,4 +1,4 @@
-"""What teachers say of each position: distributions, and the heads that make logits of hidden states.
+"""Signals of teachers: distributions at each position, and the heads that turn hidden states into logits.
 
 Shapes are those of `collegium.signals.contracts`. Logits never cross a room: a `ProjectedSignal` holds hidden
 states and a `Head`, so that [n V] tensors exist one chunk and one teacher at a time. For V = 49,152 and N = 1,024
@@ -20,7 +20,7 @@ Head = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class LinearHead:
-    """What a head computes, where that is all: cap(scale * (hidden @ weight^T + bias)).
+    """The formula of a head that is no more than cap(scale * (hidden @ weight^T + bias)).
 
     Attributes:
         weight: Rows beyond `vocab_size` are padding.
@@ -44,10 +44,10 @@ class LinearHead:
 
 @runtime_checkable
 class TransparentHead(Protocol):
-    """A head that can say what it computes, so that a loss can fuse it."""
+    """A head that shows its formula, so that a loss can fuse it."""
 
     def as_linear(self) -> LinearHead | None:
-        """The linear map, or None where the module itself must be called."""
+        """Return the linear map, or None if the module itself must be called."""
         ...
 
 
@@ -60,7 +60,7 @@ class ProjectedSignal:
         head: Projects rows of `hidden` to logits over the student's vocabulary.
         weight_temperature: Divides the logits before the entropy that sets the weight is taken.
         target_temperature: Divides the logits of the distribution that is mixed.
-        valid: False where the teacher says nothing; None means valid everywhere.
+        valid: False where the teacher is absent; None: it speaks everywhere.
     """
 
     hidden: Float[Tensor, "N E"]
@@ -106,7 +106,7 @@ class DenseSignal:
 
 
 class Carrier(Protocol):
-    """Makes a teacher's distributions over the student's vocabulary out of those over its own."""
+    """Turns a teacher's distributions over its own vocabulary into distributions over the student's."""
 
     def __len__(self) -> int: ...
 
@@ -123,15 +123,15 @@ class Carrier(Protocol):
 class CarriedSignal:
     """Distributions of a teacher with another tokenizer; they exist a chunk at a time.
 
-    Temperatures act on what was carried, so that all teachers are softened in one vocabulary.
+    Temperatures act on the carried distributions, so that all teachers are softened in one vocabulary.
 
     Attributes:
         carrier: Makes the distributions.
         weight_temperature: Divides the log-probabilities before the entropy that sets the weight is taken.
         target_temperature: Divides those of the distribution that is mixed.
         valid: False where nothing can be carried.
-        entropy: Sets the weight instead of the entropy of what was carried; None: that one does.
-        exact: Where what was carried is exact, and no approximation; for metrics.
+        entropy: Sets the weight instead of the entropy of the carried distribution; None: that one does.
+        exact: True where the carried distribution is exact, not an approximation; for metrics.
     """
 
     carrier: Carrier
@@ -171,14 +171,14 @@ class TopKSignal:
         entropy: Of the full distribution at the weight temperature.
         label_logprob: Log-probability of the label under the full distribution.
         vocab_size: Student's vocabulary.
-        tail: What becomes of the mass that is not listed. `bucket`: student and teacher are compared on it
-            as on one more token, so that within it the student keeps its own shape. `uniform`: every other
-            token gets the same. `renormalize`: the list gets it, which makes a student over-confident.
+        tail: Use of the mass that is not listed. `bucket`: student and teacher are compared on it as on one
+            more token, so that the student keeps its own shape within it. `uniform`: every other token gets
+            the same share. `renormalize`: the list gets it, which makes a student overconfident.
         tail_logprob: Log of that mass; 1 - sum(exp(logprobs)) if not given.
         weight_label_logprob: `label_logprob` at the weight temperature, where that is another one.
         kd_temperature: Softened the listed distribution; a loss at another one cannot use it.
-        drawn: Whether the list was drawn from the distribution, and is right on average only.
-        valid: False where the teacher says nothing; None means valid everywhere.
+        drawn: True if the list was drawn from the distribution, and is right on average only.
+        valid: False where the teacher is absent; None: it speaks everywhere.
     """
 
     token_ids: Int[Tensor, "N K"]

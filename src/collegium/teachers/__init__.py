@@ -1,5 +1,5 @@
-"""Whatever can score tokens, behind the one protocol of `signals.contracts.Teacher`.
+"""Kinds of teachers behind one protocol, `signals.contracts.Teacher`.
 
 May import `models`, `cache`, `alignment` and what is below. Begin with `local`, a model that runs here; `collect`
-makes teachers from what users of the Python interface give.
+makes teachers of the models that users of the Python interface give.
 """

@@ -1,10 +1,10 @@
 """A teacher with another tokenizer, made to speak at the student's positions and in its vocabulary.
 
-It reads the same bytes, cut by its own tokenizer, and what it predicts is carried over where that is exact,
-approximately where the recipe says so, and else not at all: there `valid` is False, and the other teachers share
-its weight. The whole step stays one pass over its logits.
+It reads the same bytes, cut by its own tokenizer. Its predictions are carried over where that is exact,
+approximately where the recipe says so, and nowhere else: there `valid` is False, and the other teachers share
+its weight. The step remains one pass over its logits.
 
-Planning is numpy and a tokenizer, so that workers of the data loader do it (`read`).
+Planning takes numpy and a tokenizer only, so workers of the data loader do it (`read`).
 """
 
 from collections.abc import Mapping
@@ -26,14 +26,13 @@ from collegium.signals.contracts import (
     Batch,
     Capability,
     NextTokens,
-    OwnView,
-    OwnVocabulary,
     Positions,
     Teacher,
     TeacherOutput,
     predicted_positions,
 )
 from collegium.signals.inner_states import InnerLayers
+from collegium.signals.own_vocabulary import OwnView, OwnVocabulary
 from collegium.signals.signals import (
     CarriedSignal,
     Carrier,
@@ -56,39 +55,40 @@ from collegium.teachers.defaults import cannot_write, require_provided
 
 
 Approximation = Literal["none", "split", "inside"]
-"""What is carried beside what is exact: nothing, the places where the student's next token is several of the
-teacher's, or those inside a token of the teacher's too."""
+"""Places that are carried beside the exact ones: none; those where the student's next token is several of the
+teacher's; or those inside a token of the teacher's too."""
 
 CarryBy = Literal["prefix", "min_ed"]
-"""How a token's probability finds its student token: the first one that its bytes are cut into, or the one that is
-spelt most alike, with the text's own next token wherever not one token stands for one (FuseLLM)."""
+"""Rule by which a token's probability finds its student token: the first one that its bytes are cut into, or the
+one that is spelt most alike, with the text's own next token wherever tokens are not one to one (FuseLLM)."""
 
 EntropyOf = Literal["carried", "span"]
-"""Whose entropy sets a teacher's weight: that of the carried distribution, or the teacher's own over the
-tokens of a span, for each of the student's tokens in it."""
+"""Entropy that sets a teacher's weight: that of the carried distribution, or the teacher's own over the tokens of
+a span, shared out among the student's tokens in it."""
 
 CHUNK_ELEMENTS = 2**25
-"""Logits alive at once where a teacher's own entropy is taken: 128 MB."""
+"""Logits alive at once while a teacher's own entropy is taken: 128 MB."""
 
 
 class TextReader(Protocol):
-    """Finds what a teacher reads of the student's batches in text that it has read before."""
+    """Finds the text of a student's batch in text that a teacher has read before."""
 
     def read(self, inputs: Mapping[str, Tensor]) -> tuple[list[Text], Reading]:
-        """The student's segments, and the teacher's blocks in which they lie."""
+        """Return the student's segments, and the teacher's blocks in which they lie."""
         ...
 
 
 @dataclass(frozen=True)
 class AlignmentPolicy:
-    """What is carried of a teacher.
+    """The part of a teacher's predictions that is carried over.
 
     Attributes:
-        by: How a token's probability finds its student token. The next two are for `prefix`.
-        approximate: What is carried beside what is exact.
-        max_unknown: Share of what the teacher may have written at a place inside one of its tokens that ends
-            there; above, nothing is carried. At 1 whatever is known counts as all.
-        entropy_of: What sets its weight.
+        by: Rule by which a token's probability finds its student token. The next two are for `prefix`.
+        approximate: Places that are carried beside the exact ones.
+        max_unknown: Share of a teacher's continuations at a place inside one of its tokens that may end there,
+            and so say nothing of the student's next token; above, nothing is carried. At 1 whatever is known
+            counts as all.
+        entropy_of: Entropy that sets its weight.
     """
 
     by: CarryBy = "prefix"
@@ -102,10 +102,10 @@ class AlignedTeacher:
 
     Args:
         teacher: The teacher, at temperature 1, for its own vocabulary.
-        aligner: Of the student's vocabulary and the teacher's.
-        policy: What is carried.
-        by_documents: Finds the batch in the teacher's own text, where it is read from a cache.
-        temperatures: That of the weight and that of the target, of the carried distributions.
+        aligner: Aligner of the student's vocabulary and the teacher's.
+        policy: The part of its predictions that is carried.
+        by_documents: Finds the batch in the teacher's own text, if the teacher is read from a cache.
+        temperatures: Temperatures of the weight and of the target, both of the carried distributions.
     """
 
     def __init__(
@@ -117,9 +117,12 @@ class AlignedTeacher:
         by_documents: TextReader | None = None,
         temperatures: tuple[float, float] = (1.0, 1.0),
     ) -> None:
-        self.teacher, self.aligner, self._policy = teacher, aligner, policy
+        self.teacher = teacher
+        self.aligner = aligner
+        self._policy = policy
         self._highest = {"none": Carry.EXACT, "split": Carry.SPLIT, "inside": Carry.INSIDE}[policy.approximate]
-        self._temperatures, self._by_documents = temperatures, by_documents
+        self._temperatures = temperatures
+        self._by_documents = by_documents
         self._vocab_size = aligner.student.size
         vocabulary = aligner.vocabulary
         first = vocabulary.first
@@ -135,28 +138,28 @@ class AlignedTeacher:
 
     @property
     def name(self) -> str:
-        """Of the teacher."""
+        """The teacher's name."""
         return self.teacher.name
 
     @property
     def provides(self) -> frozenset[Capability]:
-        """Distributions; inner states stand at other positions than the student's."""
+        """Distributions only: inner states stand at other positions than the student's, and so does its text."""
         inner = {Capability.HIDDEN_STATES, Capability.ATTENTION, Capability.GENERATE}
         return self.teacher.provides - inner
 
     @property
     def fingerprint(self) -> str:
-        """Of the teacher, and of the student's vocabulary."""
+        """Identity of the teacher and of the student's vocabulary."""
         return f"{self.teacher.fingerprint}/to:{self.aligner.student.fingerprint}"
 
     @property
     def is_cached(self) -> bool:
-        """As the teacher."""
+        """True if the teacher is."""
         return self.teacher.is_cached
 
     @property
     def domains(self) -> tuple[int, ...] | None:
-        """As the teacher."""
+        """The teacher's domains."""
         return self.teacher.domains
 
     @property
@@ -168,7 +171,7 @@ class AlignedTeacher:
 
     @property
     def native(self) -> Teacher:
-        """Of the teacher."""
+        """The teacher's own self."""
         return self.teacher.native
 
     @property
@@ -178,16 +181,16 @@ class AlignedTeacher:
 
     @property
     def reads_ahead(self) -> bool:
-        """It cuts the text into its own tokens where batches are made."""
+        """True: it cuts the text into its own tokens where batches are made."""
         return not self.is_direct or self.teacher.reads_ahead
 
     @property
     def is_direct(self) -> bool:
-        """Whether the tokenizers are one and the same, so that the teacher reads the student's own tokens."""
+        """True if the tokenizers are the same, so that the teacher reads the student's own tokens."""
         return self._by_documents is None and self.aligner.student.fingerprint == self.aligner.teacher.fingerprint
 
     def read(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The plan of a batch, as tensors, and what the teacher reads of it."""
+        """Plan a batch: the plan as tensors, with those that the teacher reads ahead."""
         if self.is_direct:
             return self.teacher.read(inputs)
         if self._by_documents is None:
@@ -239,17 +242,18 @@ class AlignedTeacher:
         return TeacherOutput(carried, own=own)
 
     def limit_inner_states(self, layers: InnerLayers) -> None:
-        """Nothing: inner states are not given."""
+        """Do nothing: inner states are not given."""
 
     def next_tokens(self, max_new_tokens: int) -> NextTokens:
-        """Refuse: what it writes is in other tokens. `native` writes."""
+        """Refuse: its text is in other tokens than the student's. `native` writes."""
         raise cannot_write(self)
 
     def _by_prefix(
         self, signal: TeacherSignal, own_labels: Tensor, plan: BatchPlan, places: Tensor, labels: Tensor
     ) -> CarriedSignal | TopKSignal:
-        """What is exact, and as much of the rest as the policy says."""
-        rows, kinds = plan.rows(places, labels, self._entry_tokens, self._entry_follows), plan.kinds[places]
+        """Carry what is exact, and as much of the rest as the policy says."""
+        rows = plan.rows(places, labels, self._entry_tokens, self._entry_follows)
+        kinds = plan.kinds[places]
         valid = self._valid(signal, rows, kinds)
         rows = without(rows, ~valid)
         if isinstance(signal, TopKSignal):
@@ -261,7 +265,7 @@ class AlignedTeacher:
     def _by_spelling(
         self, signal: TeacherSignal, own_labels: Tensor, plan: BatchPlan, places: Tensor, labels: Tensor
     ) -> CarriedSignal | TopKSignal:
-        """The one spelt most alike where one token stands for one; elsewhere the text's own (FuseLLM)."""
+        """Carry to the token spelt most alike where tokens are one to one, else to the text's own (FuseLLM)."""
         carried = plan.one_to_one[places]
         rows = without(plan.rows(places, labels, self._entry_tokens, self._entry_follows), ~carried)
         rows = replace(without_entries(rows), chain=torch.zeros_like(rows.chain))
@@ -278,7 +282,7 @@ class AlignedTeacher:
         )
 
     def _to(self, device: torch.device) -> None:
-        """Move the tables once."""
+        """Move the tables to a device; only the first call does anything."""
         for name in ("_first", "_entry_tokens", "_entry_follows", "_shared"):
             setattr(self, name, getattr(self, name).to(device))
 
@@ -291,8 +295,9 @@ class AlignedTeacher:
         return replace(output, signal=signal)
 
     def _valid(self, signal: TeacherSignal, rows: CarryRows, kinds: Int[Tensor, " N"]) -> Bool[Tensor, " N"]:
-        """Where something is carried."""
-        is_drawn = isinstance(signal, TopKSignal) and signal.drawn  # draws are right on average, quotients are not
+        """Mark the places to which something is carried."""
+        # Draws are right on average, but a quotient of them is not: only what is exact needs none.
+        is_drawn = isinstance(signal, TopKSignal) and signal.drawn
         valid: Bool[Tensor, " N"] = kinds <= int(Carry.EXACT if is_drawn else self._highest)
         inside = valid & (kinds == Carry.INSIDE)
         if not bool(inside.any()):
@@ -306,9 +311,9 @@ class AlignedTeacher:
     def _span_entropy(
         self, signal: TeacherSignal, own_positions: Positions, plan: BatchPlan
     ) -> Float[Tensor, " F"] | None:
-        """The teacher's own entropy over each span, shared out among all the student's tokens in it.
+        """Share out the teacher's own entropy over each span among all the student's tokens in it.
 
-        Those without a label count too.
+        Tokens without a label count too.
         """
         if self._policy.entropy_of == "carried":
             return None
@@ -327,14 +332,14 @@ def align(
     policy: AlignmentPolicy | None = None,
     temperatures: tuple[float, float] = (1.0, 1.0),
 ) -> AlignedTeacher:
-    """A teacher that runs here, for a student with another tokenizer.
+    """Align a teacher that runs here to a student with another tokenizer.
 
     Args:
         teacher: The teacher, at temperature 1, for its own vocabulary.
         student_tokenizer: The student's.
         teacher_tokenizer: The teacher's own.
-        policy: What is carried.
-        temperatures: That of the weight and that of the target, of the carried distributions.
+        policy: The part of its predictions that is carried.
+        temperatures: Temperatures of the weight and of the target, both of the carried distributions.
 
     Raises:
         DataError: the tokens of one do not keep all of the text.

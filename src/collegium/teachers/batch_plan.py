@@ -1,4 +1,4 @@
-"""The plan of a batch on its device: from the arrays that a worker made to what is carried to which position."""
+"""The plan of a batch on its device: from a worker's arrays to the rows that are carried to each position."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,20 +10,21 @@ from torch import Tensor
 
 from collegium.alignment.carry import CarryRows
 from collegium.alignment.plan import AlignmentPlan
-from collegium.signals.contracts import AlignedSpans, Batch, Positions
+from collegium.signals.contracts import Batch, Positions
+from collegium.signals.own_vocabulary import AlignedSpans
 
 
 CACHED = "cached/"
-"""What a cache says of a teacher's blocks is stored under its own names with this before them."""
+"""Prefix of the tensors in a plan that the teacher itself read ahead of its own blocks."""
 
 
 def tensors_of(plan: AlignmentPlan) -> dict[str, Tensor]:
-    """The plan as it travels in a batch."""
+    """Turn a plan into the tensors that travel in a batch."""
     return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in vars(plan).items()}
 
 
 class BatchPlan:
-    """See the module and `AlignmentPlan`; `stored` is on the device."""
+    """An `AlignmentPlan` as tensors; `stored` is on the device."""
 
     def __init__(self, stored: Mapping[str, Tensor]) -> None:
         self._stored = stored
@@ -31,7 +32,7 @@ class BatchPlan:
         self.teacher_segments: Int[Tensor, " U"] = stored["teacher_segments"]
 
     def batch(self, name: str) -> Batch:
-        """The same text as the teacher's tokens, with what was read of it."""
+        """Make the batch of the same text in the teacher's tokens, with the tensors that were read ahead of it."""
         stored = self._stored
         own = Batch.of_text(stored["input_ids"], stored["attention_mask"], stored["position_ids"])
         cached = {key.removeprefix(CACHED): v for key, v in stored.items() if key.startswith(CACHED)}
@@ -44,15 +45,17 @@ class BatchPlan:
         tokens: Int[Tensor, " E"],
         follows: Int[Tensor, " E"],
     ) -> CarryRows:
-        """Where the distributions at these places come from.
+        """Find the teacher's rows from which the distributions at these places are made.
 
         Args:
-            places: Which of the F positions.
+            places: Some of the F positions.
             labels: The student's next token there.
-            tokens: Of the map of vocabularies.
-            follows: Likewise.
+            tokens: Tokens of the entries in the map of vocabularies.
+            follows: Tokens that follow them there.
         """
-        main, before, chain = (self._stored[name][places] for name in ("main", "before", "chain"))
+        main = self._stored["main"][places]
+        before = self._stored["before"][places]
+        chain = self._stored["chain"][places]
         first, last = self._stored["entries"][:, places]
         counts = last - first
         place = torch.repeat_interleave(torch.arange(len(places), device=places.device), counts)
@@ -62,17 +65,19 @@ class BatchPlan:
 
     @property
     def one_to_one(self) -> Bool[Tensor, " F"]:
-        """Where the student's next token and one of the teacher's are the same bytes."""
-        own, other = self._stored["student_spans"], self._stored["teacher_spans"]
+        """Mark where the student's next token and one of the teacher's are the same bytes."""
+        own = self._stored["student_spans"]
+        other = self._stored["teacher_spans"]
         size = len(self._stored["span_bytes"])
-        alone = torch.ones(size + 1, dtype=torch.bool, device=own.device)  # the last is what -1 points at
+        # One more than there are spans: -1, in no span, indexes the last.
+        alone = torch.ones(size + 1, dtype=torch.bool, device=own.device)
         alone[-1] = False
         for spans in (own, other):
             alone[:-1] &= torch.bincount(spans[spans >= 0], minlength=size) == 1
         return alone[own] & (self._stored["main"] >= 0)
 
     def spans(self, places: Int[Tensor, " N"] | None = None) -> AlignedSpans:
-        """Common stretches, at these places of the student's, or all of them."""
+        """Return the common stretches, at these places of the student's, or at all of them."""
         student = self._stored["student_spans"]
         return AlignedSpans(
             student if places is None else student[places],
@@ -82,38 +87,39 @@ class BatchPlan:
 
 
 def per_student_token(entropy: Float[Tensor, " U"], spans: AlignedSpans) -> Float[Tensor, " N"]:
-    """Sum of a teacher's entropies over each span, divided by the student's tokens there.
+    """Divide the sum of a teacher's entropies over each span by the number of the student's tokens there.
 
-    NaN in no span, and in one of which the teacher predicts nothing.
+    The result is NaN outside of spans, and in a span of which the teacher predicts nothing.
 
     Both count the same bytes, so this is the entropy per byte times the student's bytes per token: teachers
     with longer and shorter tokens are compared in one unit.
     """
     num_spans = len(spans.num_bytes)
-    of_teacher, of_student = spans.teacher >= 0, spans.student >= 0
+    of_teacher = spans.teacher >= 0
+    of_student = spans.student >= 0
     total = entropy.new_zeros(num_spans).index_add_(0, spans.teacher[of_teacher], entropy[of_teacher])
     tokens = torch.bincount(spans.student[of_student], minlength=num_spans).clamp_min(1)
     unread = torch.bincount(spans.teacher[of_teacher], minlength=num_spans) == 0
     mean = (total / tokens).masked_fill(unread, torch.nan)
-    mean = torch.nn.functional.pad(mean, (0, 1), value=torch.nan)  # the last is what -1 points at
+    mean = torch.nn.functional.pad(mean, (0, 1), value=torch.nan)  # -1, in no span, indexes the last
     return mean[spans.student]
 
 
 def places_of(batch: Batch, positions: Positions) -> Int[Tensor, " N"]:
-    """Which of the positions with a next token in their segment these are."""
+    """Number these positions among all that have a next token in their segment."""
     starts = (batch.position_ids == 0) | ~batch.attention_mask
     follows = torch.nn.functional.pad(~starts[:, 1:], (0, 1))
     return (follows.flatten().cumsum(0) - 1)[positions.index]
 
 
 def segment_numbers(batch: Batch) -> Int[Tensor, " segments"]:
-    """Number of each segment of text, as `Positions.segments` counts them with those of padding."""
+    """Number the segments of text as `Positions.segments` does, which counts those of padding too."""
     starts = (batch.position_ids == 0).flatten()
     return starts.cumsum(0)[starts & batch.attention_mask.flatten()]
 
 
 def without_entries(rows: CarryRows) -> CarryRows:
-    """The same with nothing taken from the cut before."""
+    """Return the same rows with nothing taken from the cut before."""
     none = rows.entry_rows[:0]
     return replace(
         rows, before=torch.full_like(rows.before, -1), entry_rows=none, entry_tokens=none, entry_follows=none
@@ -121,7 +127,7 @@ def without_entries(rows: CarryRows) -> CarryRows:
 
 
 def without(rows: CarryRows, absent: Bool[Tensor, " N"]) -> CarryRows:
-    """The same with nothing carried to some places."""
+    """Return the same rows with nothing carried to some places."""
     kept = ~absent[rows.entry_rows]
     return CarryRows(
         rows.main.masked_fill(absent, -1),

@@ -1,8 +1,7 @@
 """Teachers read from a cache on disk instead of being run.
 
-Reading happens where batches are made, which is a worker of the data loader if there are any
-(`ReadAhead`), so that a step finds everything in its batch; whoever asks with a batch that was made
-otherwise gets it read there and then.
+The cache is read where batches are made (`ReadAhead`), by a worker of the data loader if there are any, so that
+a step finds everything in its batch. A batch that was made in another way is read when it is scored.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,13 +30,13 @@ FIGURES = ("entropy", "weight_entropy", "label_logprob", "weight_label_logprob")
 
 
 class CachedTeacher(TeacherDefaults):
-    """A teacher in a cache.
+    """A teacher whose answers were stored in a cache.
 
     Args:
         name: Name in metrics and errors.
         location: Folder or URL of the cache.
-        tail: What becomes of the mass that is not listed; see `collegium.signals.contracts.TopKSignal`.
-        kd_temperature: What the loss softens by; lists are refused at another than they were made for.
+        tail: Use of the mass that is not listed; see `collegium.signals.signals.TopKSignal`.
+        kd_temperature: Temperature of the loss; lists that were made at another are refused.
         target_temperature: The teacher's own, of the distribution that is mixed. Lists likewise.
         weight_temperature: The teacher's own, of the entropy that sets its weight. Lists likewise.
 
@@ -59,7 +58,8 @@ class CachedTeacher(TeacherDefaults):
         self._reader = CacheReader(location)
         self.manifest = self._reader.manifest
         self._tail: TailPolicy = tail
-        self._weight_temperature, self._target_temperature = weight_temperature, target_temperature
+        self._weight_temperature = weight_temperature
+        self._target_temperature = target_temperature
         asked = {
             "kd_temperature": kd_temperature,
             "target_temperature": target_temperature,
@@ -71,7 +71,7 @@ class CachedTeacher(TeacherDefaults):
                 if captured != value:
                     raise DataError(
                         f"teacher {name!r}: its cache was made at {key} {captured:g}, now {value:g} is asked for: "
-                        f"set it to {captured:g}, make the cache anew, or keep hidden states (cache.mode), "
+                        f"set it to {captured:g}, make the cache again, or keep hidden states (cache.mode), "
                         "which serve every temperature"
                     )
         self._head = StoredHead(self._reader.head) if self._keeps_hidden else None
@@ -92,12 +92,12 @@ class CachedTeacher(TeacherDefaults):
 
     @property
     def fingerprint(self) -> str:
-        """Identity of weights, revision and tokenizer, and of what was kept."""
+        """Identity of weights, revision and tokenizer, and of the cache's settings and text."""
         return f"{self.manifest.teacher.fingerprint}/{self.manifest.identity}"
 
     @property
     def is_cached(self) -> bool:
-        """It knows the text of its cache only."""
+        """True: it knows the text of its cache only."""
         return True
 
     @property
@@ -109,24 +109,26 @@ class CachedTeacher(TeacherDefaults):
 
     @property
     def reads_ahead(self) -> bool:
-        """It reads the cache where batches are made."""
+        """True: the cache is read where batches are made."""
         return True
 
     def read(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What is stored of the blocks of a batch, as tensors.
+        """Read what is stored of the blocks of a batch, as tensors.
 
         Raises:
             DataError: a block is not in the cache, or its row is damaged.
         """
-        names = ("input_ids", "attention_mask", "position_ids")
-        tokens, attended, places = (inputs[name].cpu() for name in names)
-        follows = _followed(attended.bool(), places).numpy()
-        input_ids, mask, position_ids = tokens.numpy(), attended.bool().numpy(), places.numpy()
-        rows = [self._reader.read(key).arrays for key in keys_of(input_ids, mask, position_ids)]
+        tokens = inputs["input_ids"].cpu()
+        attended = inputs["attention_mask"].cpu()
+        places = inputs["position_ids"].cpu()
+        input_ids = tokens.numpy()
+        mask = attended.bool().numpy()
+        rows = [self._reader.read(key).arrays for key in keys_of(input_ids, mask, places.numpy())]
         if not rows and not self._keeps_hidden:
             return _no_lists()
         if self._keeps_hidden:
             return {"hidden": torch.from_numpy(self._states(rows, mask))}
+        follows = _followed(attended.bool(), places).numpy()
         return self._lists(rows, np.roll(input_ids, -1, 1)[follows])
 
     def _states(self, rows: Sequence[Arrays], mask: NDArray[np.bool_]) -> NDArray[np.float16]:
@@ -150,7 +152,7 @@ class CachedTeacher(TeacherDefaults):
         return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in stored.items()}
 
     def score(self, batch: Batch, positions: Positions, *, need: frozenset[Capability]) -> TeacherOutput:
-        """What is stored at these positions. See `collegium.signals.contracts.Teacher`."""
+        """Return what is stored at these positions. See `collegium.signals.contracts.Teacher`."""
         require_provided(self, need)
         stored = batch.stored.get(self.name)
         if stored is None:
@@ -158,7 +160,7 @@ class CachedTeacher(TeacherDefaults):
         stored = {name: tensor.to(batch.input_ids.device) for name, tensor in stored.items()}
         if self._head is not None:
             return self._from_states(self._head, stored["hidden"], positions)
-        if len(stored["token_ids"]) != len(positions):  # some labels are masked
+        if len(stored["token_ids"]) != len(positions):  # a cache has rows for masked labels too
             follows = _followed(batch.attention_mask, batch.position_ids)
             places = (follows.flatten().cumsum(0) - 1)[positions.index]
             stored = {name: tensor[places] for name, tensor in stored.items()}
@@ -189,12 +191,12 @@ class CachedTeacher(TeacherDefaults):
 
 
 def _followed(mask: Bool[Tensor, "B S"], position_ids: Int[Tensor, "B S"]) -> Bool[Tensor, "B S"]:
-    """Where the next token belongs to the same segment: the positions that a cache stores."""
+    """Mark the positions that a cache stores: those whose next token belongs to the same segment."""
     return torch.nn.functional.pad(mask[:, 1:] & (position_ids[:, 1:] != 0), (0, 1))
 
 
 def _no_lists() -> dict[str, Tensor]:
-    """What is stored of no blocks at all."""
+    """Return what is stored of no blocks at all: the same tensors with no rows."""
     none = torch.zeros(0)
     return {
         "token_ids": torch.zeros((0, 1), dtype=torch.int32),
@@ -206,17 +208,18 @@ def _no_lists() -> dict[str, Tensor]:
 
 
 class ReadAhead:
-    """Makes batches that hold what their caches store of them.
+    """Makes batches that hold the tensors that teachers read ahead.
 
     Args:
         collate: Makes a batch of rows.
-        teachers: Those that are read.
+        teachers: Teachers that read ahead.
     """
 
     def __init__(self, collate: Callable[[Sequence[Any]], dict[str, Any]], teachers: Sequence[Teacher]) -> None:
-        self._collate, self._teachers = collate, tuple(teachers)
+        self._collate = collate
+        self._teachers = tuple(teachers)
 
     def __call__(self, rows: Sequence[Any]) -> dict[str, Any]:
-        """The batch, with `stored` by teacher."""
+        """Make the batch, with `stored` by teacher."""
         inputs = self._collate(rows)
         return {**inputs, "stored": {teacher.name: teacher.read(inputs) for teacher in self._teachers}}

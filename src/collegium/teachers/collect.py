@@ -1,4 +1,4 @@
-"""Teachers: whatever can score tokens. Callers need not know of what kind one is."""
+"""Teachers from whatever users of the Python interface give, and what a trainer does with all of them at once."""
 
 import re
 from collections import Counter
@@ -24,13 +24,13 @@ def as_teachers(
     names: Sequence[str] = (),
     device: torch.device,
 ) -> list[Teacher]:
-    """Teachers as they are, and local ones from models and their names.
+    """Make local teachers from models and their names, and leave teachers as they are.
 
     Args:
         teachers: Teachers, causal language models, hub ids or folders.
         tokenizer: The student's; a teacher that is loaded with another one is aligned to it.
-        names: What to call them; by default after the model, numbered where two are alike.
-        device: Where a model that is loaded or given goes.
+        names: Their names; by default those of the models, numbered if two are alike.
+        device: Device of models that are loaded or given.
 
     Raises:
         DataError: a model cannot be loaded, or its tokens do not keep all of the text.
@@ -52,7 +52,7 @@ def as_teachers(
 def reading_ahead(
     collate: Callable[[Sequence[Any]], dict[str, Any]], teachers: Sequence[Teacher]
 ) -> Callable[[Sequence[Any]], dict[str, Any]]:
-    """A collator that does beforehand what teachers among these can: reading a cache, aligning tokens."""
+    """Make a collator that lets these teachers read ahead: look into a cache, align tokens."""
     ready = [teacher for teacher in teachers if teacher.reads_ahead]
     return ReadAhead(collate, ready) if ready else collate
 
@@ -65,13 +65,13 @@ def _name_of(teacher: Teacher | PreTrainedModel | str) -> str:
 
 
 def read_inner_layers(teachers: Sequence[Teacher], layers: Sequence[InnerLayers]) -> None:
-    """Let those that run here hold the inner states of these layers only; all, where nothing is said."""
+    """Let each teacher give inner states of these layers only; all layers if nothing is said."""
     for teacher, asked in zip(teachers, layers, strict=False):
         teacher.limit_inner_states(asked)
 
 
 def _different(names: Sequence[str]) -> list[str]:
-    """The same names, numbered where several are alike."""
+    """Return the same names, numbered where several are alike."""
     counts = Counter(names)
     seen: Counter[str] = Counter()
     result = []
@@ -90,7 +90,8 @@ def _local_teacher(
         model = load_model(teacher, dtype=torch.float32)
         fingerprint = reference_fingerprint(teacher, model.config)
     else:
-        model, fingerprint = teacher, f"object:{name}"
+        model = teacher
+        fingerprint = f"object:{name}"
     is_same = tokenizer_difference(tokenizer, own) is None
     vocab_size = vocab_size_of(tokenizer if is_same else own)
     check_model(model, vocab_size, name=name)

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from collegium.base.errors import TeacherError
-from collegium.signals.contracts import Capability, NextTokens, OwnVocabulary, Teacher
+from collegium.signals.contracts import Capability, NextTokens, Teacher
 from collegium.signals.inner_states import InnerLayers, UnderlyingModel
+from collegium.signals.own_vocabulary import OwnVocabulary
 
 
 class TeacherDefaults:
@@ -18,17 +19,17 @@ class TeacherDefaults:
 
     @property
     def is_cached(self) -> bool:
-        """It answers for any text."""
+        """False: it answers for any text."""
         return False
 
     @property
     def domains(self) -> tuple[int, ...] | None:
-        """All of them."""
+        """None: it speaks about all of them."""
         return None
 
     @property
     def own_vocabulary(self) -> OwnVocabulary | None:
-        """The student's."""
+        """None: it reads the student's own tokens."""
         return None
 
     @property
@@ -38,23 +39,23 @@ class TeacherDefaults:
 
     @property
     def underlying_model(self) -> UnderlyingModel | None:
-        """Not to be seen."""
+        """None: no inner state is given."""
         return None
 
     @property
     def reads_ahead(self) -> bool:
-        """It does everything when it is asked."""
+        """False: it does everything when it is asked."""
         return False
 
     def read(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Nothing."""
+        """Read nothing."""
         return {}
 
     def limit_inner_states(self, layers: InnerLayers) -> None:
-        """It gives none, so there is nothing to limit."""
+        """Do nothing: no inner state is given."""
 
     def next_tokens(self: Teacher, max_new_tokens: int) -> NextTokens:
-        """Refuse."""
+        """Refuse, as it does not provide `Capability.GENERATE`."""
         raise cannot_write(self)
 
 

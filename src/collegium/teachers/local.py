@@ -1,8 +1,8 @@
 """Teachers that run in this process.
 
-A teacher runs its trunk once a batch and hands over hidden states with its head; logits are made later,
-a chunk at a time. Adapters over one base share its weights: five adapter teachers of a 135M model hold
-0.54 GB of float32 once, not five times.
+A teacher runs its trunk once a batch and hands over hidden states with its head; logits are made later, a chunk
+at a time. Adapters over one base share its weights: five adapter teachers of a 135M model hold 0.54 GB of float32
+once, not five times.
 """
 
 from collections.abc import Callable
@@ -48,11 +48,11 @@ class SharedBase:
             self.model = PeftModel.from_pretrained(
                 self.model, path, adapter_name=name, revision=revision, use_safetensors=True
             )
-        self.model.to(self.causal_lm.dtype)  # an adapter in another type would be slower
+        self.model.to(self.causal_lm.dtype)  # an adapter of another type would be slower
         self._selected = None
 
     def select(self, adapter: str | None) -> None:
-        """Make later calls of the model use this adapter, or none."""
+        """Let later calls of the model use this adapter, or none."""
         if not isinstance(self.model, PeftModel) or (self._selected and self._selected[0] == adapter):
             return
         tuner = cast(BaseTuner, self.model.base_model)
@@ -195,7 +195,7 @@ class LocalTeacher(TeacherDefaults):
         return LocalNextTokens(decoder, self._base, self._adapter, self._temperatures)
 
     def _layers(self, need: frozenset[Capability]) -> InnerLayers:
-        """Layers to read."""
+        """Choose the layers to read."""
         all_layers = frozenset(range(self._num_layers + 1))
         layers = self._inner_layers or InnerLayers(all_layers, all_layers - {0})
         return InnerLayers(

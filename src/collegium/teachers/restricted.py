@@ -1,9 +1,9 @@
 """A teacher that is asked about some domains only, and is absent from the others.
 
-It runs, or reads its cache, for the blocks of its own domains: of a batch that holds one such block in
-three it costs a third. So a cache need not hold the text that came later, and an earlier student can hold
-the new one to what it knew, on chosen text. Where it is absent `valid` is False and the other teachers share
-its weight; where all are, nothing is distilled.
+It runs, or reads its cache, for the blocks of its own domains: on a batch with one such block in three it costs a
+third. So a cache need not hold text that came later, and an earlier student can hold the new one to what it knew,
+on chosen text. Where it is absent `valid` is False and the other teachers share its weight; where all are absent,
+nothing is distilled.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,12 +20,12 @@ from collegium.signals.contracts import (
     Batch,
     Capability,
     NextTokens,
-    OwnVocabulary,
     Positions,
     Teacher,
     TeacherOutput,
 )
 from collegium.signals.inner_states import InnerLayers
+from collegium.signals.own_vocabulary import OwnVocabulary
 from collegium.signals.signals import (
     CarriedSignal,
     Carrier,
@@ -53,22 +53,22 @@ class RestrictedTeacher:
 
     @property
     def name(self) -> str:
-        """Of the teacher."""
+        """The teacher's name."""
         return self._teacher.name
 
     @property
     def provides(self) -> frozenset[Capability]:
-        """What the teacher provides, but inner states."""
+        """Everything that the teacher provides but inner states."""
         return self._teacher.provides - {Capability.HIDDEN_STATES, Capability.ATTENTION}
 
     @property
     def fingerprint(self) -> str:
-        """Of the teacher: where it is asked changes nothing of what it says."""
+        """The teacher's fingerprint: its domains change nothing of what it says."""
         return self._teacher.fingerprint
 
     @property
     def is_cached(self) -> bool:
-        """As the teacher."""
+        """True if the teacher is."""
         return self._teacher.is_cached
 
     @property
@@ -78,12 +78,12 @@ class RestrictedTeacher:
 
     @property
     def own_vocabulary(self) -> OwnVocabulary | None:
-        """Of the teacher."""
+        """The teacher's vocabulary."""
         return self._teacher.own_vocabulary
 
     @property
     def native(self) -> Teacher:
-        """Of the teacher."""
+        """The teacher's own self."""
         return self._teacher.native
 
     @property
@@ -93,11 +93,11 @@ class RestrictedTeacher:
 
     @property
     def reads_ahead(self) -> bool:
-        """As the teacher."""
+        """True if the teacher does."""
         return self._teacher.reads_ahead
 
     def read(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What the teacher reads of those blocks of a batch that are of its domains.
+        """Let the teacher read the blocks of a batch that are of its domains.
 
         Raises:
             DataError: the batch does not say what domains it is of, or a block is not in the cache.
@@ -113,11 +113,13 @@ class RestrictedTeacher:
         own = self._own(batch.domain_ids)
         blocks = own.nonzero().squeeze(-1)
         stored = {name: stored for name, stored in batch.stored.items() if name == self.name}
-        if not len(blocks) and not self.is_cached:  # some block, for the shapes; nothing is predicted in it
-            blocks, stored = torch.zeros(1, dtype=torch.int64, device=own.device), {}
+        if not len(blocks) and not self.is_cached:
+            # No model runs on an empty batch: some block for the shapes, in which nothing is predicted.
+            blocks = torch.zeros(1, dtype=torch.int64, device=own.device)
+            stored = {}
         length = batch.input_ids.shape[1]
         valid = own[positions.index // length]
-        place = own.cumsum(0) - 1  # of each block among its own
+        place = own.cumsum(0) - 1  # number of each block among its own
         index = positions.index[valid]
         within = Positions(
             index=place[index // length] * length + index % length,
@@ -141,7 +143,7 @@ class RestrictedTeacher:
         return TeacherOutput(spread(self._teacher.score(part, within, need=need).signal, valid))
 
     def limit_inner_states(self, layers: InnerLayers) -> None:
-        """Nothing: inner states are not given."""
+        """Do nothing: inner states are not given."""
 
     def next_tokens(self, max_new_tokens: int) -> NextTokens:
         """Continue prompts of any domain: callers look at `domains` first, as a prompt does not name its own."""
@@ -158,7 +160,7 @@ class RestrictedTeacher:
 
 @dataclass(frozen=True)
 class SpreadCarrier:
-    """A carrier of n positions over N, of which `rows` [N] marks n; uniform elsewhere."""
+    """A carrier of n positions, spread over the N of which `rows` [N] marks n; uniform elsewhere."""
 
     carrier: Carrier
     rows: Bool[Tensor, " N"]
@@ -167,7 +169,7 @@ class SpreadCarrier:
         return len(self.rows)
 
     def __call__(self, rows: slice) -> Tensor:
-        """Log-probabilities of these of the N positions."""
+        """Return log-probabilities at these of the N positions."""
         here = self.rows[rows]
         start = int(self.rows[: rows.start].sum())
         own = self.carrier(slice(start, start + int(here.sum())))
@@ -179,8 +181,9 @@ class SpreadCarrier:
 
 
 def spread(signal: TeacherSignal, valid: Tensor) -> TeacherSignal:
-    """A signal of n positions over N, of which `valid` [N] marks n; elsewhere the teacher is absent."""
-    rows, valid_rows = valid.nonzero().squeeze(-1), valid
+    """Spread a signal of n positions over the N of which `valid` [N] marks n; elsewhere the teacher is absent."""
+    marked = valid
+    rows = valid.nonzero().squeeze(-1)
 
     def over_all(values: Tensor, fill: float = 0.0) -> Tensor:
         return values.new_full((len(valid), *values.shape[1:]), fill).index_copy(0, rows, values)
@@ -192,9 +195,13 @@ def spread(signal: TeacherSignal, valid: Tensor) -> TeacherSignal:
     if isinstance(signal, DenseSignal):
         return replace(signal, logprobs=over_all(signal.logprobs), valid=valid)
     if isinstance(signal, CarriedSignal):
-        entropy, exact = (None if part is None else over_all(part) for part in (signal.entropy, signal.exact))
-        carrier = SpreadCarrier(signal.carrier, valid_rows)
-        return replace(signal, carrier=carrier, valid=valid, entropy=entropy, exact=exact)
+        return replace(
+            signal,
+            carrier=SpreadCarrier(signal.carrier, marked),
+            valid=valid,
+            entropy=None if signal.entropy is None else over_all(signal.entropy),
+            exact=None if signal.exact is None else over_all(signal.exact),
+        )
     lists: dict[str, Any] = {
         field.name: over_all(value, -1 if field.name == "token_ids" else 0.0)
         for field in fields(TopKSignal)

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from collegium.alignment.common_spans import CommonSpans, common_spans
 from collegium.base.schedule import Schedule, largest, smallest, value_at
 from collegium.losses.cross_tokenizer import hybrid, label_and_boundary, sorted_l1, sum_by, with_chain, with_path
-from collegium.signals.contracts import Capability, OwnView, TeacherOutput
+from collegium.signals.contracts import Capability, TeacherOutput
 from collegium.signals.metrics import Mean
+from collegium.signals.own_vocabulary import OwnView
 from collegium.training.terms.features import normalized_importance
 from collegium.training.terms.own_views import (
     FullSignal,

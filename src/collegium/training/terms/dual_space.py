@@ -12,8 +12,8 @@ from collegium.base.schedule import Schedule
 from collegium.losses.cross_model_attention import attend, frozen, keys_of, scaled_by_segment
 from collegium.losses.divergences import forward_kl
 from collegium.losses.precision import full_precision
-from collegium.signals.contracts import OwnView
 from collegium.signals.metrics import Mean
+from collegium.signals.own_vocabulary import OwnView
 from collegium.signals.signals import ProjectedSignal
 from collegium.training.terms.cross_tokenizer import CrossTokenizerTerm
 from collegium.training.terms.own_views import (

@@ -10,8 +10,9 @@ from torch import Tensor
 from collegium.base.schedule import Schedule
 from collegium.fused.teacher_stats import teacher_stats
 from collegium.losses.cross_tokenizer import binary_kl, chunk_of_spans, label_and_boundary, sum_by
-from collegium.signals.contracts import Capability, OwnView
+from collegium.signals.contracts import Capability
 from collegium.signals.metrics import Mean
+from collegium.signals.own_vocabulary import OwnView
 from collegium.signals.signals import TopKSignal
 from collegium.training.terms.cross_tokenizer import CrossTokenizerTerm, compared, spans_of
 from collegium.training.terms.own_views import (

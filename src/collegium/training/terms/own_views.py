@@ -17,7 +17,8 @@ from collegium.alignment.carry import logits_at
 from collegium.losses.chunks import chunks
 from collegium.losses.cross_tokenizer import label_and_boundary
 from collegium.losses.precision import full_precision
-from collegium.signals.contracts import AlignedSpans, Batch, OwnView, Positions, TeacherOutput
+from collegium.signals.contracts import Batch, Positions, TeacherOutput
+from collegium.signals.own_vocabulary import AlignedSpans, OwnView
 from collegium.signals.signals import CarriedSignal, DenseSignal, Head, ProjectedSignal, TeacherSignal, TopKSignal
 
 
