@@ -209,7 +209,7 @@ def size(num_bytes: float) -> str:
     return f"{num_bytes / unit:.3g} {name}"
 
 
-def number_row(name: str, values: Mapping[str, float], columns: Sequence[str], *, digits: int = 3) -> list[str]:
+def number_row(name: str, values: Mapping[str, float], columns: Sequence[str]) -> list[str]:
     """A table row of figures; `-` for one that is not known."""
     cells = (values[column] for column in columns)
-    return [name, *("-" if math.isnan(value) else f"{value:.{digits}f}" for value in cells)]
+    return [name, *("-" if math.isnan(value) else f"{value:.3f}" for value in cells)]

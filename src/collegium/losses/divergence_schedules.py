@@ -25,9 +25,9 @@ class TaidState(NamedTuple):
     momentum: Float[Tensor, ""]
 
     @staticmethod
-    def initial(start: float = 0.4, device: torch.device | None = None) -> "TaidState":
+    def initial(start: float = 0.4) -> "TaidState":
         """Before the first step."""
-        return TaidState(*(torch.tensor(value, device=device) for value in (start, torch.inf, 0.0)))
+        return TaidState(*(torch.tensor(value) for value in (start, torch.inf, 0.0)))
 
 
 def taid_update(

@@ -18,6 +18,9 @@ TASKS: tuple[Task, ...] = get_args(Task)
 
 Part = Literal["train", "evaluation", "all"]
 
+NUM_DISTRACTORS = 3
+"""Wrong choices beside the right one, where choices are made up."""
+
 
 @dataclass(frozen=True)
 class TaskItem:
@@ -65,7 +68,7 @@ def some_items(items: Sequence[TaskItem], count: int) -> list[TaskItem]:
     return [items[index] for index in sorted(chosen)]
 
 
-def with_distractors(items: Sequence[TaskItem], count: int = 3) -> list[TaskItem]:
+def with_distractors(items: Sequence[TaskItem]) -> list[TaskItem]:
     """The same items, each with answers of some others beside its own, in an order that gives nothing away.
 
     Which ones is decided by hashes; items with too few other answers among them have fewer choices.
@@ -74,7 +77,9 @@ def with_distractors(items: Sequence[TaskItem], count: int = 3) -> list[TaskItem
     chosen = []
     for item in items:
         others = (answer for answer in answers if answer != item.reference)
-        nearest = heapq.nsmallest(count, others, key=lambda answer: _number("distractor", item.key, answer))
+        nearest = heapq.nsmallest(
+            NUM_DISTRACTORS, others, key=lambda answer: _number("distractor", item.key, answer)
+        )
         choices = tuple(sorted([item.reference, *nearest]))
         chosen.append(replace(item, choices=choices, answer=choices.index(item.reference)))
     return chosen
