@@ -221,7 +221,7 @@ def test_folder_of_another_text_is_refused(tmp_path, prepare, list_source, prose
 def test_arguments_are_checked(tmp_path, prepare, list_source):
     with pytest.raises(ValueError, match="a name has letters"):
         prepare([list_source("../a", [])], tmp_path)
-    with pytest.raises(ValueError, match="each another name"):
+    with pytest.raises(ValueError, match="each a name of its own"):
         prepare([list_source("a", []), list_source("a", [])], tmp_path)
     with pytest.raises(ValueError, match="limits name \\['b'\\]"):
         prepare([list_source("a", [])], tmp_path, limits={"b": SourceLimits()})

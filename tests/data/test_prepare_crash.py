@@ -194,7 +194,7 @@ def test_begun_folder_of_another_text_is_refused(tmp_path, prepare, list_source,
 
     with pytest.raises(KeyboardInterrupt):
         prepare([list_source("a", prose(200))], tmp_path / "p", on_progress=stop)
-    with pytest.raises(DataError, match="begun preparation with fingerprint"):
+    with pytest.raises(DataError, match="unfinished preparation with fingerprint"):
         prepare([list_source("a", prose(201))], tmp_path / "p")
 
 

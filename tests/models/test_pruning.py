@@ -367,7 +367,7 @@ def test_what_is_no_choice_is_refused(text):
         ({"num_layers": 4}, "student.num_layers is 4, but the model has 3"),
         ({"num_heads": 4}, "student.num_heads is 4 for 3 key-value heads"),
         ({"num_heads": 6, "num_key_value_heads": 2}, "student.num_heads is 6 for 2 key-value heads"),
-        ({"hidden_size": 16}, "student.hidden_size 16 is no multiple of the 6 heads"),
+        ({"hidden_size": 16}, "student.hidden_size 16 is not a multiple of the 6 heads"),
     ],
 )
 def test_impossible_sizes_are_refused(sizes, message):

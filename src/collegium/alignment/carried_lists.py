@@ -104,7 +104,7 @@ def _of_main(
 
 
 def _of_entries(signal: TopKSignal, own_probs: Tensor, rows: CarryRows) -> _Part:
-    """Entries listed at the cut before that go on behind the place."""
+    """Entries listed at the cut before that continue after the place."""
     known = rows.entry_follows >= 0
     place = rows.entry_rows[known]
     follows = rows.entry_follows[known]

@@ -23,7 +23,7 @@ class CommonSpans:
         own_first: Teacher row that predicts the first token of each.
         own_last: Likewise the last token.
         adjoins: Whether the next of these spans follows at once, in rows of both and in the same segment: then
-            its first rows are those that predict from behind this one.
+            its first rows are those that predict from after this one.
         of_student: Span of each student row; -1 in none of these.
         of_teacher: Span of each teacher row; -1 in none of these.
     """

@@ -56,7 +56,7 @@ class ModelTokenizer:
 
     Args:
         tokenizer: The tokenizer.
-        num_rows: Of the embedding; None if it is not known.
+        num_rows: Rows of the embedding; None if not known.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, num_rows: int | None = None) -> None:
@@ -120,11 +120,11 @@ def compare(
     """Compare a teacher's tokenizer with the student's.
 
     Args:
-        name: Of the teacher.
+        name: Name of the teacher.
         student: The student's.
         teacher: The teacher's.
         texts: Some text as the student's blocks hold it.
-        approximate: What is carried beside what is exact, as `collegium.teachers.aligned.AlignmentPolicy` says.
+        approximate: What is carried besides what is exact; see `collegium.teachers.aligned.AlignmentPolicy`.
     """
     kind = kind_of(student, teacher)
     same = kind in ("same", "padding")
@@ -198,7 +198,7 @@ def facts_of(side: ModelTokenizer, texts: Sequence[ReadText]) -> TokenizerFacts:
 
 
 def lost_bytes(text: ReadText, table: TokenBytes) -> int:
-    """Bytes of a text that its tokens do not give back; a space that was put before it is none."""
+    """Bytes of a text that its tokens do not give back; a space that was put before it does not count."""
     spelt = [(int(end), table.pieces[token] or b"") for token, end in zip(text.tokens, text.ends, strict=True)]
     spelt = _without_space(spelt) if text.content[:1] != b" " else spelt
     if b"".join(piece for _, piece in spelt) == text.content:

@@ -64,5 +64,5 @@ def _compare(student: TokenBytes, teacher: TokenBytes, vocabulary: VocabularyMap
 
 
 def _spelling(piece: bytes) -> str:
-    """The token as text; a byte that is no character is one by itself."""
+    """The token as text; a byte that is not a character stands by itself."""
     return piece.decode(errors="surrogateescape")

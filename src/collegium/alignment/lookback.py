@@ -1,7 +1,7 @@
 """The student's tokens since a common cut, as keys into the map of vocabularies.
 
-Tokens of a teacher's that begin at the last common cut and go on behind a place are entries of the place. One that
-begins at a cut further back and spans the last one would count too; where the map has such a token, what is
+Tokens of a teacher's that begin at the last common cut and continue after a place are entries of the place. One
+that begins at a cut further back and spans the last one would count too; where the map has such a token, what is
 carried is not exact.
 """
 
@@ -35,7 +35,7 @@ def keys_since(tokens: Ints, at: Ints, since: Ints) -> NDArray[np.uint64]:
 def crossed_from_further_back(
     vocabulary: VocabularyMap, tokens: Ints, at: Ints, within: Ints, since: Ints, is_cut: NDArray[np.bool_]
 ) -> NDArray[np.bool_]:
-    """Places that a token of the teacher's from a cut before the last one could go on behind, [F].
+    """Places that a token of the teacher's from a cut before the last one could continue after, [F].
 
     Args:
         vocabulary: Knows all tokens.

@@ -114,8 +114,8 @@ class TokenBytes:
     def encode(self, contents: Sequence[bytes], *, begins: Sequence[bool] | None = None) -> list["TokenizedBytes"]:
         """Tokens of each content, and where they end in it.
 
-        Bytes that are no whole character become tokens of single bytes. Those without a token belong to the
-        token behind them; at the very end they belong to none.
+        Bytes that do not make a whole character become tokens of single bytes. Those without a token belong to the
+        token after them; at the very end they belong to none.
 
         Args:
             contents: UTF-8, or a part of some.
@@ -269,7 +269,7 @@ def _nested(part: Any) -> list[dict[str, Any]]:
 
 
 def _whole_characters(content: bytes) -> Iterator[str | bytes]:
-    """The content as text, and as bytes where it is none."""
+    """The content as text, or as bytes where it is not text."""
     while content:
         try:
             yield content.decode()

@@ -28,13 +28,13 @@ class TokenizerFacts:
         num_tokens: Tokens, without what only fills up the vocabulary.
         num_rows: Rows of its model's vocabulary.
         bos: Token and id; None if there is none.
-        eos: Likewise.
-        begins_with_bos: Whether it puts BOS before a text by itself.
+        eos: The same for EOS.
+        begins_with_bos: True if it puts BOS before a text by itself.
         normalizers: What it does to a text that loses something; it is done to the student's text when that is
             prepared, and left out for teachers.
-        bytes_per_token: Of the text; None if there is none.
+        bytes_per_token: Bytes of the text per token; None without text.
         lost_bytes: Bytes of the text that its tokens do not give back; None if that is not known.
-        num_bytes: Of the text.
+        num_bytes: Bytes of the text.
     """
 
     num_tokens: int
@@ -83,8 +83,8 @@ class Comparison:
         verdict: That in words.
         warnings: Things to fix or to know, a sentence each.
         student: Figures of the student's; None if there is nothing to compare with.
-        own: Of the teacher's.
-        overlap: Of both.
+        own: Figures of the teacher's.
+        overlap: Figures of both.
     """
 
     teacher: str
@@ -113,9 +113,9 @@ def verdict(
     Args:
         kind: What they are.
         student: Figures of the student's.
-        own: Of the teacher's.
-        overlap: Of both.
-        approximate: What is carried beside what is exact.
+        own: Figures of the teacher's.
+        overlap: Figures of both.
+        approximate: What is carried besides what is exact.
     """
     if kind == "same":
         return "same tokenizer: nothing to align"

@@ -33,7 +33,7 @@ START: np.uint64 = np.uint64(0x243F6A8885A308D3)
 
 
 def extend_keys(keys: NDArray[np.uint64], tokens: NDArray[np.integer]) -> NDArray[np.uint64]:
-    """Keys of sequences that are one token longer; 64 bits, so that no two in a vocabulary are alike."""
+    """Keys of sequences that are one token longer; 64 bits, so that no two in a vocabulary are the same."""
     with np.errstate(over="ignore"):
         mixed = (keys ^ (tokens.astype(np.uint64) + np.uint64(1))) * np.uint64(0x9E3779B97F4A7C15)
         mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -90,8 +90,8 @@ def kept_arrays(
     Args:
         what: What it is, and the number of its format.
         student: With the teacher's, its fingerprint names the file.
-        teacher: Likewise.
-        names: Of the arrays.
+        teacher: The other vocabulary.
+        names: Names of the arrays.
         make: Makes them; also where the file is damaged.
     """
     content = f"{what}/{student.fingerprint}/{teacher.fingerprint}"

@@ -44,7 +44,7 @@ class UserError(Exception):
 
     exit_code = 1
     report: Mapping[str, Any] | None = None
-    """What was found until then; with `--json` it is printed beside the error."""
+    """Findings up to then; `--json` prints them beside the error."""
 
 
 class RecipeError(UserError, ValueError):

@@ -1,7 +1,7 @@
 """Builds a cache: scores blocks of text with one teacher, shard by shard, on any number of processes.
 
 A shard is written whole, then its record; the manifest comes last and the records go. So whatever ends a
-process costs it at most the shard that it was at, and the same call goes on. Which process scores a shard
+process costs it at most the shard that it was at, and the same call resumes. Which process scores a shard
 does not matter for what is in it.
 """
 
@@ -66,7 +66,7 @@ class Ranks:
     """The processes that build together.
 
     Attributes:
-        rank: Of this one.
+        rank: Rank of this one.
         size: How many there are.
         wait: Returns when all have called it.
     """
@@ -125,7 +125,7 @@ class CacheBuilder:
         self._size = 0.0
 
     def build(self) -> Manifest:
-        """Score what is missing and write the manifest; at once if the cache is finished.
+        """Score what is missing and write the manifest; nothing is done if the cache is finished.
 
         Raises:
             DataError: the folder holds another cache, or another process writes it.

@@ -139,7 +139,7 @@ def _most_probable(
 def _drawn(logits: Tensor, log_total: Tensor, temperature: float, uniform: NDArray[np.float64]) -> TokenLists:
     """Counts of tokens drawn with replacement, as probabilities (RS-KD, arXiv:2503.16870).
 
-    Draws are stratified: one point in each of so many equal parts of [0, 1), against the cumulative
+    Draws are stratified: one point in each of as many equal parts of [0, 1), against the cumulative
     distribution. Each token is drawn as often as it is probable on average, with less noise than by
     independent draws.
     """

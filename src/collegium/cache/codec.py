@@ -28,7 +28,7 @@ LEVELS = 127
 
 @dataclass(frozen=True)
 class TokenLists:
-    """Lists of several positions, one behind the other.
+    """Lists of several positions, one after the other.
 
     Attributes:
         lengths: Tokens listed at each position, [N].

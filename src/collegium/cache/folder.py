@@ -22,7 +22,7 @@ class Folder:
     """A folder of files with flat or one-level names.
 
     Attributes:
-        filesystem: Of fsspec.
+        filesystem: File system of fsspec.
         root: Path in it.
     """
 

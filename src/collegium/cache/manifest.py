@@ -40,7 +40,7 @@ class CacheSettings:
         target_temperature: The teacher's own, of the distribution that is mixed.
         weight_temperature: The teacher's own, of the entropy that sets its weight.
         rows_per_shard: Blocks of one file, the unit of resuming.
-        seed: Of what is drawn.
+        seed: Seed of what is drawn.
     """
 
     mode: Mode = "top_k"
@@ -56,10 +56,10 @@ class CacheSettings:
 
 @dataclass(frozen=True)
 class TeacherIdentity:
-    """Whose distributions they are.
+    """The teacher whose distributions are kept.
 
     Attributes:
-        fingerprint: Of weights, revision, type and tokenizer.
+        fingerprint: Identity of weights, revision, type and tokenizer.
         model: Hub id or path, for people.
         vocab_size: Common vocabulary of student and teacher.
         hidden_size: Width of its hidden states.
@@ -99,7 +99,7 @@ class Manifest:
     """All there is to know before a shard is opened.
 
     Attributes:
-        teacher: Whose distributions.
+        teacher: The teacher whose distributions are kept.
         text: Fingerprint of the prepared text.
         splits: Rows of each part of the text, in order.
         settings: What is kept.

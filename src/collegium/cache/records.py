@@ -29,9 +29,9 @@ class Record:
     """Facts about a shard before there is a manifest.
 
     Attributes:
-        identity: Of the cache.
+        identity: Identity of the cache.
         shard: What the manifest will say.
-        keys: Of its rows.
+        keys: Keys of its rows.
     """
 
     identity: str
@@ -94,7 +94,7 @@ def finished_manifest(folder: Folder) -> Manifest | None:
 
 
 def require_same_plan(found: Manifest, wanted: Manifest, folder: Folder) -> None:
-    """Refuse to go on with a cache of something else.
+    """Refuse to continue a cache of something else.
 
     Raises:
         DataError: naming the first difference, with both values.
@@ -208,7 +208,7 @@ def is_passing(name: str) -> bool:
 
 
 def read_json(folder: Folder, name: str) -> Any:
-    """JSON, or None if it is not there or no JSON."""
+    """JSON; None if the file is not there or is not JSON."""
     try:
         return json.loads(folder.read(name))
     except (FileNotFoundError, ValueError, RecursionError):

@@ -48,7 +48,7 @@ class StoredRow:
     """One block of a cache.
 
     Attributes:
-        key: Of the block's tokens; see `collegium.cache.keys`.
+        key: Hash of the block's tokens; see `collegium.cache.keys`.
         arrays: What is kept of it.
     """
 
@@ -124,7 +124,7 @@ class ShardFile:
 
     Args:
         source: The file.
-        identity: Of the cache it must belong to.
+        identity: Identity of the cache it must belong to.
         first_row: Row of the cache that its first one must be.
 
     Attributes:

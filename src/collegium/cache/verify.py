@@ -47,7 +47,7 @@ class Verdict:
 
     Attributes:
         damages: Files that must be repaired.
-        strangers: Files that are no part of the cache; they do no harm.
+        strangers: Files that do not belong to the cache; they do no harm.
     """
 
     damages: tuple[Damage, ...]
@@ -101,7 +101,7 @@ def _bad_rows(folder: Folder, manifest: Manifest, number: int) -> Iterator[int]:
 
 
 def repair(builder: CacheBuilder) -> tuple[Manifest, Sequence[str]]:
-    """Write what is damaged again, from whole shards where they suffice, and else with the teacher.
+    """Write what is damaged again, from whole shards where they suffice, otherwise with the teacher.
 
     Returns:
         The manifest, and the names of the files that were written.

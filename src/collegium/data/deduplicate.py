@@ -66,7 +66,7 @@ def _ngram_hashes(words: list[str]) -> NDArray[np.uint64]:
     num_grams = len(words) - NGRAM_SIZE + 1
     if num_grams < 1:
         return np.zeros(0, np.uint64)
-    # hash() would be faster, but it differs between processes, and a resumed run must decide alike.
+    # hash() would be faster, but it differs between processes, and a resumed run must decide the same.
     hashes = np.fromiter((zlib.crc32(w.encode()) for w in words), np.uint64, len(words))
     grams = np.zeros(num_grams, np.uint64)
     for offset in range(NGRAM_SIZE):  # wraps around at 2**64, as intended

@@ -87,7 +87,7 @@ class DocumentIndex:
             end: UTF-8 bytes of the document up to its end.
 
         Returns:
-            None at all for a document that is not there, or a stretch behind its end or without bytes.
+            None at all for a document that is not there, or a stretch past its end or without bytes.
         """
         first, last = np.searchsorted(self.documents, [document, document + 1])
         last = first + np.searchsorted(self.starts[first:last], end)

@@ -33,13 +33,13 @@ class Document:
 
     @classmethod
     def checked(cls, value: object, *, prompt: object = "") -> "Document":
-        """A document of `value` behind its prompt, if both are text which every tokenizer can read."""
+        """A document of `value` after its prompt, if both are text that every tokenizer can read."""
         if prompt != "":
             before = cls.checked(prompt)
-            behind = cls.checked(value)
-            if problem := before.problem or behind.problem:
+            after = cls.checked(value)
+            if problem := before.problem or after.problem:
                 return cls("", problem)
-            return cls(before.text + behind.text, prompt_characters=len(before.text))
+            return cls(before.text + after.text, prompt_characters=len(before.text))
         if not isinstance(value, str):
             return cls("", "no_text")
         if "\0" in value:

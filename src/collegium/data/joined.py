@@ -3,7 +3,7 @@
 A cache holds a teacher's blocks: the same documents as the student's, cut by the teacher's tokenizer and packed
 in its own way. So one cache serves students of any tokenizer. A segment of the student's is looked up by its
 document and bytes, and found in one block of the teacher's or two; the bytes of both are compared before anything
-is believed.
+is used.
 
 Near the beginning of a segment the two have read different amounts of the text before it: the teacher more or
 less, as its block happened to begin.
@@ -31,7 +31,7 @@ class JoinedText:
 
     Args:
         text: Prepared with the teacher's tokenizer, from the student's sources.
-        aligner: Of the student's vocabulary and the teacher's.
+        aligner: Aligner of the student's vocabulary and the teacher's.
     """
 
     def __init__(self, text: PreparedText, aligner: Aligner) -> None:

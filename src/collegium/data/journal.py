@@ -20,7 +20,7 @@ class Journal:
     """State between two shards.
 
     Attributes:
-        fingerprint: Of the preparation.
+        fingerprint: Fingerprint of the preparation.
         next_document: Number of the next document, of the source that is read.
         source_index: Source that is read.
         source_state: Position in it.
@@ -52,7 +52,7 @@ class Journal:
         content = read_json(path)
         if content["fingerprint"] != fingerprint:
             raise DataError(
-                f"{directory}: holds a begun preparation with fingerprint "
+                f"{directory}: holds an unfinished preparation with fingerprint "
                 f"{content['fingerprint']}, now {fingerprint} is asked for (another source, "
                 "tokenizer or setting): give another data.directory, or delete it"
             )

@@ -43,12 +43,12 @@ class StatelessOrder(Sampler[int]):
 
 
 class DomainOrder(Sampler[int]):
-    """Indices drawn by the domains' proportions, which are set again for each round of so many samples.
+    """Indices drawn by the domains' proportions, which are set again for each round.
 
     A round holds each domain in its proportion, exactly but for rounding, shuffled. Within a domain the
     samples come in a shuffled order, each once before any comes again, whatever the rounds were. All that
     follows from the seed and from the proportions of the rounds so far, so these are all that a run must
-    remember to go on where it was.
+    remember to continue where it was.
 
     Args:
         domains: Indices of the samples of each domain.

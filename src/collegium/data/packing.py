@@ -1,6 +1,6 @@
 """Documents, one after another, in blocks of equal length.
 
-Nothing is padded or cut away: a document that does not fit goes on in the next block as a new
+Nothing is padded or cut away: a document that does not fit continues in the next block as a new
 segment. Only one with a prompt lies whole in one block if it can, since what follows a prompt means
 little without it; then the block before it ends early. Prompts and the first token of a segment are
 never predicted; the latter costs one prediction a document and one a block (0.1 % at 1,024 tokens).
@@ -63,8 +63,8 @@ class Segment:
         """Tokens that are predicted."""
         return len(self.tokens) - max(self.prompt, 1)
 
-    def behind(self, bos: int) -> "Segment":
-        """The same behind BOS, so that its first token is predicted too, unless it is of a prompt."""
+    def after(self, bos: int) -> "Segment":
+        """The same after BOS, so that its first token is predicted too, unless it is of a prompt."""
         tokens = np.concatenate([np.array([bos], np.int32), self.tokens])
         if self.prompt:
             return replace(self, tokens=tokens, prompt=self.prompt + 1)
@@ -117,10 +117,10 @@ class Packer:
                 yield block, 0
         while start < len(document):
             lacks_bos = self._bos is not None and document.tokens[start] != self._bos and self._room > 1
-            end = min(start + self._room - int(lacks_bos), len(document))  # a number of numpy is no JSON
+            end = min(start + self._room - int(lacks_bos), len(document))  # numpy's integers are not JSON
             segment = Segment.of(number, document[start:end])
             if lacks_bos and self._bos is not None:
-                segment = segment.behind(self._bos)
+                segment = segment.after(self._bos)
             self._segments.append(segment)
             self._room -= len(segment.tokens)
             start = end

@@ -116,7 +116,7 @@ class Preparation:
         blocks += packer.flush()
         if not blocks:
             raise DataError(
-                f"source {domain!r}: the held-out documents are of one token each, which leaves "
+                f"source {domain!r}: the held-out documents have one token each, which leaves "
                 "nothing to predict: raise min_characters"
             )
         numbered = [{"document": first + i, "text": document.text} for i, document in enumerate(documents)]

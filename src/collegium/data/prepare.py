@@ -2,7 +2,7 @@
 
 First, some documents of every source are held out. Then each source is read from its beginning, and
 whatever is not held-out text, or nearly the same as it, is packed and written, a shard at a time.
-After kill -9 the same call goes on, and the folder becomes byte for byte what it would have been.
+After kill -9 the same call resumes, and the folder becomes byte for byte what it would have been.
 What is lost is at most one shard of work.
 """
 
@@ -50,7 +50,7 @@ def prepare_text(
         held_out_documents: Documents of each source to hold out; of a small source, half at most.
         add_bos: Begin each document with BOS.
         add_eos: End each document with EOS.
-        bos_at_segments: Begin with BOS where a document goes on in another block, too: some models read nothing
+        bos_at_segments: Begin with BOS where a document continues in another block, too: some models read nothing
             well without it. Needs add_bos.
         max_bad_fraction: Stop when more than this share of a source's documents cannot be read.
         near_duplicate_threshold: Drop training documents that share this part of their word
@@ -107,7 +107,7 @@ def _finish(
                 fingerprint=fingerprint,
                 on_progress=on_progress,
             ).finish()
-    # Last of all, so that a folder without it is known to be as it should.
+    # Last of all: a folder with a journal is not trusted yet.
     journal.unlink(missing_ok=True)
 
 
@@ -116,7 +116,7 @@ def _check_names(names: Sequence[str], limits: Mapping[str, SourceLimits]) -> No
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             raise ValueError(f"source {name!r}: a name has letters, digits, '.', '_' and '-' only")
     if not names or len(set(names)) < len(names):
-        raise ValueError(f"sources {list(names)}: give at least one, and each another name")
+        raise ValueError(f"sources {list(names)}: give at least one, and each a name of its own")
     if unknown := sorted(set(limits) - set(names)):
         raise ValueError(f"limits name {unknown}, the sources are {list(names)}")
 

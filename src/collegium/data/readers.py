@@ -2,7 +2,7 @@
 
 Buffers are bounded: a line or document above 16 MiB is cut at a word border, so a file without any
 line break needs no more memory than one with many. Where a document ends depends on what follows
-its beginning and on nothing before it; a reader that starts at a returned offset goes on alike.
+its beginning and on nothing before it; a reader that starts at a returned offset continues in the same way.
 """
 
 import codecs

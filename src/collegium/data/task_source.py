@@ -154,7 +154,7 @@ class TaskSource:
                 yield item
 
     def some_items(self, count: int) -> list[TaskItem]:
-        """At most so many of all items; see `collegium.data.tasks.items.some_items`."""
+        """At most `count` of all items; see `collegium.data.tasks.items.some_items`."""
         self.load_state_dict({})
         return some_items(list(self.items()), count)
 

@@ -5,7 +5,7 @@ stands for what lies between the end of the token before it and its own end. Add
 count twice a character that two byte-level tokens share, and not at all a blank that no token has.
 
 A prompt and what follows it are tokenised each by itself, so no token lies across their border, and what follows
-has the tokens that it has wherever it is scored behind this prompt.
+has the tokens that it has wherever it is scored after this prompt.
 
 Ends are those of characters, as tokenizers report them. `boundaries` are exact to the byte wherever
 the tokens spell the text, which is what two tokenizations of one text are joined by.

@@ -1,4 +1,4 @@
-"""An export is there when it is whole and has passed, and else not at all.
+"""An export exists once it is whole and has passed its check, otherwise not at all.
 
 It is written under a temporary name beside its place, read back from there, measured, and renamed. An export
 that was damaged on its way, or that a format cannot hold faithfully, leaves nothing behind but its figure.

@@ -54,7 +54,7 @@ def find_format(name: str) -> Format:
     """A format by its name.
 
     Raises:
-        RecipeError: there is none of that name.
+        RecipeError: there is no format of that name.
     """
     found = FORMATS.get(name)
     if found is None:

@@ -32,7 +32,7 @@ _NAMES: dict[tuple[str, ...], str] = {
 }
 """What text is cut by, one expression after the other -> the name in llama.cpp."""
 
-_MEND = (
+_FIX = (
     "convert the run's `student` folder with llama.cpp's own convert_hf_to_gguf.py, or export to onnx or "
     "safetensors-int8"
 )
@@ -47,7 +47,7 @@ class GgufVocabulary:
         kinds: `gguf.TokenType` of each.
         merges: Pairs in the order of their rank, with a space between them.
         pre: Name of the first cut.
-        adds_bos: Whether a text begins with BOS by itself.
+        adds_bos: True if a text begins with BOS by itself.
     """
 
     tokens: Sequence[str]
@@ -61,7 +61,7 @@ def gguf_vocabulary(tokenizer: PreTrainedTokenizerBase, num_rows: int) -> GgufVo
     """Read a fast tokenizer.
 
     Args:
-        tokenizer: Of byte-level BPE.
+        tokenizer: A byte-level BPE tokenizer.
         num_rows: Rows of the model's embedding; those without a token are filled up with unused ones.
 
     Raises:
@@ -71,7 +71,7 @@ def gguf_vocabulary(tokenizer: PreTrainedTokenizerBase, num_rows: int) -> GgufVo
     pre = first_cut(tree)
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in tree["model"]["merges"]]
     if not merges:
-        raise DataError(f"--to gguf: the tokenizer has no merges, which llama.cpp refuses to read; {_MEND}")
+        raise DataError(f"--to gguf: the tokenizer has no merges, which llama.cpp refuses to read; {_FIX}")
     tokens, kinds = _tokens(tokenizer, num_rows)
     bos = tokenizer.bos_token_id
     adds_bos = bos is not None and tokenizer.encode("a")[:1] == [bos]
@@ -91,15 +91,15 @@ def first_cut(tree: dict[str, Any]) -> str:
     normalizer = tree["normalizer"]
     kind = "byte-fallback BPE" if model.get("byte_fallback") else model["type"]
     if kind != "BPE":
-        raise DataError(f"--to gguf: the tokenizer is {kind}; byte-level BPE is needed; {_MEND}")
+        raise DataError(f"--to gguf: the tokenizer is {kind}; byte-level BPE is needed; {_FIX}")
     if normalizer is not None and normalizer["type"] != "NFC":
-        raise DataError(f"--to gguf: llama.cpp does not know the tokenizer's normalizer {normalizer}; {_MEND}")
+        raise DataError(f"--to gguf: llama.cpp does not know the tokenizer's normalizer {normalizer}; {_FIX}")
     expressions = tuple(_expressions(tree["pre_tokenizer"]))
     name = _NAMES.get(expressions)
     if name is None:
         raise DataError(
             f"--to gguf: llama.cpp's name of the tokenizer's first cut {list(expressions)} is not known here "
-            f"(known: {', '.join(_NAMES.values())}); {_MEND}"
+            f"(known: {', '.join(_NAMES.values())}); {_FIX}"
         )
     return name
 

@@ -49,7 +49,7 @@ def stop_tokens(tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig
     """Spelling of the tokens that end an answer: EOS of the tokenizer, and those of the generation settings."""
     eos = None if generation is None else generation.eos_token_id
     ids = [tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])]
-    added = tokenizer.added_tokens_decoder  # a stop that is no token of its own would end answers in the middle
+    added = tokenizer.added_tokens_decoder  # a stop that is not a single token would end answers in the middle
     known = [int(index) for index in dict.fromkeys(ids) if isinstance(index, int) and index in added]
     return [str(token) for token in tokenizer.convert_ids_to_tokens(known)]
 

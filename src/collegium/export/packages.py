@@ -1,4 +1,4 @@
-"""Optional packages of the extra `export`: found before any work, and kept from talking.
+"""Optional packages of the extra `export`: found before any work, and kept quiet.
 
 They are imported where they are used, since most installations never export.
 """
@@ -40,7 +40,7 @@ def versions(names: Sequence[str]) -> dict[str, str]:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Keep what converters log below errors, and their warnings, to themselves."""
+    """Silence what converters log below errors, and their warnings."""
     loggers = [logging.getLogger(name) for name in _TALKATIVE]
     before = [logger.level for logger in loggers]
     for logger in loggers:

@@ -41,8 +41,8 @@ class CalibrationSums:
 
     Attributes:
         count: Positions that count.
-        nll: Of the labels, in nats.
-        slope: Of `nll` by beta = 1 / c: sum of E_p z - z_y.
+        nll: Loss of the labels, in nats.
+        slope: Derivative of `nll` by beta = 1 / c: sum of E_p z - z_y.
         curvature: Second derivative of `nll` by beta: sum of Var_p z.
     """
 
@@ -150,7 +150,7 @@ class FittedTemperature:
         raw_nll: Mean loss at temperature 1.
         raw_entropy: Mean entropy at temperature 1.
         positions: On how many tokens.
-        at_bound: Whether the best c lies beyond the bounds; `temperature` is the nearest one then.
+        at_bound: True if the best c lies beyond the bounds; `temperature` is the nearest one then.
     """
 
     temperature: float

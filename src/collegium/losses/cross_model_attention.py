@@ -35,7 +35,7 @@ def attend(
 
 
 def keys_of(segments: Int[Tensor, " n"], key_segments: Int[Tensor, " U"]) -> slice:
-    """The keys that queries of these segments may attend to, and perhaps others; segments are in order."""
+    """The keys that queries of these segments may attend to, and maybe others; segments are in order."""
     if not len(segments) or not len(key_segments):
         return slice(0, 0)
     ends = torch.stack([segments[0], segments[-1] + 1])

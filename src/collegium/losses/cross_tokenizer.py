@@ -1,7 +1,7 @@
 """Losses between models whose vocabularies differ: ULD, GOLD's hybrid, and matched likelihoods of text (ALM).
 
 All are per span of text that both tokenizers delimit. ULD forgets which token is which and compares sorted
-probabilities; GOLD compares tokens of the same bytes by themselves and sorts the rest; ALM compares one number
+probabilities; GOLD compares tokens of the same bytes one by one and sorts the rest; ALM compares one number
 a span, the probability of its text.
 """
 
@@ -18,7 +18,7 @@ from collegium.losses.divergences import LOG_ZERO, generalized_jsd
 
 
 def sorted_l1(student_probs: Float[Tensor, "n V"], teacher_probs: Float[Tensor, "n T"]) -> Float[Tensor, " n"]:
-    """sum_i |sort(q)_i - sort(p)_i|, the most probable beside the most probable, the shorter one filled by zeros.
+    """sum_i |sort(q)_i - sort(p)_i|, the most probable against the most probable, the shorter one filled by zeros.
 
     ULD's Wasserstein distance for a cost that is the same for all pairs of tokens (arXiv:2402.12030, eq. 3).
     """
@@ -99,7 +99,7 @@ def hybrid(
 
     Args:
         student_logprobs: Merged over the span, [n V].
-        teacher_logprobs: Likewise, [n T].
+        teacher_logprobs: The same of the teacher, [n T].
         shared: Student and teacher ids of the same tokens.
         beta: As in `generalized_jsd`.
     """
@@ -132,8 +132,8 @@ def binary_kl(
 
     Args:
         student_logprob: Log-probability of each stretch of text.
-        teacher_logprob: Likewise.
-        tau: Large weighs stretches alike; at 1 only those that are likely count.
+        teacher_logprob: The same of the teacher.
+        tau: Large weighs all stretches the same; at 1 only those that are likely count.
     """
     log_q, log_p = (
         logprob.clamp_min(LOG_ZERO).clamp_max(0.0) / tau - BELOW_ONE
@@ -161,7 +161,7 @@ def chunk_of_spans(
     Args:
         teacher_boundary: Log-probability that a boundary follows on each span; NaN where it is not known,
             which ends a chunk.
-        adjoins: Whether the next span begins where this one ends.
+        adjoins: True where the next span begins where this one ends.
         threshold: gamma.
     """
     goes_on = adjoins & (teacher_boundary.exp() <= threshold)

@@ -47,7 +47,7 @@ def taid_update(
 
     Args:
         state: Before the step.
-        loss: Of the step over all ranks: the mean cross-entropy to the blend, KL plus the blend's entropy.
+        loss: Loss of the step over all ranks: the mean cross-entropy to the blend, KL plus the blend's entropy.
         progress: Share of the run's steps that is done, in [0, 1].
         start: First t.
         end: Last t.

@@ -31,9 +31,9 @@ def next_proportions(
     """alpha psi_i / sum_j psi_j + (1 - alpha) / domains, psi_i = proportion_i exp(ratio_i).
 
     Args:
-        proportions: Of the round that is done, summing to 1.
-        student_perplexity: At its end.
-        target_perplexity: Of the fused target.
+        proportions: Proportions of the round that is done, summing to 1.
+        student_perplexity: Perplexity of the student at its end.
+        target_perplexity: Perplexity of the fused target.
         alpha: Share that follows the discrepancy; the rest is spread evenly.
         max_ratio: Larger ratios count as this.
 

@@ -56,7 +56,7 @@ def top_heads(
     inside each.
 
     Args:
-        scores: Of query heads, those of a group beside each other.
+        scores: Scores of query heads, those of a group side by side.
         num_groups: G, the number of key-value heads.
         kept_groups: g.
         kept_heads: h, a multiple of g.

@@ -158,7 +158,7 @@ def policy_weights(
 
     Args:
         on_policy: Positions whose label the student wrote.
-        surrogate: Of each position, read where `on_policy`; None for a divergence alone.
+        surrogate: Surrogate of each position, read where `on_policy`; None for a divergence alone.
         totals: Positions of rollouts and of the corpus in the whole step.
         fraction: Weight of the rollouts.
         kd_weight: Weight of the divergence on the corpus.

@@ -8,7 +8,7 @@ are alive at once, never one of B * A * S * S. With A = 9 heads, S = 1,024 and 6
 2.4 MB a block, the whole matrix 38 MB. Stretches that stay in a CPU's cache are also faster: 64 relation heads
 of a block of 1,024 tokens take 0.8 s forward and backward on one core with 64 rows, 4.5 s with all at once.
 
-Every function returns a sum over text positions; padding is no row, and as a segment of its own never a key.
+Every function returns a sum over text positions; padding is not a row and, as a segment of its own, never a key.
 Rows where the teacher is not finite are left out. Numbers of heads may differ: then means over heads are compared.
 """
 
@@ -37,8 +37,8 @@ class Scorer(NamedTuple):
 
     Attributes:
         queries: Before rotary embedding.
-        keys: Likewise; K divides A, each serving A / K consecutive heads of queries.
-        scale: Of the product; 1 / sqrt(d) if not given.
+        keys: Before rotary embedding too; K divides A, each serving A / K consecutive heads of queries.
+        scale: Factor of the product; 1 / sqrt(d) if not given.
     """
 
     queries: Float[Tensor, "B A S d"]

@@ -71,7 +71,7 @@ def fading_sums(
         segments: Numbers that never fall.
         decay: In [0, 1]; 0 leaves the position alone, 1 forgets nothing.
         past_only: Over s < t instead, of decay^(t - 1 - s): 0 where a segment begins.
-        carry: Of the positions before, if they were summed already.
+        carry: State at the positions before, if they were summed already.
 
     Returns:
         The sums, and the carry for the positions that follow.
@@ -134,7 +134,7 @@ class Stretches:
         Args:
             values: At `rows`; finite.
             rows: Chunks follow one another from the first position on, for each key.
-            key: Whose values they are; each has a carry of its own.
+            key: Owner of the values; each has a carry of its own.
         """
         if self._decay is not None:
             sums, self._carries[key] = fading_sums(

@@ -63,7 +63,7 @@ class Decoder:
         This ends the text: nothing can be read after it.
 
         Args:
-            continuations: Of one token or more each, padded on the right.
+            continuations: One token or more each, padded on the right.
             attended: False on padding, whose log-probability is 0.
         """
         assert self._logits is not None and self._mask is not None and self._lengths is not None, "prefilled first"

@@ -138,7 +138,7 @@ def dequantized(path: Path) -> Path:
     """Folder with the float32 safetensors of a GGUF file; made at the first call, then kept.
 
     Raises:
-        DataError: it is no whole GGUF file.
+        DataError: it is not a whole GGUF file.
         OSError: it cannot be written, for instance because the disk is full.
     """
     target = cache_dir() / "dequantized" / file_digest(path)[:32]

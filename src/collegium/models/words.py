@@ -26,7 +26,7 @@ def word_starts(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Bool[Ten
     know begin none.
 
     Args:
-        tokenizer: Of the student and the teachers.
+        tokenizer: The tokenizer of student and teachers.
         vocab_size: Number of logits; may be larger than the tokenizer's vocabulary.
     """
     starts = torch.zeros(vocab_size, dtype=torch.bool)

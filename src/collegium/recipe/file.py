@@ -117,7 +117,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     """A YAML file as it is, not validated.
 
     Raises:
-        RecipeError: it cannot be read or is no mapping.
+        RecipeError: it cannot be read or is not a mapping.
     """
     try:
         if path.stat().st_size > MAX_RECIPE_BYTES:

@@ -34,7 +34,7 @@ _BY_KIND = Field(discriminator="kind")
 
 
 class MixingSection(Section):
-    """In which proportions domains are trained on."""
+    """Proportions in which domains are trained on."""
 
     kind: Literal["natural", "ddk"] = "natural"
     """`natural`: text as it comes; `ddk`: more of domains where the student lags (arXiv:2407.16154)."""
@@ -59,7 +59,7 @@ class DataSection(Section):
     sources: Annotated[Many[Source], Field(min_length=1), AfterValidator(names_differ)]
     """One per domain."""
     directory: str | None = None
-    """Where the prepared text lies; by default a folder of the cache named by its fingerprint."""
+    """Folder of the prepared text; by default a folder of the cache named by its fingerprint."""
     block_size: int = Field(default=1024, ge=2)
     """Tokens of a block."""
     held_out_documents: int = Field(default=64, ge=1)
@@ -96,7 +96,7 @@ class TrainingSection(Section):
     warmup_steps: int = Field(default=0, ge=0)
     """Steps from 0 to the peak."""
     weight_decay: float = Field(default=0.01, ge=0)
-    """Of matrices; norms and biases have none."""
+    """Weight decay of matrices; norms and biases have none."""
     adam_beta2: float = Field(default=0.95, gt=0, lt=1)
     """Second moment's decay."""
     max_grad_norm: float = Field(default=1.0, ge=0)
@@ -105,7 +105,7 @@ class TrainingSection(Section):
     """Learn the tokens of prompts too, of which a small student may need more than the answers have; measurements
     leave them out all the same."""
     precision: Dtype = "float32"
-    """Of the student's matrix products (autocast); the loss is always in float32."""
+    """Type of the student's matrix products (autocast); the loss is always in float32."""
     chunk_size: int | None = Field(default=None, ge=1)
     """Positions whose logits are alive at once; by default what fits in 24 MB a buffer."""
     gradient_checkpointing: bool = False
@@ -140,7 +140,7 @@ class Recipe(Section):
     method: str | None = None
     """A method of the literature, whose values stand wherever this recipe says nothing: see `docs/methods`."""
     seed: int = Field(default=0, ge=0)
-    """Of initial weights, order and dropout."""
+    """Seed of initial weights, order and dropout."""
     student: Annotated[
         PretrainedStudentSection
         | ConfigStudentSection
@@ -153,9 +153,9 @@ class Recipe(Section):
     teachers: Annotated[Many[TeacherSection], AfterValidator(names_differ)] = ()
     """The models it learns from; none for cross-entropy alone."""
     cache: CacheSection = CacheSection()
-    """What is kept of teachers on disk."""
+    """Caches of teachers on disk."""
     calibration: CalibrationSection = CalibrationSection()
-    """On what temperatures are fitted."""
+    """Text on which temperatures are fitted."""
     data: DataSection
     """The text."""
     objective: ObjectiveSection = ObjectiveSection()

@@ -58,12 +58,12 @@ class TaskItem:
 
 
 def part_of(item: TaskItem, evaluation_share: float) -> Part:
-    """`evaluation` for so large a share of all keys, else `train`; decided by a hash of the key alone."""
+    """`evaluation` for this share of all keys, else `train`; decided by a hash of the key alone."""
     return "evaluation" if _number("part", item.key) < evaluation_share * 2**64 else "train"
 
 
 def some_items(items: Sequence[TaskItem], count: int) -> list[TaskItem]:
-    """At most so many of them, in their order; which ones is decided by hashes and by no order."""
+    """At most `count` of them, in their order; hashes decide which ones, not the order."""
     chosen = heapq.nsmallest(count, range(len(items)), key=lambda i: (_number("some", items[i].text), i))
     return [items[index] for index in sorted(chosen)]
 
@@ -71,7 +71,7 @@ def some_items(items: Sequence[TaskItem], count: int) -> list[TaskItem]:
 def with_distractors(items: Sequence[TaskItem]) -> list[TaskItem]:
     """The same items, each with answers of some others beside its own, in an order that gives nothing away.
 
-    Which ones is decided by hashes; items with too few other answers among them have fewer choices.
+    Hashes decide which ones; items with too few other answers among them have fewer choices.
     """
     answers = sorted({item.reference for item in items})
     chosen = []

@@ -27,7 +27,7 @@ def item_of(task: Task, row: Row, max_characters: int) -> TaskItem | None:
         max_characters: A longer text, passage or dialogue is cut to this, between words.
 
     Raises:
-        DataError: columns are missing, or a label is none that is known.
+        DataError: columns are missing, or a label is not known.
     """
     return _READERS[task](row, max_characters)
 

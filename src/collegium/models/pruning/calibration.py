@@ -32,9 +32,9 @@ class Importance:
     """Scores of a whole model; higher stays longer.
 
     Attributes:
-        channels: Of the hidden size, summed over the norms before attention and MLP of all layers.
-        heads: Of the query heads of each layer.
-        neurons: Of the MLP of each layer.
+        channels: Scores of the hidden size, summed over the norms before attention and MLP of all layers.
+        heads: Scores of the query heads of each layer.
+        neurons: Scores of the MLP of each layer.
         influence: Mean of 1 - cos(input, output) over text, of each layer.
     """
 

@@ -23,10 +23,10 @@ class Kept:
 
     Attributes:
         layers: Layers.
-        channels: Of the hidden size, the same everywhere.
+        channels: Channels of the hidden size, the same everywhere.
         key_value_heads: For each kept layer.
         heads: Query heads for each kept layer.
-        neurons: Of the MLP, for each kept layer.
+        neurons: MLP neurons for each kept layer.
     """
 
     layers: list[int]
@@ -44,7 +44,7 @@ class Kept:
         """From JSON.
 
         Raises:
-            ValueError: it is none, or holds something else.
+            ValueError: it is not a choice.
         """
         content = json.loads(text)
         if not isinstance(content, dict) or set(content) != set(cls.__dataclass_fields__):

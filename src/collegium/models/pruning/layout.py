@@ -63,7 +63,7 @@ class Sizes:
         """Sizes of a model.
 
         Raises:
-            RecipeError: its architecture is none that can be pruned.
+            RecipeError: its architecture cannot be pruned.
         """
         require_known(model)
         config = model.config.get_text_config()
@@ -128,7 +128,7 @@ def _check_config(model: PreTrainedModel, target: Sizes) -> None:
     insists = type(model).__name__ in ("LlamaForCausalLM", "Gemma3ForCausalLM")
     if insists and target.hidden_size % target.num_heads:
         raise RecipeError(
-            f"student.hidden_size {target.hidden_size} is no multiple of the {target.num_heads} heads, as "
+            f"student.hidden_size {target.hidden_size} is not a multiple of the {target.num_heads} heads, as "
             f"{type(model).__name__} requires; change hidden_size or num_heads"
         )
 

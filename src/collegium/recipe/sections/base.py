@@ -37,7 +37,7 @@ def can_be_trained(dtype: str) -> str:
 
 
 class Section(BaseModel):
-    """A part of a recipe: frozen, and nothing unknown in it; `true` is no number, nor are NaN and infinity."""
+    """A part of a recipe: frozen, without unknown keys; `true`, NaN and infinity are not numbers."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True

@@ -33,19 +33,19 @@ class UldSection(CrossTokenizerTermSection):
 
 
 class GoldSection(CrossTokenizerTermSection):
-    """Tokens that both vocabularies have by themselves, the rest sorted (GOLD of TRL)."""
+    """Tokens that both vocabularies have one by one, the rest sorted (GOLD of TRL)."""
 
     kind: Literal["gold"]
     """Compared once for each stretch of text that both tokenizers delimit."""
     beta: float = Field(default=0.5, ge=0, le=1)
-    """Of the Jensen-Shannon divergence on shared tokens: 0 is the forward KL, 1 the reverse KL."""
+    """Balance of the Jensen-Shannon divergence on shared tokens: 0 is the forward KL, 1 the reverse KL."""
     merge: Literal["bayesian", "first"] = "bayesian"
     """A stretch of several tokens: the distribution at its last one, times the probability of the earlier ones; or
     that at its first one, where the text's own token has the probability of the whole stretch."""
     matched_weight: float | None = Field(default=None, ge=0)
-    """Of the divergence on shared tokens; the share of the teacher's vocabulary that is shared if not given."""
+    """Weight of the divergence on shared tokens; by default their share of the teacher's vocabulary."""
     unmatched_weight: float | None = Field(default=None, ge=0)
-    """Of the sorted rest; the remainder if not given."""
+    """Weight of the sorted rest; by default the remainder."""
     temperature: float = Field(default=1.0, gt=0)
     """Softens both sides."""
 
@@ -62,12 +62,12 @@ class AlmSection(CrossTokenizerTermSection):
     kind: Literal["alm"]
     """The only one that lists of a cache serve."""
     tau: float = Field(default=100.0, gt=0)
-    """Probabilities are taken to the power 1 / tau; large weighs likely and unlikely chunks alike."""
+    """Probabilities are taken to the power 1 / tau; large weighs likely and unlikely chunks the same."""
     debias: bool = True
     """Multiply by the probability that a token boundary follows. Not for a teacher with the student's tokenizer,
     which needs none, nor for lists, which do not know it."""
     threshold: float = Field(default=0.1, ge=0, le=1)
-    """`debias`: a chunk goes on until the teacher's probability of a boundary behind it is above this."""
+    """`debias`: a chunk goes on until the teacher's probability of a boundary after it is above this."""
 
     def lacks(self, mode: str | None) -> tuple[str, str] | None:
         """Nothing: every cache knows the probability of the text."""
@@ -80,7 +80,7 @@ class DskdSection(CrossTokenizerTermSection):
     kind: Literal["dskd"]
     """Projections belong to the training and are not exported."""
     temperature: float = Field(default=2.0, gt=0)
-    """Of both KLs, which are not multiplied by its square."""
+    """Temperature of both KLs, which are not multiplied by its square."""
 
     def lacks(self, mode: str | None) -> tuple[str, str] | None:
         """See `CrossTokenizerTermSection`."""

@@ -106,7 +106,7 @@ class TaidSection(Section):
     end: float = Field(default=1.0, gt=0, le=1)
     """Last share of the target."""
     alpha: float = Field(default=5e-4, ge=0, le=1)
-    """How far the share may run ahead of a straight line in a step; 0 is the straight line."""
+    """Size of a step by which the share may run ahead of a straight line; 0 is the straight line."""
     beta: float = Field(default=0.99, ge=0, lt=1)
     """Decay of the momentum of the loss's relative decrease."""
 

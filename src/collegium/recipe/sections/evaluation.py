@@ -25,7 +25,7 @@ class SamplesSection(Section):
     passage_tokens: int = Field(default=96, ge=0)
     """Tokens of a held-out document of each domain that are shown one by one; 0 for none."""
     prompt_tokens: int = Field(default=32, ge=1)
-    """Tokens of a document that are given to teachers and student to go on from."""
+    """Tokens of a document that teachers and student are given to continue."""
     new_tokens: int = Field(default=32, ge=0)
     """Tokens that each writes at most; 0 for none."""
 
@@ -38,7 +38,7 @@ class EvaluationSection(Section):
     batch_size: int = Field(default=8, ge=1)
     """Blocks a batch."""
     confidence: float = Field(default=0.95, gt=0, lt=1)
-    """Of the intervals over documents."""
+    """Confidence level of the intervals over documents."""
     bootstrap_samples: int = Field(default=2000, ge=100)
     """Resamples of the documents."""
     generation: GenerationSection | None = None

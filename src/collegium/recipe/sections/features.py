@@ -98,11 +98,11 @@ class FeatureMapsSection(FeatureTermSection):
     layer_map: LayerMapSetting = "uniform"
     """Pairs (student layer, teacher layer) from 1; or `uniform`, or `last`."""
     map_factor: float = Field(default=100.0, ge=0)
-    """Of the error between normalised states."""
+    """Weight of the error between normalised states."""
     mean_factor: float = Field(default=5000.0, ge=0)
-    """Of the squared difference of means over the width."""
+    """Weight of the squared difference of means over the width."""
     variance_factor: float = Field(default=5.0, ge=0)
-    """Of the difference of variances over the width."""
+    """Weight of the difference of variances over the width."""
     stage_share: float | None = Field(default=None, gt=0, le=1)
     """Share of the training in which layers come in one after another; all from the start if not given."""
 
@@ -132,7 +132,7 @@ class StructureSection(FeatureTermSection):
     lower_pairs: int = Field(default=2, ge=0)
     """Layer pairs, from the lowest, for tokens and phrases; the others are for documents."""
     level_weights: Annotated[tuple[float, float, float], Field(strict=False)] = (1.0, 1.0, 4.0)
-    """Of tokens, phrases and documents."""
+    """Weights of tokens, phrases and documents."""
 
     @property
     def needs_attention(self) -> bool:
@@ -167,7 +167,7 @@ class RelationsSection(FeatureTermSection):
         return self
 
     def layer_of(self, teacher: str, num_layers: int) -> int:
-        """Number of the layer of a teacher that has so many."""
+        """Number of the layer of a teacher with `num_layers` layers."""
         given = self.layer[teacher] if isinstance(self.layer, dict) else self.layer
         if given == "last":
             return num_layers

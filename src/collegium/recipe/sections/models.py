@@ -18,7 +18,7 @@ class ModelSection(Section):
     trust_remote_code: bool = False
     """Run code that the model's repository ships. Needs `revision` as a full commit hash."""
     dtype: Dtype = "float32"
-    """Of the weights; `auto` is bfloat16 where the device computes in it natively, else float32."""
+    """Type of the weights; `auto` is bfloat16 where the device computes in it natively, else float32."""
 
     @model_validator(mode="after")
     def _remote_code_is_pinned(self) -> Self:
@@ -37,10 +37,10 @@ class AlignmentSection(Section):
     """Alignment of a teacher whose tokenizer is not the student's."""
 
     carry: Literal["prefix", "min_ed"] = "prefix"
-    """How a token's probability finds its student token: `prefix`: the first that its bytes are cut into.
+    """Way in which a token's probability finds its student token: `prefix`: the first that its bytes are cut into.
     `min_ed`: the one spelt most alike, and the text's own next token wherever not one token stands for one."""
     approximate: Literal["none", "split", "inside"] = "inside"
-    """For `prefix`, beside what is exact: nothing; where the student's next token is several of the teacher's
+    """For `prefix`, besides what is exact: nothing; where the student's next token is several of the teacher's
     (`split`); those and places inside a token of the teacher's (`inside`). Elsewhere others share its weight."""
     max_unknown: float = Field(default=0.2, ge=0, le=1)
     """`inside`: share of what the teacher may have written that ends at the place, so that nothing is known of
@@ -65,7 +65,7 @@ class TeachingSection(Section):
     target_domain: Name | None = None
     """Source on which `target_temperature: fit` is fitted: where this teacher is trusted; all if not given."""
     alignment: AlignmentSection = AlignmentSection()
-    """Of a teacher with another tokenizer; what each key does is in docs/tokenizers.md."""
+    """Alignment of a teacher with another tokenizer; what each key does is in docs/tokenizers.md."""
     licence: Licence | None = None
     """Its licence, an adapter's too, for the model card; what their own cards on disk say if not given."""
 
@@ -91,7 +91,7 @@ class TeachingSection(Section):
         """Temperatures of weight and target, once both are numbers."""
         weight = self.weight_temperature
         target = self.target_temperature
-        assert weight != "fit" and target != "fit", "see build.calibration"
+        assert weight != "fit" and target != "fit", "see assembly.calibration"
         return weight, target
 
 
@@ -121,7 +121,7 @@ class CachedTeacherSection(TeachingSection):
     path: str
     """Folder, or URL such as `s3://bucket/caches/web`."""
     tokenizer: str | None = None
-    """The teacher's tokenizer (hub id, folder or `.gguf` file), if it is another than the student's."""
+    """The teacher's tokenizer (hub id, folder or `.gguf` file), if it is not the student's."""
 
 
 def kind_of_teacher(section: Any) -> str:
@@ -160,7 +160,7 @@ class CacheSection(Section):
 
 
 class CalibrationSection(Section):
-    """On what temperatures that say `fit` are fitted."""
+    """Text on which temperatures that say `fit` are fitted."""
 
     blocks: int = Field(default=8, ge=1)
     """Training blocks of each domain, evenly spaced; held-out text is never used."""
@@ -183,9 +183,9 @@ class StudentSection(ModelSection):
     """Common to all students."""
 
     dtype: Annotated[Dtype, AfterValidator(can_be_trained)] = "float32"
-    """Of the trained weights; `auto` is bfloat16 where the device computes in it natively, else float32."""
+    """Type of the trained weights; `auto` is bfloat16 where the device computes in it natively, else float32."""
     tokenizer: str | None = None
-    """Where the tokenizer comes from; by default the student's model."""
+    """Source of the tokenizer; by default the student's model."""
     lora: LoraSection | None = None
     """Train adapters only."""
     licence: Licence | None = None
@@ -222,13 +222,13 @@ class ContinuedStudentSection(Section):
     run: str
     """Folder of the earlier run."""
     dtype: Annotated[Dtype, AfterValidator(can_be_trained)] = "float32"
-    """Of the trained weights, as for other students."""
+    """Type of the trained weights, as for other students."""
     lora: LoraSection | None = None
     """Train adapters only."""
     tokenizer: None = None
     """The earlier student's own."""
     licence: Licence | None = None
-    """Of the earlier student, for the model card; what its card says if not given."""
+    """Licence of the earlier student, for the model card; what its card says if not given."""
 
     @property
     def model(self) -> str:
@@ -281,7 +281,7 @@ class PrunedStudentSection(StudentSection):
     num_layers: int | None = Field(default=None, ge=1)
     """Layers to keep."""
     depth_criterion: Literal["loss", "block_influence"] = "loss"
-    """How layers are chosen: `loss` drops greedily the one whose loss on calibration text is least, in
+    """Rule by which layers are chosen: `loss` drops greedily the one whose loss on calibration text is least, in
     (L^2 - n^2) / 2 passes; `block_influence` those that turn their input least, in one."""
     calibration_blocks: int = Field(default=32, ge=1)
     """Training blocks on which importance is measured."""

@@ -58,7 +58,7 @@ class WeightingSection(Section):
     granularity: Annotated[str, Field(pattern=_GRANULARITY)] = _STRETCH
     """Stretch of the averages: `token`, `sequence` (a document), `window:W` tokens, `causal:W` (a fading past)."""
     tau: float = Field(default=_TAU, gt=0)
-    """Of `entropy` and of what a `router` learns, in nats; large is uniform, small picks one teacher."""
+    """Sharpness of `entropy` and of what a `router` learns, in nats; large is uniform, small picks one teacher."""
     values: dict[str, float] | None = None
     """Weight of each teacher by name, for `static`."""
     decay: float | None = Field(default=None, gt=0, le=1)
@@ -102,7 +102,7 @@ class DynamicSection(Section):
     adoption: Literal["hard", "soft", "instance"] | None = None
     """Weigh two teachers, the small one first: where the student is uncertain it follows the small one."""
     selection: Literal["entropy", "confidence", "margin", "label"] | None = None
-    """Distil only where the student is least sure, judged by this."""
+    """Distil only where the student is least certain by this measure."""
     selected_share: float = Field(default=0.5, gt=0, le=1)
     """Share of the positions of a micro-batch that `selection` takes."""
     objective: bool = False
@@ -140,7 +140,7 @@ class ObjectiveSection(Section):
     weighting: WeightingSection = WeightingSection()
     """A section, `paper`, or the name of a kind that needs no more."""
     kd_temperature: float = Field(default=1.0, gt=0)
-    """Softens student and target alike; 1 is best for language models."""
+    """Softens student and target; 1 is best for language models."""
     scale_by_squared_temperature: bool = True
     """Multiply the distillation loss by kd_temperature squared; never done for total_variation."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
@@ -156,8 +156,8 @@ class ObjectiveSection(Section):
     conflict_limit: float | None = Field(default=None, ge=0)
     """Nats of conflict among teachers above which a position is left to the text alone."""
     balance: Literal["fixed", "gradient_free", "uncertainty"] = "fixed"
-    """How terms are weighed on top: `gradient_free` makes them equally large, step by step (Minitron's balancer);
-    `uncertainty` learns a variance for each."""
+    """Balance of terms on top of their weights: `gradient_free` makes them equally large, step by step (Minitron's
+    balancer); `uncertainty` learns a variance for each."""
     dynamic: DynamicSection | None = None
     """Dynamic KD, if given."""
     max_invalid_fraction: float = Field(default=0.01, ge=0, le=1)

@@ -23,7 +23,7 @@ class SourceSection(Section):
     min_characters: int = Field(default=16, ge=0)
     """Shorter documents are dropped and counted."""
     licence: Licence | None = None
-    """Of the text, for the model card; what the data set's own card on disk says if not given."""
+    """Licence of the text, for the model card; what the data set's own card on disk says if not given."""
     language: Language | None = None
     """Language of the text for the model card, such as `en` or `code`."""
 
