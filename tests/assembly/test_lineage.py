@@ -33,14 +33,14 @@ def recipe(tmp_path, model_folder, monkeypatch) -> Path:
 
 
 def test_licences_and_languages_decide_nothing(recipe, tokenizer):
-    plain, told = (
+    plain, described = (
         load_recipe(recipe, ["data.directory=null"]),
         load_recipe(recipe, ["data.directory=null", *LICENCES]),
     )
-    assert told.teachers[0].licence == "Apache-2.0" and told.data.sources[0].language == "en"
-    assert told.fingerprint == plain.fingerprint
+    assert described.teachers[0].licence == "Apache-2.0" and described.data.sources[0].language == "en"
+    assert described.fingerprint == plain.fingerprint
     assert not any(key in json.dumps(plain.deciding) for key in ('"licence"', '"language"'))
-    assert text_directory(told, tokenizer, []) == text_directory(plain, tokenizer, [])
+    assert text_directory(described, tokenizer, []) == text_directory(plain, tokenizer, [])
 
 
 SHIPPED = [*ROOT.glob("recipes/**/*.yaml"), *ROOT.glob("src/collegium/demo/**/*.yaml")]

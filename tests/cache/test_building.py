@@ -144,7 +144,7 @@ def test_a_block_is_stored_alike_wherever_it_stands(tmp_path, mode):
 
 
 def test_draws_are_of_the_block_and_of_the_seed(tmp_path):
-    """Two blocks begin alike, so the teacher's first distribution is the same, and is drawn from anew."""
+    """Two blocks begin the same, so the teacher's first distribution is the same, and is drawn from again."""
     rows = [dict(row, input_ids=[all_rows()[0]["input_ids"][0], *row["input_ids"][1:]]) for row in all_rows()[:2]]
     first = []
     for seed in (0, 1):
@@ -203,11 +203,11 @@ def test_a_finished_cache_loads_and_writes_nothing(folder):
 @pytest.mark.parametrize(
     "name", [".manifest.json.tmp", "shards/.shard-00003.parquet.tmp", "shards/shard-00003.json"]
 )
-@pytest.mark.parametrize("mend", [lambda builder: builder.build(), repair], ids=["build", "repair"])
-def test_what_a_killed_process_left_in_a_finished_cache_is_removed(folder, expected, name, mend):
+@pytest.mark.parametrize("fix", [lambda builder: builder.build(), repair], ids=["build", "repair"])
+def test_what_a_killed_process_left_in_a_finished_cache_is_removed(folder, expected, name, fix):
     builder_of(folder, batch_size=2).build()
     (folder / name).write_bytes(b"half")
-    mend(builder_of(folder, batch_size=2))
+    fix(builder_of(folder, batch_size=2))
     assert content_of(folder) == expected["top_k"]
 
 
@@ -253,13 +253,13 @@ def test_repair_finishes_what_was_begun(folder, expected):
 
 
 def test_progress_is_told(folder):
-    told: list[CacheProgress] = []
-    builder_of(folder, on_progress=told.append, batch_size=2).build()
-    assert [progress.rows for progress in told] == sorted({progress.rows for progress in told})
-    last = told[-1]
+    reported: list[CacheProgress] = []
+    builder_of(folder, on_progress=reported.append, batch_size=2).build()
+    assert [progress.rows for progress in reported] == sorted({progress.rows for progress in reported})
+    last = reported[-1]
     assert (last.rows, last.num_rows, last.seconds_left) == (NUM_BLOCKS, NUM_BLOCKS, 0.0)
     assert last.tokens == sum(shard.tokens for shard in read_manifest(Folder.at(folder)).shards)
-    assert all(progress.bytes > 0 for progress in told)
+    assert all(progress.bytes > 0 for progress in reported)
 
 
 # Whose folder it is.
@@ -500,9 +500,9 @@ def test_full_disk_during_repair(folder, expected, monkeypatch):
 
 
 def test_too_small_a_disk_is_noticed_after_the_first_batch(folder, expected, monkeypatch):
-    told: list[CacheProgress] = []
-    builder_of(folder.with_name("other"), on_progress=told.append, batch_size=2).build()
-    estimate = told[0].bytes
+    reported: list[CacheProgress] = []
+    builder_of(folder.with_name("other"), on_progress=reported.append, batch_size=2).build()
+    estimate = reported[0].bytes
     teacher = CountingTeacher(pico_teacher())
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda path: Usage(10**6, 0, int(estimate) - 1))
@@ -517,9 +517,9 @@ def test_too_small_a_disk_is_noticed_after_the_first_batch(folder, expected, mon
 
 def test_a_resumed_build_needs_room_for_the_rest_only(folder, expected, monkeypatch):
     begin(folder)  # 8 of 21 blocks
-    told: list[CacheProgress] = []
-    builder_of(folder.with_name("other"), on_progress=told.append, batch_size=2).build()
-    rest = told[0].bytes * 13 / 21
+    reported: list[CacheProgress] = []
+    builder_of(folder.with_name("other"), on_progress=reported.append, batch_size=2).build()
+    rest = reported[0].bytes * 13 / 21
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**6, 0, int(rest * 0.8)))
     with pytest.raises(DiskError):
         builder_of(folder, batch_size=2).build()

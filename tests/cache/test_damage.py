@@ -1,4 +1,4 @@
-"""Damage is found by `verify`, never believed by a reader, and mended by `repair` at the least cost."""
+"""Damage is found by `verify`, never believed by a reader, and repaired by `repair` at the least cost."""
 
 import random
 import shutil
@@ -171,7 +171,7 @@ def truncated(content: bytes, generator: random.Random) -> bytes:
 
 
 def check_found_and_repaired(sample: Sample, name: str) -> int:
-    """One damaged file: found, never believed, mended at the least cost; the number of refused reads."""
+    """One damaged file: found, never believed, repaired at the least cost; the number of refused reads."""
     if name == MANIFEST_NAME:
         with pytest.raises(DataError, match=f"{sample.folder}/manifest.json: is damaged"):
             verify(Folder.at(sample.folder))

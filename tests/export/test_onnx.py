@@ -78,6 +78,6 @@ def test_what_cannot_be_traced_is_told(student, tmp_path, monkeypatch):
         raise RuntimeError("a branch on data")
 
     monkeypatch.setattr(torch.onnx, "export", fail)
-    told = r"--to onnx: LlamaForCausalLM cannot be traced \(RuntimeError: a branch on data\); export to gguf"
-    with pytest.raises(DataError, match=told):
+    message = r"--to onnx: LlamaForCausalLM cannot be traced \(RuntimeError: a branch on data\); export to gguf"
+    with pytest.raises(DataError, match=message):
         write_onnx(student.model, tmp_path / "model.onnx")
