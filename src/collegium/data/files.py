@@ -26,7 +26,7 @@ def open_bytes(path: Path) -> ByteFile:
     return gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb")
 
 
-def file_digest(path: Path) -> str:
+def sampled_digest(path: Path) -> str:
     """Hash of the content: in whole up to 8 MiB, above that size, beginning, middle and end.
 
     Raises:
@@ -47,4 +47,4 @@ def file_digest(path: Path) -> str:
 
 def combined_digest(options: list[str | None], files: list[Path]) -> str:
     """Identity of files, in this order, and of how they are read."""
-    return json_digest([options, [file_digest(file) for file in files]])
+    return json_digest([options, [sampled_digest(file) for file in files]])

@@ -7,7 +7,6 @@
 - `held_out/NAME.jsonl` is the text of its documents.
 """
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import datasets
 import pyarrow as pa
 
 from collegium.base.digest import json_digest
+from collegium.base.durable import file_digest
 from collegium.base.errors import DataError
 from collegium.data.blocks import PackedBlocks
 from collegium.data.storage import read_json
@@ -117,8 +117,7 @@ class PreparedText:
             DataError: naming the first damaged file.
         """
         for name, record in self.manifest["files"].items():
-            with (self.directory / name).open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
+            found = file_digest(self.directory / name)
             if found != record["sha256"]:
                 reason = f"its sha256 is {found}, not {record['sha256']}"
                 raise _damaged(self.directory, name, reason)
