@@ -30,28 +30,18 @@ MAX_FUNCTION_LINES = 60
 MAX_MEDIAN_LINES = 150
 MAX_POSITIONAL = 6
 MAX_TUPLE = 3
-MAX_VAGUE_DOCSTRINGS = 0.16
-MAX_PAIRS_PER_LINE = 0.008
-MIN_ENGINE_COMMENTS = 0.0
+MAX_VAGUE_DOCSTRINGS = 0.085
+MAX_PAIRS_PER_LINE = 0.0035
+MIN_ENGINE_COMMENTS = 0.029
 
 LONGER_THAN_ALLOWED: dict[str, str] = {}
 """`file.py` or `file.py:Class.function` -> why. This list may only become shorter."""
 
-MANY_POSITIONAL: dict[str, int] = {
-    "assembly/samples.py": 1,
-    "cli/app.py": 2,
-    "cli/student.py": 1,
-    "evaluation/passages.py": 1,
-    "pipeline/preflight/estimate/trial.py": 1,
-    "training/objective.py": 1,
-}
+MANY_POSITIONAL: dict[str, int] = {"evaluation/passages.py": 1, "training/objective.py": 1}
 """Functions with too many positional parameters, by file. This list may only become shorter."""
 
 WIDE_TUPLES: dict[str, int] = {"pipeline/check.py": 1}
 """Functions that return a wide tuple, by file. This list may only become shorter."""
-
-WITHOUT_TESTS = {"demo"}
-"""Rooms without a folder of tests. This list may only become shorter."""
 
 WITHOUT_TORCH = [
     "collegium",
@@ -318,7 +308,7 @@ def test_a_room_says_what_it_is_and_where_to_begin(room):
 
 @pytest.mark.parametrize("room", ROOMS, ids=relative)
 def test_a_room_has_tests_of_its_own(room):
-    assert room.name in WITHOUT_TESTS or list((TESTS / room.name).rglob("test_*.py"))
+    assert list((TESTS / room.name).rglob("test_*.py"))
 
 
 def test_tests_are_grouped_as_the_rooms_are():
