@@ -21,8 +21,8 @@ from collegium.evaluation.model_figures import measure_model
 from collegium.models.pretrained import load_model, place
 from collegium.paper.command import specification_path
 from collegium.paper.experiment import student_recipe
+from collegium.paper.run_result import VALIDATION, RunResult
 from collegium.paper.specification import in_folder, load_specification, with_local_files
-from collegium.paper.tables import VALIDATION, Result
 from collegium.paper.work import as_numbers
 from collegium.pipeline.run import fit_student
 from collegium.pipeline.run_folder import claim_run_dir
@@ -64,7 +64,7 @@ def measure(recipe: Recipe, folder: Path) -> dict[str, Any]:
     fit_student(run)
     model = place(load_model(str(folder / "student"), dtype=torch.float32), run.device).eval()
     tables = measure_model(model, run.held_out, run.vocab_size)
-    result = Result({"tables": {name: as_numbers(table) for name, table in tables.items()}})
+    result = RunResult({"tables": {name: as_numbers(table) for name, table in tables.items()}})
     return {
         "parameters": round(sum(parameter.numel() for parameter in model.parameters()) / 1e6, 1),
         "nll": round(result.mean("nll", VALIDATION), 3),

@@ -52,7 +52,7 @@ def test_local_copies_stand_for_the_hub_wherever_they_are(tmp_path):
 
 
 def test_what_local_cannot_mean_is_refused(tmp_path):
-    with pytest.raises(RecipeError, match="is no folder"):
+    with pytest.raises(RecipeError, match="not a folder"):
         with_local_files(SMALL, tmp_path / "absent", tmp_path)
     with pytest.raises(RecipeError, match="names no local_files"):
         with_local_files(load_specification(specification_path("small")), tmp_path, tmp_path)

@@ -9,7 +9,7 @@ import pytest
 from collegium.evaluation.statistics import holm
 from collegium.paper.experiment import Experiment, Row, plan
 from collegium.paper.results import collect
-from collegium.paper.tables import TEST, Result
+from collegium.paper.run_result import TEST, RunResult
 from tests.support.tiny_experiment import outcome, specification, table
 
 
@@ -44,7 +44,7 @@ class Made:
                     domain: table(documents, number, nll=losses[name][run.seed], noise=0.02)
                     for domain in ("cats", "dogs")
                 }
-                self.results[run.key] = Result(outcome(tables, **changes))
+                self.results[run.key] = RunResult(outcome(tables, **changes))
 
     def collect(self, **changes):
         given = {"targets": {}, "made": {}, "seconds": 3.0, **changes}

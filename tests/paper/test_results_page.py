@@ -13,10 +13,11 @@ from collegium.paper.command import EXPERIMENTS as RUNNABLE
 from collegium.paper.command import reproduce
 from collegium.paper.experiment import Experiment
 from collegium.paper.markdown import GROUPS, REFERENCES, group_rows, group_table
-from collegium.paper.measured import EXPERIMENTS, Measured, Spread, over_seeds, read_results
+from collegium.paper.measured import EXPERIMENTS, Measured, read_results
 from collegium.paper.page import MARKED, publish, refresh, render_page
 from collegium.paper.plots import draw_all, fingerprint
 from collegium.paper.specification import load_specification
+from collegium.paper.spread import Spread, over_seeds
 from tests.support.made_up_results import (
     EFFECTS,
     made_conditions,
@@ -62,13 +63,13 @@ def claim(results: Measured, start: str):
 
 
 def without(results: Measured, *names: str) -> Measured:
-    return Measured({**results.content, "rows": [row for row in results.rows if row["name"] not in names]})
+    rows = [row.content for row in results.rows if row.name not in names]
+    return Measured({**results.content, "rows": rows})
 
 
 def with_one_seed(results: Measured) -> Measured:
     def row(given):
-        perplexity = given["figures"]["perplexity"]["values"][0]
-        return made_row(given["name"], given["group"], perplexity, seeds=1)
+        return made_row(given.name, given.group, given.by_seed("perplexity")[0], seeds=1)
 
     return Measured({**results.content, "rows": [row(given) for given in results.rows]})
 
@@ -93,12 +94,10 @@ class TestWhatIsCommitted:
         results = committed()
         if "conditions" not in results:
             pytest.skip("the weightings were not compared yet")
-        rows = {row["name"]: row for row in group_rows(results["conditions"], "weighting")}
-        count = min(len(row["seeds"]) for row in rows.values())
-        losses = {
-            name: sum(map(math.log, row["figures"]["validation_perplexity"]["values"][:count]))
-            for name, row in rows.items()
-        }
+        rows = group_rows(results["conditions"], "weighting")
+        count = min(len(row.seeds) for row in rows)
+        values = {row.name: list(row.by_seed("validation_perplexity").values()) for row in rows}
+        losses = {name: sum(map(math.log, of_row[:count])) for name, of_row in values.items()}
         assert len(losses) > 10 and min(losses, key=losses.__getitem__) == "ours"
 
 
@@ -137,12 +136,12 @@ class TestTable1:
 
     def test_a_better_baseline_is_not_beaten(self):
         results = made_table1()
-        results.row("uniform")["against_baseline"]["over_seeds"] = {"value": -0.1}
+        results.row("uniform").content["against_baseline"]["over_seeds"] = {"value": -0.1}
         assert claim(results, "Our rule has a lower perplexity than uniform").holds is False
 
     def test_chance_is_no_win(self):
         results = made_table1()
-        results.row("dkd")["against_baseline"]["p_holm"] = 0.06
+        results.row("dkd").content["against_baseline"]["p_holm"] = 0.06
         found = claim(results, "Our rule has a lower perplexity than DKD")
         assert found.holds is False and "chance" in found.why
 
@@ -163,7 +162,7 @@ class TestTable1:
         results = made_table1()
         values = [25.0, 30.0, 25.0]
         for name in PUBLISHED:
-            results.row(name)["figures"]["perplexity"] |= {"mean": 26.7, "values": values}
+            results.row(name).content["figures"]["perplexity"] |= {"mean": 26.7, "values": values}
         found = claim(results, "Perplexity relative to the worst")
         assert found.measured < -0.158 < found.high
         assert found.holds is None
@@ -219,13 +218,13 @@ class TestFigure3:
     @pytest.mark.parametrize(("student", "holds"), [(0.90, None), (0.759, None), (0.74, False)])
     def test_one_seed_can_refute_but_not_show(self, student, holds):
         results = made_figure3(student)
-        results.row("ours")["kept"] |= {"low": None, "high": None}
+        results.row("ours").content["kept"] |= {"low": None, "high": None}
         found = claim(results, "One student keeps")
         assert found.holds is holds and "One seed" in found.why
 
     def test_a_specialist_that_is_missing(self):
         results = made_figure3()
-        results.row("ours")["kept"] = None
+        results.row("ours").content["kept"] = None
         assert claim(results, "One student keeps").measured is None
         assert claim(without(made_figure3(), "ours"), "One student keeps").measured is None
 
@@ -234,15 +233,15 @@ class TestFigure3:
     )
     def test_whether_teaching_helped(self, student, p_value, holds):
         results = made_figure3(student)
-        results.row("ce")["tasks_against_baseline"]["over_items"]["p_value"] = p_value
+        results.row("ce").content["tasks_against_baseline"]["over_items"]["p_value"] = p_value
         found = claim(results, "Taught, a student scores higher")
         assert found.measured == pytest.approx(100 * (student - 0.6))
         assert found.low == pytest.approx(found.measured - 3) and found.high == pytest.approx(found.measured + 5)
         assert found.holds is holds
 
-    def test_whether_teaching_helped_is_not_said_of_one_seed_or_row(self):
+    def test_whether_teaching_helped_has_no_verdict_for_one_seed_or_row(self):
         results = made_figure3()
-        results.row("ce")["tasks_against_baseline"]["over_seeds"]["p_value"] = None
+        results.row("ce").content["tasks_against_baseline"]["over_seeds"]["p_value"] = None
         assert claim(results, "Taught, a student scores higher").holds is None
         assert claim(without(results, "ce"), "Taught, a student scores higher").measured is None
 
@@ -268,8 +267,8 @@ class TestFigure3:
 
     def test_a_task_without_a_specialist_on_the_page(self):
         results = made_figure3()
-        results.row("ours")["tasks"]["sciq"]["to_specialist"] = None
-        results.row("ours")["kept"] = None
+        results.row("ours").content["tasks"]["sciq"]["to_specialist"] = None
+        results.row("ours").content["kept"] = None
         text = render_page({"figure3": results}, "results")
         assert "| ours | -2.0 [-5.0, +1.0], p 0.030 | – |" in text  # noqa: RUF001
 
@@ -280,7 +279,7 @@ class TestPage:
 
     def test_numbers_are_those_of_the_json(self):
         text = render_page(everything(), "results")
-        row = made_table1().row("ours")["figures"]["perplexity"]
+        row = made_table1().row("ours").content["figures"]["perplexity"]
         assert f"| ours | {row['mean']:.2f} [{row['low']:.2f}, {row['high']:.2f}] |" in text
         assert "| +0.100 [+0.020, +0.150] | 0.020 | 3 |" in text, "both intervals' envelope"
         assert "| -20.0 % [-20.0 %, -20.0 %] | holds |" in text
@@ -317,14 +316,14 @@ class TestPage:
 
 
 class TestOtherPages:
-    def test_what_is_between_markers_is_written_anew(self):
+    def test_what_is_between_markers_is_rewritten(self):
         results = everything()
         text = refresh(MARKERS, results, "other.md")
         assert text == MARKERS.replace("old\n", f"\n{group_table(results['conditions'], 'overconfident')}\n\n")
         assert refresh(text, results, "other.md") == text
 
     def test_rows_to_compare_with_stand_first(self):
-        labels = [row["label"] for row in group_rows(made_conditions(), "overconfident")]
+        labels = [row.label for row in group_rows(made_conditions(), "overconfident")]
         assert labels[:4] == [
             "uniform, none over-confident",
             "paper, none over-confident",
@@ -337,13 +336,13 @@ class TestOtherPages:
         assert refresh(MARKERS, {}, "other.md") == MARKERS
 
     @pytest.mark.parametrize("wrong", ["conditions/nothing", "figure9/overconfident"])
-    def test_a_wrong_marker_is_told(self, wrong):
+    def test_a_wrong_marker_is_reported(self, wrong):
         text = MARKERS.replace("conditions/overconfident", wrong)
         with pytest.raises(DataError, match=r"other\.md: .*there are"):
             refresh(text, everything(), "other.md")
 
     @pytest.mark.parametrize("lost", ["<!-- end -->\n", "<!-- results: conditions/overconfident -->\n"])
-    def test_a_marker_without_its_counterpart_is_told(self, lost):
+    def test_a_marker_without_its_counterpart_is_reported(self, lost):
         with pytest.raises(DataError, match=r"other\.md: .*needs"):
             refresh(MARKERS.replace(lost, "", 1) + MARKERS, everything(), "other.md")
 

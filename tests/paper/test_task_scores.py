@@ -7,7 +7,7 @@ import pytest
 
 from collegium.evaluation.statistics import holm
 from collegium.paper.numbers import BOOTSTRAP
-from collegium.paper.tables import Result
+from collegium.paper.run_result import RunResult
 from collegium.paper.task_scores import described, task_scores
 
 
@@ -28,8 +28,8 @@ def found(items: int = 30) -> dict:
     return {"value": float(rows[:, 0].sum() / rows[:, 1].sum()), "per_item": rows.tolist()}
 
 
-def run(share: float) -> Result:
-    return Result({"tasks": {"qa": answered(share), "ner": found()}, "parameters": 40})
+def run(share: float) -> RunResult:
+    return RunResult({"tasks": {"qa": answered(share), "ner": found()}, "parameters": 40})
 
 
 SPECIALISTS = {

@@ -57,7 +57,7 @@ def test_the_first_failure_is_raised_and_ends_the_others(tmp_path):
     assert time.monotonic() - start < 60
 
 
-def test_a_process_that_is_killed_is_told_with_the_mend(tmp_path):
+def test_a_killed_process_is_reported_with_the_fix(tmp_path):
     with (
         pytest.raises(UserError, match="a worker process was killed.*take fewer --jobs; the same command goes on"),
         worker_pool(1, tmp_path / "logs") as workers,

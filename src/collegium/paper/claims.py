@@ -1,16 +1,17 @@
-"""What the paper claims beside what was measured, in relative terms.
+"""The paper's claims beside what was measured, in relative terms.
 
 The paper is arXiv:2507.15198; its models, budgets and seeds are not known, so only ratios can be compared, and
-some of its figures not at all. A claim of a size holds where the whole interval over seeds is at least as large,
-and does not where the mean falls short of it; between the two, and with one seed, nothing is said. But one seed's
-interval over items can refute that enough of the specialists is kept. No torch here.
+some of its figures not at all. A claim of a size holds if the whole interval over seeds is at least as large, and
+does not if the mean falls short of it; in between, and with one seed, there is no verdict. But one seed's interval
+over items can refute that enough of the specialists is kept. No torch here.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from collegium.paper.measured import Content, Measured, Spread, finite, spread_of
+from collegium.paper.measured import Comparison, Measured, MeasuredRow
+from collegium.paper.spread import Spread
 
 
 SIGNIFICANT = 0.05
@@ -28,7 +29,7 @@ RED_FLAGS = (
     'Figure 3 gives an "accuracy" of summarization, which is not defined.',
     "There are no seeds, no intervals, no amount of compute, and neither teachers nor student are named.",
 )
-"""Why the paper's numbers cannot be compared as they stand."""
+"""Reasons why the paper's numbers cannot be compared as they stand."""
 
 BEATEN = {
     "ce": "cross-entropy only",
@@ -39,19 +40,42 @@ BEATEN = {
     "minilm": "MiniLM",
     "dkd": "DKD",
 }
-"""Rows of table 1 that our rule should be better than."""
+"""Rows of table 1 that our rule should beat."""
 
 PUBLISHED = ("tinybert", "mobilebert", "minilm", "dkd")
 
 WORST_BASELINE = 20.8 / 24.7 - 1.0
 MORE_TEACHERS = {"perplexity": 20.8 / 25.4 - 1.0, "kl/common": 1.64 / 2.42 - 1.0}
-"""What the paper reports, as changes: ours over its worst baseline, five teachers over one."""
+"""Changes that the paper reports: its method from the worst baseline, five teachers from one."""
 
 ACCURACIES = {"summarization": 88.7, "paraphrase": 87.3, "ner": 86.1, "qa": 85.2, "sentiment": 83.5}
 """Of the paper's figure 3, percent."""
 
-KEPT, SIZE = 0.95, 0.5
-"""Share of the specialists' mean that a student should keep, and of their size that it may have."""
+KEPT = 0.95
+"""Share of the specialists' mean score that a student should keep."""
+
+SIZE = 0.5
+"""Share of a specialist's size that it stays below."""
+
+
+Kind = Literal["change", "share", "score"]
+"""A change as a share of a reference, a share, or a score from 0 to 100."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The verdict on a claim.
+
+    Attributes:
+        holds: Whether it holds; None if that cannot be said.
+        why: The reason.
+    """
+
+    holds: bool | None
+    why: str
+
+
+ONE_SEED = Verdict(None, "One seed: no interval.")
 
 
 @dataclass(frozen=True)
@@ -64,9 +88,9 @@ class Claim:
         measured: The figure measured; None if there is none.
         low: Lower end of its 95 % interval over seeds; None if not known.
         high: Upper end; None likewise.
-        holds: Whether it holds; None if nothing can be said.
-        why: By what this was decided.
-        kind: A `change` as a share of a reference, a `share`, or a `score` from 0 to 100.
+        holds: See `Verdict`.
+        why: See `Verdict`.
+        kind: What the figure is.
     """
 
     text: str
@@ -76,18 +100,18 @@ class Claim:
     high: float | None
     holds: bool | None
     why: str
-    kind: Literal["change", "share", "score"] = "change"
+    kind: Kind = "change"
 
 
 def claims_of(results: Measured) -> list[Claim]:
-    """Claims that an experiment speaks to, computed from its JSON alone."""
+    """Claims that an experiment bears on, computed from its JSON alone."""
     kinds: Mapping[str, Callable[[Measured], list[Claim]]] = {
         "table1": table1_claims,
         "figure2": figure2_claims,
         "figure3": figure3_claims,
     }
-    of = kinds.get(results.content["experiment"])
-    return [] if of is None else of(results)
+    claims = kinds.get(results.experiment)
+    return [] if claims is None else claims(results)
 
 
 def table1_claims(results: Measured) -> list[Claim]:
@@ -101,64 +125,62 @@ def table1_claims(results: Measured) -> list[Claim]:
     ]
 
 
-def _claim(
-    text: str,
-    paper: str,
-    spread: Spread | None,
-    holds: bool | None,
-    why: str,
-    kind: Literal["change", "share", "score"] = "change",
-) -> Claim:
+def _claim(text: str, paper: str, spread: Spread | None, verdict: Verdict, kind: Kind = "change") -> Claim:
     if spread is None:
         return Claim(text, paper, None, None, None, None, "Not measured.", kind)
-    return Claim(text, paper, spread.mean, spread.low, spread.high, holds, why, kind)
+    return Claim(text, paper, spread.mean, spread.low, spread.high, verdict.holds, verdict.why, kind)
 
 
 def _beats(results: Measured, name: str, label: str) -> Claim:
     row = results.row(name)
-    difference = None if row is None else row["against_baseline"]
-    holds, why = None, "Not tested: one seed, or other text."
-    if difference is not None and (p := finite(difference["p_holm"])) is not None:
-        above = difference["over_seeds"]["value"]
-        holds = p < SIGNIFICANT and above > 0.0
-        side = "above" if above > 0.0 else "below"
-        why = f"Its loss is {abs(above):.3f} nats {side} ours, p = {p:.2g} after Holm."
-        why += "" if holds or above <= 0.0 else " That may be chance."
     change = results.change("perplexity", "ours", name)
-    return _claim(f"Our rule has a lower perplexity than {label}", "no test", change, holds, why)
+    verdict = _beaten(None if row is None else row.against_baseline)
+    return _claim(f"Our rule has a lower perplexity than {label}", "no test", change, verdict)
 
 
-def _at_least(spread: Spread | None, wanted: float) -> tuple[bool | None, str]:
-    """Whether a decrease is as large as claimed."""
+def _beaten(difference: Comparison | None) -> Verdict:
+    if difference is None or difference.p_holm is None:
+        return Verdict(None, "Not tested: one seed, or other text.")
+    above = difference.over_seeds.value
+    holds = difference.p_holm < SIGNIFICANT and above > 0.0
+    side = "above" if above > 0.0 else "below"
+    why = f"Its loss is {abs(above):.3f} nats {side} ours, p = {difference.p_holm:.2g} after Holm."
+    if above > 0.0 and not holds:
+        why += " That may be chance."
+    return Verdict(holds, why)
+
+
+def _at_least(spread: Spread | None, wanted: float) -> Verdict:
+    """Decide whether a decrease is as large as claimed."""
     if spread is None or spread.low is None or spread.high is None:
-        return None, "One seed: no interval."
+        return ONE_SEED
     if spread.mean > wanted:
-        return False, f"The mean falls short of {_percent(wanted)}."
+        return Verdict(False, f"The mean falls short of {_percent(wanted)}.")
     if spread.high > wanted:
-        return None, f"The mean reaches {_percent(wanted)}, the interval does not."
-    return True, "The whole interval is at least as large."
+        return Verdict(None, f"The mean reaches {_percent(wanted)}, the interval does not.")
+    return Verdict(True, "The whole interval is at least as large.")
 
 
 def _worst_baseline(results: Measured) -> Claim:
-    known = {row["name"]: s.mean for row in results.named(PUBLISHED) if (s := spread_of(row, "perplexity"))}
+    known = {row.name: s.mean for row in results.named(PUBLISHED) if (s := row.spread("perplexity"))}
     worst = max(known, key=known.__getitem__) if known else ""
     spread = results.change("perplexity", "ours", worst)
-    holds, why = _at_least(spread, WORST_BASELINE)
+    verdict = _at_least(spread, WORST_BASELINE)
     text = f"Perplexity relative to the worst of {len(PUBLISHED)} published baselines"
     text += f" (here {BEATEN[worst]})" if worst else ""
     if len(known) < len(PUBLISHED):
-        holds, why = None, f"Only {len(known)} of {len(PUBLISHED)} baselines were measured."
-    return _claim(text, f"24.7 to 20.8: {_percent(WORST_BASELINE)}", spread, holds, why)
+        verdict = Verdict(None, f"Only {len(known)} of {len(PUBLISHED)} baselines were measured.")
+    return _claim(text, f"24.7 to 20.8: {_percent(WORST_BASELINE)}", spread, verdict)
 
 
 def _papers_weights(results: Measured) -> Claim:
     text = "The paper's weights as written (each token, tau 1, not calibrated) beat uniform ones in perplexity"
     spread = results.change("perplexity", "paper", "uniform")
-    holds, why = None, "One seed: no interval."
+    verdict = ONE_SEED
     if spread is not None and spread.low is not None and spread.high is not None:
-        holds = spread.high < 0.0
         why = "Decided by the interval over seeds, a test by itself; uniform fusion is not in the paper."
-    return _claim(text, "claimed in words", spread, holds, why)
+        verdict = Verdict(spread.high < 0.0, why)
+    return _claim(text, "claimed in words", spread, verdict)
 
 
 def _own_target(results: Measured, name: str, loss: float) -> Claim:
@@ -168,18 +190,18 @@ def _own_target(results: Measured, name: str, loss: float) -> Claim:
     )
     text = f"Distillation loss lower than {BEATEN[name]}'s"
     paper = f"{loss:g} to 1.64: {_percent(1.64 / loss - 1.0)}"
-    return _claim(text, paper, results.change("kl/common", "ours", name), None, why)
+    return _claim(text, paper, results.change("kl/common", "ours", name), Verdict(None, why))
 
 
 def _bleu(results: Measured) -> Claim:
     row = results.row("ours")
-    spread = None if row is None else spread_of(row, "bleu_reference")
+    spread = None if row is None else row.spread("bleu_reference")
     why = "Cannot be compared: what the paper scored against what is not said. Shown is that of continuations."
-    return _claim("BLEU of our rule", "86.7 (79.1 with one teacher)", spread, None, why, "score")
+    return _claim("BLEU of our rule", "86.7 (79.1 with one teacher)", spread, Verdict(None, why), "score")
 
 
 def figure2_claims(results: Measured) -> list[Claim]:
-    """What more teachers, and a bad one, change."""
+    """The effect of more teachers, and of a bad one."""
     count = len(results.numbered("copies"))
     designs = {"each of a domain of its own": ("ours", "one")}
     if count > 1:
@@ -194,79 +216,75 @@ def figure2_claims(results: Measured) -> list[Claim]:
 
 
 def _more(results: Measured, figure: str, noun: str, design: str, name: str, reference: str) -> Claim:
-    spread, wanted = results.change(figure, name, reference), MORE_TEACHERS[figure]
-    holds, why = _at_least(spread, wanted)
+    spread = results.change(figure, name, reference)
+    wanted = MORE_TEACHERS[figure]
     reported = {"perplexity": "25.4 to 20.8", "kl/common": "2.42 to 1.64, not said against what"}[figure]
     text = f"{noun} of all teachers against one, {design}"
-    return _claim(text, f"{reported}: {_percent(wanted)}", spread, holds, why)
+    return _claim(text, f"{reported}: {_percent(wanted)}", spread, _at_least(spread, wanted))
 
 
 def _bad(results: Measured, name: str, reference: str) -> Claim:
-    row, without = results.row(name), results.row(reference)
+    row = results.row(name)
+    without = results.row(reference)
     assert row is not None
-    label = row["label"] if without is None else f"{row['label']} (against {without['label']})"
+    label = row.label if without is None else f"{row.label} (against {without.label})"
+    text = f"What a bad teacher costs in perplexity: {label}"
     spread = results.change("perplexity", name, reference)
-    return _claim(
-        f"What a bad teacher costs in perplexity: {label}", "not examined", spread, None, "Nothing was claimed."
-    )
+    return _claim(text, "not examined", spread, Verdict(None, "Nothing was claimed."))
 
 
 def figure3_claims(results: Measured) -> list[Claim]:
-    """Each task, what is kept of the specialists, and whether their teaching helped.
-
-    See `collegium.paper.task_scores` for what the JSON says of tasks.
-    """
-    student = results.row(results.content["baseline"])
-    scores = {} if student is None else student.get("tasks", {})
-    tasks: Mapping[str, Content] = results.content.get("tasks", {})
+    """Each task, what is kept of the specialists, and whether their teaching helped."""
+    student = results.baseline
+    tasks = results.tasks
     order = list(ACCURACIES)
-    claims = [
-        _claim(
-            f"{tasks[name]['primary']} on {name}",
-            f"{ACCURACIES[tasks[name]['task']]} %",
-            Spread.of(scores.get(name), 100.0),
-            None,
-            "Other data, models and measures: cannot be compared.",
-            "score",
+    verdict = Verdict(None, "Other data, models and measures: cannot be compared.")
+    claims = []
+    for name in sorted(tasks, key=lambda name: order.index(tasks[name].kind)):
+        score = None if student is None else student.score(name).spread
+        claims.append(
+            _claim(
+                f"{tasks[name].primary} on {name}",
+                f"{ACCURACIES[tasks[name].kind]} %",
+                None if score is None else score.times(100.0),
+                verdict,
+                "score",
+            )
         )
-        for name in sorted(tasks, key=lambda name: order.index(tasks[name]["task"]))
-    ]
     return [*claims, _kept(results, student), _taught(results)]
 
 
-def _kept(results: Measured, student: Content | None) -> Claim:
+def _kept(results: Measured, student: MeasuredRow | None) -> Claim:
     text = "One student keeps 95 % of the specialists' mean score, at under half the size of one"
-    kept = None if student is None else student.get("kept")
-    spread = Spread.of(kept)
-    if kept is None or spread is None:
-        return _claim(text, "no figure", None, None, "", "share")
-    sizes = results.content["parameters"]
-    size = sizes["student"] / sizes["specialist"]
+    spread = None if student is None else student.kept
+    if student is None or spread is None:
+        return _claim(text, "no figure", None, Verdict(None, ""), "share")
+    size = results.student_size
     why = f"The student has {100.0 * size:.1f} % of a specialist's parameters."
-    one_seed = finite(kept["low"]) is None
+    one_seed = student.kept_is_over_items_only
     if one_seed:
         why += " One seed: the interval is over items, so it can refute the claim, not show it."
     best = spread.high if one_seed else spread.mean
     falls_short = size >= SIZE or (best is not None and best < KEPT)
     reached = not one_seed and spread.low is not None and spread.low >= KEPT
-    return _claim(text, "no figure", spread, False if falls_short else reached or None, why, "share")
+    return _claim(text, "no figure", spread, Verdict(False if falls_short else reached or None, why), "share")
 
 
 def _taught(results: Measured) -> Claim:
     text = "Taught, a student scores higher than without teachers: mean over tasks, in points"
     alone = results.row("ce")
-    difference = None if alone is None else alone.get("tasks_against_baseline")
-    if difference is None:
-        return _claim(text, "no test", None, None, "", "score")
-    seeds, items = difference["over_seeds"], difference["over_items"]
-    spread = Spread.covering(items["value"], seeds, items).times(-1.0).times(100.0)
-    over_seeds, over_items = finite(seeds["p_value"]), items["p_value"]
-    if over_seeds is None:
+    difference = None if alone is None else alone.tasks_against_baseline
+    if difference is None or (over_items := difference.over_units.p_value) is None:
+        return _claim(text, "no test", None, Verdict(None, ""), "score")
+    seeds = difference.over_seeds
+    items = difference.over_units
+    spread = Spread.covering(items.value, seeds, items).times(-1.0).times(100.0)
+    if seeds.p_value is None:
         why = f"One seed: the interval and p = {over_items:.2g} are over items."
-        return _claim(text, "no test", spread, None, why, "score")
-    p = max(over_seeds, over_items)
+        return _claim(text, "no test", spread, Verdict(None, why), "score")
+    p = max(seeds.p_value, over_items)
     why = f"p = {p:.2g}, the larger of that over seeds and that over items."
-    return _claim(text, "no test", spread, p < SIGNIFICANT and spread.mean > 0.0, why, "score")
+    return _claim(text, "no test", spread, Verdict(p < SIGNIFICANT and spread.mean > 0.0, why), "score")
 
 
 def _percent(change: float) -> str:

@@ -1,7 +1,7 @@
-"""`collegium reproduce NAME`: from nothing to the results of an experiment, and on from where it was stopped.
+"""`collegium reproduce NAME`: runs an experiment from start to results, or from where it was stopped.
 
-Everything made is in one folder for each scale, runs by the hash of what decides them, so that experiments share
-what they have in common and a second call makes only what is missing.
+Each scale has one folder for everything that is made, with runs named by the hash of what decides them. So
+experiments share what they have in common, and a second call makes only what is missing.
 """
 
 import importlib.resources
@@ -22,7 +22,7 @@ from collegium.base.durable import write_text
 from collegium.base.errors import RecipeError
 from collegium.base.terminal import ProgressLine, duration, say
 from collegium.paper.conditions import SWITCHING, conditions
-from collegium.paper.experiment import Experiment, Plan, Run, plan
+from collegium.paper.experiment import Experiment, Plan, PlannedRun, plan
 from collegium.paper.figure2 import figure2
 from collegium.paper.figure3 import figure3
 from collegium.paper.made import (
@@ -35,10 +35,10 @@ from collegium.paper.made import (
 )
 from collegium.paper.page import publish
 from collegium.paper.results import collect
+from collegium.paper.run_result import VALIDATION, RunResult
 from collegium.paper.specification import Specification, in_folder, load_specification, with_local_files
 from collegium.paper.switching import write_switching
 from collegium.paper.table1 import table1
-from collegium.paper.tables import VALIDATION, Result
 from collegium.paper.task_work import measure_specialists
 from collegium.paper.work import Training, measure_targets, result_path, train_and_measure
 from collegium.paper.workers import Workers, finished, worker_pool
@@ -48,46 +48,46 @@ from collegium.recipe.file import validated
 EXPERIMENTS = {"table1": table1, "figure2": figure2, "figure3": figure3, "conditions": conditions}
 
 PAGE = "page"
-"""Said in place of an experiment."""
+"""Given in place of an experiment, it writes only the results page."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where an experiment reads and writes.
+    """The place where an experiment reads and writes.
 
     Attributes:
-        specification: Its file.
-        output: Folder of all that is made.
+        specification: File of the specification.
+        output: Folder of everything that is made.
     """
 
     specification: Path
     output: Path
 
-    def read(self, key: str) -> Result:
-        """A finished run."""
-        return Result(json.loads(result_path(self.output, key).read_text(encoding="utf-8")))
+    def read(self, key: str) -> RunResult:
+        """Read the result of a finished run."""
+        return RunResult.read(result_path(self.output, key))
 
-    def loss(self, run: Run) -> float | None:
-        """Validation loss of a run, None if it is not finished; a NaN counts as the worst."""
+    def loss(self, run: PlannedRun) -> float | None:
+        """Return the validation loss of a run, None if it is not finished; NaN counts as the worst."""
         if not result_path(self.output, run.key).exists():
             return None
         loss = self.read(run.key).mean("nll", VALIDATION)
         return math.inf if math.isnan(loss) else loss
 
-    def lacks(self, run: Run, own: Set[str]) -> bool:
-        """Whether a run is not finished, or not measured against its own target though its key is in `own`."""
+    def lacks(self, run: PlannedRun, own: Set[str]) -> bool:
+        """Tell whether a run is unfinished, or in `own` but not measured against its own target."""
         if not result_path(self.output, run.key).exists():
             return True
-        return run.key in own and not self.read(run.key).content.get("own")
+        return run.key in own and not self.read(run.key).has_own_target
 
 
 def specification_path(scale: str, experiment: str = "table1") -> Path:
-    """The file of a scale: one that exists, or the name of one that ships with the package.
+    """Find the specification of a scale: a YAML file, or the name of one that ships with the package.
 
-    Figure 3 has files of its own, since it has other text, teachers and student.
+    Figure 3 has files of its own, since its text, teachers and student are others.
 
     Raises:
-        RecipeError: there is none.
+        RecipeError: there is no such scale.
     """
     if scale.endswith((".yaml", ".yml")):
         return Path(scale)
@@ -112,16 +112,16 @@ def reproduce(
     results: Path | None = None,
     page: Path | None = None,
 ) -> dict[str, Any]:
-    """Run an experiment, or what is left of it, write its results and the page of all, and return them.
+    """Run an experiment or what is left of it, write its results and the results page, and return the results.
 
     Args:
         name: One of `EXPERIMENTS`, or `page` to write only the page again.
         scale: See `specification_path`.
-        output: Folder of all that is made; each scale has its own in it.
-        jobs: Runs at once; as many as there are GPUs or cores if not given.
-        results: Folder of the experiments' JSON that the page is made of; that of the scale if not given.
-        local: Folder of local copies of the hub's data sets that the specification names.
-        page: The page; `results.md` in the folder of the scale if not given.
+        output: Folder of everything that is made; each scale has its own folder in it.
+        jobs: Runs in parallel; as many as there are GPUs or cores if not given.
+        local: Folder of local copies of the hub data sets that the specification names.
+        results: Folder of the JSON that the page is made from; that of the scale if not given.
+        page: Results page; `results.md` in the folder of the scale if not given.
 
     Raises:
         RecipeError: there is no such experiment or scale.
@@ -161,7 +161,7 @@ def _results(experiment: Experiment, specification: Specification, place: Place,
         },
         specialists=_read(_measured_path(experiment, place, "specialists")),
         origins=load_specification(place.specification).sources,
-        seconds=sum(place.read(run.key).content["seconds"] for run in plan_.all_runs),
+        seconds=sum(place.read(run.key).seconds for run in plan_.all_runs),
     )
 
 
@@ -170,7 +170,7 @@ def _default_jobs() -> int:
 
 
 def _check(experiment: Experiment, specification: Specification, place: Place) -> None:
-    """Refuse, before any work, what a later run could not read, and a folder made by another specification."""
+    """Refuse, before any work, recipes that a later run could not read and a folder of another specification."""
     every_row = plan(experiment, specification, lambda run: 0.0)
     for recipe in [*experiment.judges.values(), *(run.recipe for run in every_row.all_runs)]:
         validated(in_folder(recipe, place.output), f"{place.specification}: recipe")
@@ -180,7 +180,7 @@ def _check(experiment: Experiment, specification: Specification, place: Place) -
 
 
 def _make(experiment: Experiment, specification: Specification, place: Place, workers: Workers) -> None:
-    """Tokenizer, configurations, teachers, and what targets come to."""
+    """Make tokenizer, configurations and teachers, and measure targets."""
     make_models(specification, place.output)
     missing = [
         name
@@ -203,7 +203,7 @@ def _make(experiment: Experiment, specification: Specification, place: Place, wo
 
 
 def _measured_path(experiment: Experiment, place: Place, what: str) -> Path:
-    """Named by what decides it: who measures the same shares it, and what is out of date is not read."""
+    """Path named by the hash of what decides the content: shared where that is the same, and never out of date."""
     deciding = [experiment.judges["experts"], dict(experiment.targets)]
     return place.output / f"{what}-{json_digest(deciding)[:16]}.json"
 
@@ -214,7 +214,7 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 
 def _run_all(experiment: Experiment, specification: Specification, place: Place, workers: Workers) -> Plan:
-    """Waves of runs until nothing more is known to be missing."""
+    """Run in waves until nothing is known to be missing."""
     while True:
         known = plan(experiment, specification, place.loss)
         own = {run.key for row in known.rows.values() if row.headline for run in known.runs[row.name]}
@@ -222,27 +222,30 @@ def _run_all(experiment: Experiment, specification: Specification, place: Place,
         if not missing:
             return known
         work = partial(_train, place.output, dict(experiment.judges), own)
-        before, total = len(known.all_runs) - len(missing), len(known.all_runs) + known.num_to_come
+        before = len(known.all_runs) - len(missing)
+        total = len(known.all_runs) + known.num_to_come
         _share_out("run", work, missing, before, total, workers)
 
 
-def _train(output: Path, judges: Mapping[str, Any], own: Set[str], run: Run) -> None:
+def _train(output: Path, judges: Mapping[str, Any], own: Set[str], run: PlannedRun) -> None:
     train_and_measure(Training(run.key, run.recipe, judges[run.judge], run.key in own), output)
 
 
 def _share_out(noun: str, work: Any, items: Sequence[Any], before: int, total: int, workers: Workers) -> None:
-    """Do the work in processes, and tell how far it is and how long it will take.
+    """Do the work in processes, and report how far it is and how long the rest will take.
 
     Args:
-        noun: What one item is.
-        work: Called with each.
-        items: To be done now.
-        before: Done already.
-        total: Those and all that are certain to come, `items` among them.
-        workers: Do it.
+        noun: Name of one item.
+        work: Function called with each item.
+        items: Items to be done now.
+        before: Number of items done already.
+        total: Number of items in all, with those that are certain to follow.
+        workers: Processes that do the work.
     """
     processes = min(workers.jobs, len(items))
-    line, start, done = ProgressLine(), time.monotonic(), 0
+    line = ProgressLine()
+    start = time.monotonic()
+    done = 0
 
     def show() -> None:
         left = total - before - done

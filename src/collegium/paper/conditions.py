@@ -1,8 +1,8 @@
-"""When it helps: what a user with teachers of their own would ask, one small experiment for each question.
+"""When it helps: questions of a user with teachers of their own, one small experiment for each.
 
-How much text, over how long a stretch and how sharply certainty should weigh, what an over-confident teacher
-does and what calibration mends, documents that change their domain midway, and what a sparse cache costs.
-Learning rates are those of table 1. No torch here.
+The amount of text, the stretch and sharpness of weights by certainty, an overconfident teacher before and after
+calibration, documents that change their domain midway, and the cost of a sparse cache. Learning rates are those
+of table 1. No torch here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,13 +14,13 @@ from collegium.paper.table1 import FITTED, OUR_WEIGHTING, distilled, in_words, o
 
 
 SHARPNESS = 1 / 3
-"""Temperature of the over-confident teacher: its logits are multiplied by three."""
+"""Temperature of the overconfident teacher: its logits are multiplied by three."""
 
 SWITCHING = "switching"
 
 
 def conditions(specification: Specification) -> Experiment:
-    """All of them at a scale."""
+    """Build the experiment at a scale."""
 
     def rows(best: Best) -> Sequence[Row]:
         return [
@@ -51,8 +51,12 @@ def _tuned(specification: Specification) -> list[Row]:
 
 
 def _low_data(specification: Specification) -> list[Row]:
-    """Less text, for as many steps; cross-entropy for as many passes too, since it learns little text by heart."""
-    rows, whole = [], specification.student_tokens
+    """Rows with less text and as many steps.
+
+    Cross-entropy learns little text by heart, so it is also run for as many passes.
+    """
+    rows = []
+    whole = specification.student_tokens
     for tokens in specification.low_data_tokens:
         sources = {"data.sources": source_sections(specification, tokens=tokens)}
         label = f"{tokens * len(specification.sources):,} tokens"
@@ -68,15 +72,16 @@ def _low_data(specification: Specification) -> list[Row]:
 
 
 def _steps(specification: Specification, share: float) -> dict[str, Any]:
-    """A share of the steps, so that less text is read as often as all of it."""
+    """Scale the number of steps, so that less text is read as often as all of it."""
     training = specification.recipe["training"]
     keys = [key for key in ("max_steps", "warmup_steps") if key in training]
     return {f"training.{key}": max(1, round(training[key] * share)) for key in keys}
 
 
 def _weightings(specification: Specification) -> list[Row]:
-    """Our rule's rivals: entropies over other stretches, sharper or softer, or not calibrated."""
-    stretches, taus = ("sequence", "window:32", "token"), (0.25, 0.5, 1.0)
+    """Rows that rival our rule: entropies over other stretches, sharper or softer, or not calibrated."""
+    stretches = ("sequence", "window:32", "token")
+    taus = (0.25, 0.5, 1.0)
     calibrated = [*((stretch, tau) for stretch in stretches for tau in taus), ("sequence", 2.0)]
     rules = [*((*rule, FITTED) for rule in calibrated), ("sequence", 0.25, None)]
     rows: list[Row] = []
@@ -91,11 +96,11 @@ def _weightings(specification: Specification) -> list[Row]:
 
 
 def _overconfident(specification: Specification) -> list[Row]:
-    """The first expert made three times as certain, before and after calibration."""
+    """Rows whose first expert is made three times as certain, before and after calibration."""
     first, *rest = specification.experts
     others = teacher_sections(specification, rest)
     sharp = {"weight_temperature": SHARPNESS, "target_temperature": SHARPNESS}
-    mended = {"weight_temperature": "fit", "target_temperature": SHARPNESS}
+    calibrated_weights = {"weight_temperature": "fit", "target_temperature": SHARPNESS}
 
     def changes(
         weighting: Any, sharpened: dict[str, Any], teacher: Mapping[str, Any] | None = None
@@ -110,7 +115,13 @@ def _overconfident(specification: Specification) -> list[Row]:
         Row("sharp_uniform", "Uniform", group, changes("uniform", sharp), like="uniform"),
         Row("sharp_paper", "Paper's weights", group, changes("paper", sharp), like="paper"),
         Row("sharp_raw", "Ours, not calibrated", group, changes(rule, sharp), like="ours"),
-        Row("sharp_fitted", "Ours, weights calibrated", group, changes(rule, mended, FITTED), like="ours"),
+        Row(
+            "sharp_fitted",
+            "Ours, weights calibrated",
+            group,
+            changes(rule, calibrated_weights, FITTED),
+            like="ours",
+        ),
         Row(
             "sharp_both",
             "Ours, weights and its target calibrated",
@@ -122,7 +133,7 @@ def _overconfident(specification: Specification) -> list[Row]:
 
 
 def switching_sources() -> list[dict[str, Any]]:
-    """Documents that change their domain midway, which the experiment writes before it begins."""
+    """Source of documents that change their domain midway; the experiment writes them before it begins."""
     return [{"name": SWITCHING, "kind": "files", "path": "OUTPUT/switching.jsonl"}]
 
 
@@ -156,7 +167,7 @@ def _switching(specification: Specification) -> list[Row]:
 
 
 def _caches(specification: Specification) -> list[Row]:
-    """The same uniform target from caches of several kinds; lists serve the temperature that they were made at."""
+    """Rows with the same uniform target from several kinds of cache; lists serve only their own temperature."""
     kinds: dict[str, dict[str, Any]] = {
         "top_k 16, renormalised": {"mode": "top_k", "max_kept": 16, "min_probability": 0, "tail": "renormalize"},
         "top_k 16, with tail": {"mode": "top_k", "max_kept": 16, "min_probability": 0, "tail": "bucket"},

@@ -1,10 +1,10 @@
-"""What an experiment consists of: rows, the runs that each needs, and the order in which they can be known.
+"""An experiment: its rows, the runs that each needs, and the order in which they become known.
 
-A row is one way to train the student. Every row has the same budget: each learning rate of the
-specification on the first seed, of which validation text chooses one, and that one on the other seeds.
-Rows with the same seed start from the same weights and read the same blocks in the same order. Some rows
-depend on how others came out (the best single teacher), so runs are planned anew after each wave from
-what is finished, which is also how an experiment that was stopped goes on. No torch here.
+A row is one way to train the student. Every row has the same budget: each learning rate of the specification on
+the first seed, of which validation text chooses one, and that one on the other seeds. Rows with the same seed
+start from the same weights and read the same blocks in the same order. Some rows depend on the results of others
+(the best single teacher), so runs are planned again after each wave from what is finished. An experiment that was
+stopped resumes in the same way. No torch here.
 """
 
 import json
@@ -22,14 +22,14 @@ class Row:
     """One way to train the student.
 
     Attributes:
-        name: Short and unique.
+        name: Short, unique name.
         label: In words, for tables.
-        group: Rows that are shown together.
+        group: Name of the rows that are shown together.
         changes: Dotted keys of the recipe and their values.
         headline: Whether claims rest on it, so that it has all seeds.
-        judge: Text and teachers that its student is measured against.
-        like: Row whose learning rate it takes, in place of being tuned.
-        num_seeds: If they are not those of the specification.
+        judge: Name of the text and teachers that its student is measured against.
+        like: Row whose learning rate it takes instead of being tuned.
+        num_seeds: Number of seeds, if not that of the specification.
     """
 
     name: str
@@ -43,14 +43,14 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Run:
+class PlannedRun:
     """One training of a row's student.
 
     Attributes:
         row: Name of the row.
-        seed: Of weights and order.
-        learning_rate: Peak.
-        recipe: All that the recipe says, paths beginning with `OUTPUT/`.
+        seed: Seed of weights and order.
+        learning_rate: Peak learning rate.
+        recipe: The whole recipe, with paths that begin with `OUTPUT/`.
         judge: See `Row`.
     """
 
@@ -62,15 +62,15 @@ class Run:
 
     @cached_property
     def key(self) -> str:
-        """Identity of what decides its result."""
+        """Hash of everything that decides its result."""
         return json_digest([self.recipe, self.judge])[:16]
 
 
-Loss = Callable[[Run], float | None]
+Loss = Callable[[PlannedRun], float | None]
 """Validation loss of a run, in nats per token; None if it is not finished."""
 
 Best = Callable[[Sequence[str]], str | None]
-"""Name of the row with the least validation loss among these; None if any is not tuned yet."""
+"""Name of the row with the lowest validation loss among these; None until all are tuned."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +78,14 @@ class Experiment:
     """Rows and what they are measured against.
 
     Attributes:
-        name: Such as `table1`.
+        name: Short name, such as `table1`.
         title: In words.
-        rows: All rows that can be named, given what is known of the best.
-        teachers: All that take part.
+        rows: Function from what is known of the best row to all rows that can be named.
+        teachers: Names of all teachers that take part.
         judges: Recipes whose held-out text and teachers measure students, by name.
-        targets: Weightings of the experts to be measured themselves, as recipes' `objective.weighting`.
-        baseline: The row that others are compared with.
-        has_tasks: Whether students and teachers do tasks.
+        targets: Weightings of the experts to be measured themselves, as in a recipe's `objective.weighting`.
+        baseline: Name of the row that others are compared with.
+        has_tasks: Whether students and teachers are measured on tasks.
     """
 
     name: str
@@ -103,40 +103,40 @@ class Plan:
     """Runs that are known by now.
 
     Attributes:
-        rows: By name.
+        rows: Rows by name.
         runs: All known runs of each row, finished or not; those of the tuning first.
         chosen: Learning rate of each row that is tuned.
-        num_to_come: Runs that are certain to follow those that are known; rows that depend on others may add more.
+        num_to_come: Number of runs that are certain to follow; rows that depend on others may add more.
     """
 
     rows: Mapping[str, Row]
-    runs: Mapping[str, Sequence[Run]]
+    runs: Mapping[str, Sequence[PlannedRun]]
     chosen: Mapping[str, float]
     num_to_come: int
 
     @property
-    def all_runs(self) -> list[Run]:
-        """Each once: rows may share some."""
+    def all_runs(self) -> list[PlannedRun]:
+        """All known runs, each once: rows may share some."""
         return list({run.key: run for runs in self.runs.values() for run in runs}.values())
 
-    def measured(self, row: str) -> list[Run]:
+    def measured(self, row: str) -> list[PlannedRun]:
         """Runs of a row with the chosen learning rate, by seed."""
         rate = self.chosen[row]
         return sorted((r for r in self.runs[row] if r.learning_rate == rate), key=lambda r: r.seed)
 
 
 def plan(experiment: Experiment, specification: Specification, loss: Loss) -> Plan:
-    """What to run, given what is finished."""
+    """Plan the runs, given the losses of those that are finished."""
     chosen: dict[str, float] = {}
     tuned_loss: dict[str, float] = {}
     rows: dict[str, Row] = {}
-    runs: dict[str, Sequence[Run]] = {}
+    runs: dict[str, Sequence[PlannedRun]] = {}
 
     def best(names: Sequence[str]) -> str | None:
         return min(names, key=tuned_loss.__getitem__) if set(names) <= set(tuned_loss) else None
 
     while unknown := [row for row in experiment.rows(best) if row.name not in rows]:
-        for row in unknown:  # what they came to may name more rows
+        for row in unknown:  # their results may name more rows
             rows[row.name] = row
             runs[row.name] = _runs(row, specification, loss, chosen, tuned_loss)
     untuned = [row for row in rows.values() if row.name not in chosen]
@@ -150,7 +150,7 @@ def _runs(
     loss: Loss,
     chosen: dict[str, float],
     tuned_loss: dict[str, float],
-) -> list[Run]:
+) -> list[PlannedRun]:
     if row.like is not None:
         if row.like not in chosen:
             return []
@@ -166,7 +166,7 @@ def _runs(
     return [*tuning, *(run for run in seeds if run.seed > 0)]
 
 
-def _seeds(row: Row, specification: Specification, rate: float) -> list[Run]:
+def _seeds(row: Row, specification: Specification, rate: float) -> list[PlannedRun]:
     return [_run(row, specification, seed, rate) for seed in range(_num_seeds(row, specification))]
 
 
@@ -176,17 +176,17 @@ def _num_seeds(row: Row, specification: Specification) -> int:
     return specification.headline_seeds if row.headline else specification.seeds
 
 
-def _run(row: Row, specification: Specification, seed: int, rate: float) -> Run:
+def _run(row: Row, specification: Specification, seed: int, rate: float) -> PlannedRun:
     recipe = student_recipe(specification)
     for key, value in row.changes.items():
         set_key(recipe, key, value)
     recipe["seed"] = seed
     recipe["training"]["learning_rate"] = rate
-    return Run(row.name, seed, rate, recipe, row.judge)
+    return PlannedRun(row.name, seed, rate, recipe, row.judge)
 
 
 def student_recipe(specification: Specification) -> dict[str, Any]:
-    """The recipe common to all rows: student and text, no teachers."""
+    """Build the recipe common to all rows: student and text, no teachers."""
     recipe: dict[str, Any] = json.loads(json.dumps(specification.recipe))
     recipe.setdefault("data", {})["sources"] = source_sections(specification)
     recipe.setdefault("training", {})
@@ -198,12 +198,12 @@ def student_recipe(specification: Specification) -> dict[str, Any]:
 def judge_recipe(
     specification: Specification, names: Sequence[str], sources: Sequence[Mapping[str, Any]] | None = None
 ) -> dict[str, Any]:
-    """Held-out text and the teachers that measure students on it, none of them cached or calibrated.
+    """Build the recipe of a judge: held-out text, and teachers that are neither cached nor calibrated.
 
     Args:
-        specification: Says which text and teachers there are.
-        names: The teachers.
-        sources: The text; the student's if not given.
+        specification: Text and teachers to choose from.
+        names: Names of the teachers.
+        sources: Sections of the text; the student's if not given.
     """
     recipe = student_recipe(specification)
     if sources is not None:
@@ -212,7 +212,7 @@ def judge_recipe(
 
 
 def source_sections(specification: Specification, *, tokens: int | None = None) -> list[dict[str, Any]]:
-    """The student's part of each source."""
+    """Build the sections of the student's part of each source."""
     limit = tokens or specification.student_tokens
     limited = {} if limit is None else {"max_tokens": limit}
     return [{"name": name, **source, **limited} for name, source in specification.sources.items()]
@@ -225,7 +225,7 @@ def teacher_sections(
     cached: bool = True,
     changes: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
-    """Sections of these teachers, each with the same changes."""
+    """Build the sections of these teachers, each with the same changes."""
     return [{**_teacher_section(specification, name), "cached": cached, **(changes or {})} for name in names]
 
 
@@ -242,7 +242,7 @@ def _teacher_section(specification: Specification, name: str) -> dict[str, Any]:
 
 
 def set_key(content: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key; what lies between is made."""
+    """Set a dotted key, creating the mappings on its way."""
     *parents, last = key.split(".")
     for parent in parents:
         content = content.setdefault(parent, {})

@@ -1,9 +1,9 @@
 """Figure 2: one to five teachers, in three designs.
 
-In `domains` each teacher added knows a domain that the others do not; in `copies` all are of one
-recipe and differ by their seed; in `bad` a teacher of text that the student is not measured on joins the
-experts. Each design has one fixed target for all its points. Learning rates are those of table 1's rows of
-the same kind, tuned there with all experts. No torch here.
+In `domains` each added teacher knows a domain that the others do not; in `copies` all come from one recipe and
+differ by their seed; in `bad` a teacher of text that the student is not measured on joins the experts. Each
+design has one fixed target for all its points. Learning rates are those of the same kind of row in table 1,
+tuned there with all experts. No torch here.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from collegium.paper.table1 import OUR_WEIGHTING, distilled, ours, targets
 
 
 def figure2(specification: Specification) -> Experiment:
-    """The figure at a scale."""
+    """Build the figure at a scale."""
 
     def rows(best: Best) -> Sequence[Row]:
         return [*_tuned(specification), *_domains(specification), *_copies(specification), *_bad(specification)]
@@ -34,8 +34,9 @@ def figure2(specification: Specification) -> Experiment:
 
 
 def _tuned(specification: Specification) -> list[Row]:
-    """The rows whose learning rates all others take: those of the table, by name and recipe."""
-    experts, group = specification.experts, "domains"
+    """Rows whose learning rates all others take: those of the table, by name and recipe."""
+    experts = specification.experts
+    group = "domains"
     label = f"{len(experts)} teachers"
     return [
         Row("ours", f"{label}, ours", group, ours(specification, experts), headline=True),

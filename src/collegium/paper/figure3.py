@@ -1,8 +1,8 @@
-"""Figure 3: five teachers, each good at one task, and one student that is to be good at all.
+"""Figure 3: five teachers, each good at one task, and one student that should be good at all.
 
-Each teacher is asked in its own task only, so of five teachers one runs at a time, and its certainty about
-tasks that it never saw is not asked for. Beside the student that they teach stands one that reads the same
-text without teachers. Students and teachers are measured by the same items. No torch here.
+Each teacher is asked only in its own task, so one of five teachers runs at a time, and none has to be certain
+about tasks that it never saw. The student that they teach is compared with one that reads the same text without
+teachers. Students and teachers are measured on the same items. No torch here.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from collegium.paper.specification import Specification
 
 
 def figure3(specification: Specification) -> Experiment:
-    """The figure at a scale."""
+    """Build the figure at a scale."""
     experts = specification.experts
     judge = judge_recipe(specification, experts)
     judge["evaluation"] = {**judge.get("evaluation", {}), "tasks": task_sections(specification)}
@@ -30,7 +30,7 @@ def figure3(specification: Specification) -> Experiment:
 
 
 def task_sections(specification: Specification) -> list[dict[str, Any]]:
-    """The part for evaluation of each source that is a task, under the source's name."""
+    """Build the evaluation section of each source that is a task, under the source's name."""
     read = ("task", "dataset", "path", "config", "split", "revision", "evaluation_share", "max_characters")
     return [
         {
@@ -44,7 +44,7 @@ def task_sections(specification: Specification) -> list[dict[str, Any]]:
 
 
 def taught(specification: Specification, kd_weight: float) -> dict[str, Any]:
-    """Changes of a row that learns from each teacher on its task, and a little from the text."""
+    """Build the changes of a row that learns from each teacher on its task, and a little from the text."""
     return {
         "teachers": teacher_sections(specification, specification.experts),
         "objective": {"kd_weight": kd_weight, "weighting": "uniform"},

@@ -1,11 +1,12 @@
-"""Tables of results as markdown that can be read as text. No torch here."""
+"""Tables of results as Markdown that also reads well as text. No torch here."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from collegium.paper.claims import Claim
-from collegium.paper.measured import Content, Measured, Spread, finite, spread_of
+from collegium.paper.measured import Measured, MeasuredRow
+from collegium.paper.spread import Spread, finite
 
 
 NOTHING = "–"  # noqa: RUF001 (an en dash is what stands in an empty cell)
@@ -20,7 +21,7 @@ GROUPS = {
     "switching": "Documents that change their domain midway (own held-out text)",
     "cache": "Caches",
 }
-"""Groups of rows in words, where their name does not do."""
+"""Headings of groups whose name is not one."""
 
 REFERENCES: Mapping[tuple[str, str], Sequence[str]] = {
     ("figure2", "bad"): ("uniform", "paper", "ours"),
@@ -28,36 +29,36 @@ REFERENCES: Mapping[tuple[str, str], Sequence[str]] = {
     ("conditions", "overconfident"): ("uniform", "paper", "ours"),
     ("conditions", "cache"): ("uniform",),
 }
-"""Rows of other groups that a group is to be compared with: the same without what the group changes."""
+"""Rows of other groups that a group is compared with: the same without what the group changes."""
 
 BY_VALIDATION = ("weighting",)
-"""Groups of which one row was chosen, so that the figure is shown by which it was."""
+"""Groups from which validation text chose one row, so that its figure is shown too."""
 
 AS_THEY_ARE = {"bad": "no bad teacher", "overconfident": "none over-confident", "cache": "whole distributions"}
-"""What is different in those rows, by group, if their label does not say it."""
+"""Remarks on those rows, by group, where their label does not say what is different."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column.
+    """One column of a table.
 
     Attributes:
-        title: Its head.
-        cell: What stands in a row.
+        title: Heading.
+        cell: Text in a row.
     """
 
     title: str
-    cell: Callable[[Content], str]
+    cell: Callable[[MeasuredRow], str]
 
 
 def number(value: float | None, digits: int) -> str:
-    """A number, or a dash where it is None, NaN or Inf."""
+    """Format a number; a dash where it is None, NaN or Inf."""
     value = finite(value)
     return NOTHING if value is None else f"{value:.{digits}f}"
 
 
 def with_interval(spread: Spread | None, digits: int, sign: Literal["", "+"] = "") -> str:
-    """`mean [low, high]`, the interval left out where it is not known; `+` shows the sign of positive ones."""
+    """Format as `mean [low, high]`, without an unknown interval; `+` shows the sign of positive ones."""
     if spread is None or finite(spread.mean) is None:
         return NOTHING
     form = f"{sign}.{digits}f"
@@ -67,37 +68,34 @@ def with_interval(spread: Spread | None, digits: int, sign: Literal["", "+"] = "
 
 
 def probability(value: float | None) -> str:
-    """A p-value."""
+    """Format a p-value."""
     value = finite(value)
     return NOTHING if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _figure(name: str, digits: int, factor: float = 1.0) -> Callable[[Content], str]:
-    def cell(row: Content) -> str:
-        spread = spread_of(row, name)
+def _figure(name: str, digits: int, factor: float = 1.0) -> Callable[[MeasuredRow], str]:
+    def cell(row: MeasuredRow) -> str:
+        spread = row.spread(name)
         return NOTHING if spread is None else number(factor * spread.mean, digits)
 
     return cell
 
 
-def _spread(name: str, digits: int) -> Callable[[Content], str]:
-    return lambda row: with_interval(spread_of(row, name), digits)
+def _spread(name: str, digits: int) -> Callable[[MeasuredRow], str]:
+    return lambda row: with_interval(row.spread(name), digits)
 
 
-def _above_baseline(row: Content) -> str:
-    difference = row["against_baseline"]
-    if difference is None:
-        return NOTHING
-    over_seeds = difference["over_seeds"]
-    return with_interval(Spread.covering(over_seeds["value"], over_seeds, difference["over_documents"]), 3, "+")
+def _above_baseline(row: MeasuredRow) -> str:
+    difference = row.against_baseline
+    return NOTHING if difference is None else with_interval(difference.spread, 3, "+")
 
 
-def _holm(row: Content) -> str:
-    difference = row["against_baseline"]
-    return NOTHING if difference is None else probability(difference["p_holm"])
+def _holm(row: MeasuredRow) -> str:
+    difference = row.against_baseline
+    return NOTHING if difference is None else probability(difference.p_holm)
 
 
-LABEL = Column("student", lambda row: row["label"])
+LABEL = Column("student", lambda row: row.label)
 
 QUALITY = (
     LABEL,
@@ -107,18 +105,18 @@ QUALITY = (
     Column("ECE, %", _figure("ece", 2, 100.0)),
     Column("nats above ours", _above_baseline),
     Column("p (Holm)", _holm),
-    Column("seeds", lambda row: str(len(row["seeds"]))),
+    Column("seeds", lambda row: str(len(row.seeds))),
 )
-"""How good a student is."""
+"""Quality of a student."""
 
 LEARNT = (
     LABEL,
     Column("KL to the common target", _spread("kl/common", 4)),
     Column("KL to the domain's expert", _figure("kl/expert", 4)),
     Column("KL to its own target (not for ranking)", _figure("kl/own", 4)),
-    Column("learning rate", lambda row: f"{row['learning_rate']:g}"),
+    Column("learning rate", lambda row: f"{row.learning_rate:g}"),
 )
-"""What it learnt of its teachers."""
+"""Distance of a student from its teachers."""
 
 VALIDATION = Column("perplexity on validation text", _figure("validation_perplexity", 2))
 
@@ -130,11 +128,11 @@ WRITTEN = (
     Column("chrF, teachers", _figure("chrf_teacher", 1)),
     Column("repeated 4-grams, %", _figure("repetition_4", 1, 100.0)),
 )
-"""What it writes."""
+"""Quality of what a student writes."""
 
 
 def table(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A markdown table: first column to the left, the others to the right."""
+    """Format a Markdown table: first column to the left, the others to the right."""
     rule = ["---", *("---:" for _ in titles[1:])]
     return "\n".join("| " + " | ".join(_safe(cell) for cell in line) + " |" for line in [titles, rule, *lines])
 
@@ -153,11 +151,11 @@ def experiment_table(results: Measured, columns: Sequence[Column]) -> str:
     return table([column.title for column in columns], lines)
 
 
-def group_rows(results: Measured, group: str) -> list[Content]:
+def group_rows(results: Measured, group: str) -> list[MeasuredRow]:
     """Rows of a group after those that they are to be compared with."""
-    names = REFERENCES.get((results.content["experiment"], group), ())
+    names = REFERENCES.get((results.experiment, group), ())
     remark = f", {AS_THEY_ARE[group]}" if group in AS_THEY_ARE else ""
-    others = [{**row, "label": f"{row['label']}{remark}"} for row in results.named(names)]
+    others = [replace(row, label=f"{row.label}{remark}") for row in results.named(names)]
     return [*others, *results.in_group(group)]
 
 

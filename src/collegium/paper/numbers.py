@@ -1,4 +1,4 @@
-"""Numbers as the results' JSON holds them: six digits, and None for what is no number."""
+"""Numbers as the results' JSON holds them: six digits, and None in place of NaN and Inf."""
 
 import math
 from collections.abc import Sequence
@@ -10,24 +10,24 @@ from collegium.evaluation.student_t import paired_t_test
 
 
 CONFIDENCE: Final = 0.95
-"""Of all intervals."""
+"""Confidence of all intervals."""
 
 BOOTSTRAP: Final[dict[str, Any]] = {"confidence": CONFIDENCE, "num_samples": 2000, "seed": 0}
-"""How documents and items are drawn anew."""
+"""Settings of the bootstrap over documents and items."""
 
 
 def rounded(value: float) -> float | None:
-    """Six significant digits; None for NaN and Inf, which JSON cannot say."""
+    """Round to six significant digits; None for NaN and Inf, which JSON cannot hold."""
     return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 def rounded_fields(interval: Interval) -> dict[str, float | None]:
-    """An interval, or a difference with its p-value."""
+    """Round an interval, or a difference with its p-value."""
     return {key: rounded(value) for key, value in asdict(interval).items()}
 
 
 def over_seeds(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, standard deviation, Student's interval and the values, one a seed."""
+    """Return mean, standard deviation, Student's interval and the values, one per seed."""
     interval = paired_t_test(values, confidence=CONFIDENCE)
     spread = math.nan
     if len(values) > 1:

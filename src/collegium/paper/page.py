@@ -1,6 +1,6 @@
-"""The page of results: every number on it comes from the experiments' JSON, and the same JSON gives the same text.
+"""The results page: every number on it comes from the experiments' JSON, and the same JSON gives the same text.
 
-Other pages can hold tables of single groups between markers, which are written anew together with the page:
+Other pages can hold tables of single groups between markers, which are rewritten together with the page:
 `<!-- results: conditions/overconfident -->` up to `<!-- end -->`. No torch here.
 """
 
@@ -22,7 +22,7 @@ from collegium.paper.markdown import (
     table,
     targets_table,
 )
-from collegium.paper.measured import EXPERIMENTS, Content, Measured, read_results
+from collegium.paper.measured import EXPERIMENTS, Measured, read_results
 from collegium.paper.task_tables import task_tables
 
 
@@ -40,7 +40,7 @@ FIGURES = {
     "conditions": "Perplexity over the amount of text, with an over-confident teacher, with documents that change"
     " their domain, and with several caches",
 }
-"""What is to be seen, for those who cannot see it."""
+"""Descriptions of the figures for readers who cannot see them."""
 
 HEAD = """<!-- Written by `collegium reproduce`, which overwrites changes. -->
 
@@ -70,10 +70,10 @@ MARK = re.compile(r"^<!-- (results: |end -->)", re.MULTILINE)
 
 
 def publish(folder: Path, page: Path) -> None:
-    """Write the page, its figures beside it, and the tables that other pages in its folder have between markers.
+    """Write the page, its figures beside it, and the tables between markers on other pages in its folder.
 
     Args:
-        folder: Where the experiments' JSON is.
+        folder: Folder of the experiments' JSON.
         page: The file to write, such as `docs/results.md`; figures go to `docs/results`.
 
     Raises:
@@ -91,10 +91,10 @@ def publish(folder: Path, page: Path) -> None:
 
 
 def render_page(results: Mapping[str, Measured], figures: str) -> str:
-    """The whole page.
+    """Render the whole page.
 
     Args:
-        results: Experiments that are there, by name.
+        results: Experiments that were run, by name.
         figures: Folder of the figures beside the page.
     """
     flags = "\n".join(f"- {flag}" for flag in RED_FLAGS)
@@ -103,7 +103,7 @@ def render_page(results: Mapping[str, Measured], figures: str) -> str:
 
 
 def refresh(text: str, results: Mapping[str, Measured], name: str) -> str:
-    """`text` with what stands between its markers written anew; left alone where the experiment is not there.
+    """Rewrite what stands between the markers of a page; left alone where the experiment was not run.
 
     Raises:
         DataError: the experiment has no such group, or a marker has no counterpart.
@@ -130,20 +130,20 @@ def _section(name: str, results: Measured | None, figures: str) -> str:
     title = f"## {TITLES[name]}\n"
     if results is None:
         return f"{title}\nNot run yet: `collegium reproduce {name}`.\n"
-    content = results.content
-    parts = [title, f"{_about(content, results)}\n", f"![{FIGURES[name]}]({figures}/{name}.svg)\n"]
+    parts = [title, f"{_about(results)}\n", f"![{FIGURES[name]}]({figures}/{name}.svg)\n"]
     if claims := claims_of(results):
         parts += ["### Claims\n", claims_table(claims) + "\n"]
-    parts += task_tables(content, results) if content.get("tasks") else _tables(content, results)
-    if content.get("text"):
-        parts += ["### Text\n", _text(content["text"]) + "\n"]
+    parts += task_tables(results) if results.tasks else _tables(results)
+    if results.domains:
+        parts += ["### Text\n", _text(results) + "\n"]
     return "\n".join(parts)
 
 
-def _about(content: Content, results: Measured) -> str:
-    """What was done, in one paragraph."""
-    seeds = sorted({len(row["seeds"]) for row in results.rows})
+def _about(results: Measured) -> str:
+    """Say in one paragraph what was done."""
+    seeds = sorted({len(row.seeds) for row in results.rows})
     count = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    content = results.content
     versions = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
     read = content.get("student_tokens")
     text = f" The student's text has {read:,} tokens unless a row says otherwise." if read else ""
@@ -154,35 +154,35 @@ def _about(content: Content, results: Measured) -> str:
     )
 
 
-def _tables(content: Content, results: Measured) -> list[str]:
+def _tables(results: Measured) -> list[str]:
     parts = ["### Students\n", experiment_table(results, QUALITY) + "\n"]
     parts += ["What they learnt of their teachers:\n", experiment_table(results, LEARNT) + "\n"]
-    if any("bleu_reference" in row["figures"] for row in results.rows):
+    if any(row.has("bleu_reference") for row in results.rows):
         parts += ["What they write, against the text and against the teachers' own continuations:\n"]
         parts += [experiment_table(results, WRITTEN) + "\n"]
-    teachers, domains = content.get("teachers", {}), list(content["text"])
-    if teachers.get("alone"):
+    teachers = results.content.get("teachers", {})
+    if alone := teachers.get("alone"):
         parts += ["### Teachers and fused targets themselves\n"]
         parts += ["A teacher alone on test documents of each domain:\n"]
-        parts += [targets_table(teachers["alone"], domains, "teacher") + "\n"]
-    if teachers.get("fused"):
+        parts += [targets_table(alone, results.domains, "teacher") + "\n"]
+    if fused := teachers.get("fused"):
         parts += ["What a student that learnt its target perfectly would come to, teachers not calibrated"]
         parts[-1] += " (`oracle` knows the domain of each text):\n"
-        parts += [targets_table(teachers["fused"], domains, "weights") + "\n"]
+        parts += [targets_table(fused, results.domains, "weights") + "\n"]
     return parts
 
 
-def _text(text: Content) -> str:
+def _text(results: Measured) -> str:
     lines = [
         [
             domain,
-            " ".join(f"`{value}`" for value in of["source"].values()) or "made by the experiment",
-            of["licence"] or "not stated",
-            f"{of['validation_documents']:,}",
-            f"{of['test_documents']:,}",
-            f"{of['test_tokens']:,}",
+            " ".join(f"`{value}`" for value in text["source"].values()) or "made by the experiment",
+            text["licence"] or "not stated",
+            f"{text['validation_documents']:,}",
+            f"{text['test_documents']:,}",
+            f"{text['test_tokens']:,}",
         ]
-        for domain, of in text.items()
+        for domain, text in results.content["text"].items()
     ]
     titles = ["domain", "source", "licence", "validation documents", "test documents", "test tokens"]
     return table(titles, lines)

@@ -1,18 +1,21 @@
 """Figures of the results as SVG: the same JSON and the same matplotlib give the same bytes.
 
-Colours are those of Okabe and Ito, text is readable at 400 pixels width, and the background is white on dark pages
-too. Each file names in its metadata the JSON that it was drawn from.
+Colours are Okabe and Ito's, text is readable at a width of 400 pixels, and the background is white on dark pages
+too. The metadata of each file names the JSON that it was drawn from.
 """
 
+import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from collegium.base.digest import json_digest
 from collegium.base.terminal import say
 from collegium.paper.markdown import group_rows
-from collegium.paper.measured import Content, Measured, Spread, finite, spread_of
+from collegium.paper.measured import Measured, MeasuredRow, Task
+from collegium.paper.spread import Spread
 
 
 if TYPE_CHECKING:
@@ -20,7 +23,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-OURS, OTHER, PLAIN, ACCENT = "#D55E00", "#0072B2", "#555555", "#009E73"
+OURS = "#D55E00"
+OTHER = "#0072B2"
+ACCENT = "#009E73"
+
 WIDTH = 5.5
 """Inches: 400 pixels at the usual size."""
 
@@ -38,12 +44,12 @@ PERPLEXITY = "perplexity (less is better)"
 
 
 def fingerprint(results: Measured) -> str:
-    """Of an experiment's JSON, as figures name it."""
+    """Hash of an experiment's JSON, by which figures name it."""
     return json_digest(results.content)[:16]
 
 
 def draw_all(results: Mapping[str, Measured], folder: Path) -> None:
-    """Draw `folder/EXPERIMENT.svg` of each; says so if matplotlib is missing, since the page does not need it."""
+    """Draw `folder/EXPERIMENT.svg` for each; without matplotlib it says so, since the page needs no figures."""
     try:
         import matplotlib
     except ImportError:
@@ -57,14 +63,14 @@ def draw_all(results: Mapping[str, Measured], folder: Path) -> None:
 
 
 def draw(results: Measured) -> "Figure":
-    """The figure of an experiment."""
+    """Draw the figure of an experiment."""
     drawings: Mapping[str, Callable[[Measured], Figure]] = {
         "table1": _table1,
         "figure2": _figure2,
         "figure3": _figure3,
         "conditions": _conditions,
     }
-    return drawings[results.content["experiment"]](results)
+    return drawings[results.experiment](results)
 
 
 def _panels(height: float, rows: int, columns: int, heights: Sequence[float]) -> "tuple[Figure, list[list[Axes]]]":
@@ -88,67 +94,93 @@ def _merged(axes: "list[Axes]") -> "Axes":
     return merged
 
 
+@dataclass(frozen=True)
+class Dot:
+    """A line of a dot plot.
+
+    Attributes:
+        label: Text beside it.
+        spread: Mean and interval; None leaves the line empty.
+        ours: Whether it stands out.
+    """
+
+    label: str
+    spread: Spread | None
+    ours: bool = False
+
+    @classmethod
+    def of_row(cls, row: MeasuredRow, spread: Spread | None) -> "Dot":
+        """A row's line."""
+        return cls(row.label, spread, row.name == "ours")
+
+
 def _table1(results: Measured) -> "Figure":
-    lines: list[Content | str] = []
+    lines: list[Dot | str] = []
     for group in results.groups:
-        lines += [group, *_sorted(results.in_group(group))]
+        lines += [group, *_dots_of(_sorted(results.in_group(group)), "perplexity")]
     height = sum(_height(line) for line in lines)
     figure, axes = _panels(0.6 + height, 1, 1, [1])
-    _dots(axes[0][0], lines, "perplexity", PERPLEXITY)
+    _draw_dots(axes[0][0], lines, PERPLEXITY)
     return figure
 
 
-def _sorted(rows: Sequence[Content]) -> list[Content]:
-    return sorted(rows, key=lambda row: row["figures"]["perplexity"]["mean"])
+def _dots_of(rows: Sequence[MeasuredRow], figure: str) -> list[Dot]:
+    return [Dot.of_row(row, row.spread(figure)) for row in rows]
 
 
-def _height(line: Content | str) -> float:
-    """Inches."""
+def _sorted(rows: Sequence[MeasuredRow]) -> list[MeasuredRow]:
+    def perplexity(row: MeasuredRow) -> float:
+        spread = row.spread("perplexity")
+        return math.inf if spread is None else spread.mean
+
+    return sorted(rows, key=perplexity)
+
+
+def _height(line: Dot | str) -> float:
+    """Height of a line in inches."""
     return 0.22 if isinstance(line, str) else 0.06 + 0.14 * len(_label(line).splitlines())
 
 
-def _label(row: Content, width: int = 34) -> str:
-    return textwrap.fill(row["label"], width)
+def _label(line: Dot, width: int = 34) -> str:
+    return textwrap.fill(line.label, width)
 
 
-def _dots(axis: "Axes", lines: Sequence[Content | str], figure: str, title: str, factor: float = 1.0) -> None:
-    """One line a row: its mean and interval; ours in another colour, names of groups in bold."""
+def _draw_dots(axis: "Axes", lines: Sequence[Dot | str], title: str, factor: float = 1.0) -> None:
+    """Draw a mean and an interval in each line, ours in another colour; headings are bold."""
     if not lines:
         axis.set_visible(False)
         return
-    places, place = [], 0.0
+    places = []
+    place = 0.0
     for line in lines:
         place += _height(line) / 2
         places.append(place)
         place += _height(line) / 2
     for y, line in zip(places, lines, strict=True):
-        spread = None if isinstance(line, str) else spread_of(line, figure)
-        if spread is not None and not isinstance(line, str):
-            _dot(axis, y, spread, factor, ours=_is_ours(line))
+        if isinstance(line, Dot) and line.spread is not None:
+            _draw_dot(axis, y, line.spread, factor, ours=line.ours)
     axis.set_yticks(places, [line if isinstance(line, str) else _label(line) for line in lines])
     for text, line in zip(axis.get_yticklabels(), lines, strict=True):
         text.set_fontweight("bold" if isinstance(line, str) else "normal")
-        text.set_color(OURS if not isinstance(line, str) and _is_ours(line) else "black")
+        text.set_color(OURS if isinstance(line, Dot) and line.ours else "black")
     axis.set_ylim(place, 0.0)
     axis.set_xlabel(title)
     axis.tick_params(axis="y", length=0)
     axis.grid(axis="x", alpha=0.25)
 
 
-def _is_ours(row: Content) -> bool:
-    return bool(row["name"] == "ours")
-
-
-def _dot(axis: "Axes", y: float, spread: Spread, factor: float, *, ours: bool) -> None:
+def _draw_dot(axis: "Axes", y: float, spread: Spread, factor: float, *, ours: bool) -> None:
     colour, marker = (OURS, "D") if ours else (OTHER, "o")
     if spread.low is not None and spread.high is not None:
         axis.plot([factor * spread.low, factor * spread.high], [y, y], color=colour, linewidth=1.4)
     axis.plot([factor * spread.mean], [y], color=colour, marker=marker, markersize=4.5, linestyle="none")
 
 
-def _line(axis: "Axes", points: Mapping[int, Content], figure: str, label: str, colour: str, marker: str) -> None:
-    """A figure over a number, with intervals."""
-    known = {x: spread for x, row in points.items() if (spread := spread_of(row, figure)) is not None}
+def _draw_line(
+    axis: "Axes", points: Mapping[int, MeasuredRow], figure: str, label: str, colour: str, marker: str
+) -> None:
+    """Draw a figure over a number, with intervals."""
+    known = {x: spread for x, row in points.items() if (spread := row.spread(figure)) is not None}
     if not known:
         return
     means = [spread.mean for spread in known.values()]
@@ -159,56 +191,49 @@ def _line(axis: "Axes", points: Mapping[int, Content], figure: str, label: str, 
 
 
 def _figure2(results: Measured) -> "Figure":
-    bad = group_rows(results, "bad") if "bad" in results.groups else []
+    bad = _dots_of(group_rows(results, "bad"), "perplexity") if "bad" in results.groups else []
     figure, axes = _panels(4.2 + sum(map(_height, bad)), 3, 2, [1.7, 1.7, 0.4 + sum(map(_height, bad))])
     copies = results.numbered("copies")
     for column, (name, title) in enumerate((("perplexity", "perplexity"), ("kl/common", "KL, nats"))):
         for axis, noun in ((axes[0][column], "domains"), (axes[1][column], "copies")):
             axis.set(xlabel=f"teachers ({noun})", ylabel=title)
             axis.grid(alpha=0.25)
-        _line(axes[0][column], _counted(results, "ours"), name, "ours", OURS, "D")
-        _line(axes[0][column], _counted(results, "uniform"), name, "uniform", OTHER, "o")
-        _line(axes[1][column], copies, name, "uniform", OTHER, "o")
+        _draw_line(axes[0][column], _counted(results, "ours"), name, "ours", OURS, "D")
+        _draw_line(axes[0][column], _counted(results, "uniform"), name, "uniform", OTHER, "o")
+        _draw_line(axes[1][column], copies, name, "uniform", OTHER, "o")
         for axis, points in ((axes[0][column], _counted(results, "uniform")), (axes[1][column], copies)):
             axis.set_xticks(sorted(points))
     axes[0][0].set_title("less is better")
     axes[0][1].set_title("to the common target")
     axes[0][0].legend(frameon=False)
-    _dots(_merged(axes[2]), bad, "perplexity", "perplexity with and without a bad teacher")
+    _draw_dots(_merged(axes[2]), bad, "perplexity with and without a bad teacher")
     return figure
 
 
-def _counted(results: Measured, rule: str) -> dict[int, Content]:
+def _counted(results: Measured, rule: str) -> dict[int, MeasuredRow]:
     """Rows of the domains by their number of teachers; the last one has no number in its name."""
     rows = [*results.named(["one"]), *results.numbered(rule).values(), *results.named([rule])]
     return dict(enumerate(rows, 1))
 
 
 def _figure3(results: Measured) -> "Figure":
-    """A panel for each task: answers that read no prompt, the task's specialist, students."""
-    if not results.content.get("tasks"):
+    """Draw a panel for each task: answers that read no prompt, the task's specialist, students."""
+    tasks = results.tasks
+    if not tasks:
         return _table1(results)
-    panels = {name: _scored(results, name, task) for name, task in results.content["tasks"].items()}
+    panels = {name: _scores(results, name, task) for name, task in tasks.items()}
     heights = [0.1 + sum(map(_height, rows)) for rows in panels.values()]
     figure, axes = _panels(sum(heights) + 0.5 * len(panels), len(panels), 1, heights)
     for line, (name, rows) in zip(axes, panels.items(), strict=True):
-        _dots(line[0], rows, "score", f"{name}, {results.content['tasks'][name]['primary']}, %", 100.0)
+        _draw_dots(line[0], rows, f"{name}, {tasks[name].primary}, %", 100.0)
     return figure
 
 
-def _scored(results: Measured, name: str, task: Content) -> list[Content]:
-    """Rows of a task with its score as a figure."""
-    unread = {"low": None, "high": None}
-    fixed = {f"{answer} answers": {"value": score, **unread} for answer, score in task["baselines"].items()}
-    specialist = task.get("specialist")
-    if specialist in task["teachers"]:
-        fixed[f"teacher {specialist}"] = task["teachers"][specialist]
-    others = [
-        {"name": label, "label": label, "figures": {"score": {**score, "mean": score["value"]}}}
-        for label, score in fixed.items()
-    ]
-    students = [{**row, "figures": {"score": row["tasks"].get(name)}} for row in results.rows]
-    return [*others, *students]
+def _scores(results: Measured, name: str, task: Task) -> list[Dot]:
+    fixed = [Dot(f"{answers} answers", Spread(score, None, None)) for answers, score in task.baselines.items()]
+    if task.specialist in task.teachers:
+        fixed.append(Dot(f"teacher {task.specialist}", task.teachers[task.specialist]))
+    return [*fixed, *(Dot.of_row(row, row.score(name).spread) for row in results.rows)]
 
 
 def _conditions(results: Measured) -> "Figure":
@@ -217,21 +242,23 @@ def _conditions(results: Measured) -> "Figure":
         "overconfident": "perplexity, one teacher over-confident",
         "switching": "perplexity, documents that change their domain",
     }
-    rows = {group: group_rows(results, group) for group in (*titles, "cache")}
-    heights = [0.3 + sum(map(_height, of_group)) for of_group in rows.values()]
-    figure, axes = _panels(3.2 + sum(heights), 1 + len(rows), 2, [2.0, *heights])
+    lines = {group: _dots_of(group_rows(results, group), "perplexity") for group in (*titles, "cache")}
+    heights = [0.3 + sum(map(_height, of_group)) for of_group in lines.values()]
+    figure, axes = _panels(3.2 + sum(heights), 1 + len(lines), 2, [2.0, *heights])
     _amounts(_merged(axes[0]), results)
     for line, (group, title) in zip(axes[1:], titles.items(), strict=False):
-        _dots(_merged(line), rows[group], "perplexity", title)
-    _dots(axes[-1][0], rows["cache"], "perplexity", "perplexity, by cache")
-    _dots(axes[-1][1], rows["cache"], "ece", "calibration error (ECE), %", 100.0)
+        _draw_dots(_merged(line), lines[group], title)
+    _draw_dots(axes[-1][0], lines["cache"], "perplexity, by cache")
+    calibration = _dots_of(group_rows(results, "cache"), "ece")
+    _draw_dots(axes[-1][1], calibration, "calibration error (ECE), %", 100.0)
     axes[-1][1].tick_params(axis="y", labelleft=False)
     return figure
 
 
 def _amounts(axis: "Axes", results: Measured) -> None:
-    """Perplexity over the tokens of text that the student reads."""
-    sources, whole = len(results.content["text"]), finite(results.content.get("student_tokens"))
+    """Draw perplexity over the tokens of text that the student reads."""
+    sources = len(results.domains)
+    whole = results.student_tokens
     lines = (
         ("ce", "ce", "cross-entropy, as many steps", OTHER, "o"),
         ("passes", "ce", "cross-entropy, as many passes", ACCENT, "s"),
@@ -242,7 +269,7 @@ def _amounts(axis: "Axes", results: Measured) -> None:
         points = {tokens * sources: row for tokens, row in results.numbered(name).items()}
         if points and whole is not None:
             points |= {round(whole): row for row in results.named([with_all])}
-        _line(axis, dict(sorted(points.items())), "perplexity", label, colour, marker)
+        _draw_line(axis, dict(sorted(points.items())), "perplexity", label, colour, marker)
         shown |= set(points)
     if shown:
         axis.set(xscale="log", yscale="log")

@@ -1,8 +1,8 @@
 """The results of an experiment as one JSON document: rows, differences with intervals, claims.
 
-Two things could make a difference between rows chance: the seeds and the documents. Both are asked: Student's
-paired test over seeds, and a paired bootstrap over documents of what the seeds come to on average, stratified
-by domain. The larger of the two p-values counts, after Holm's correction over the table.
+A difference between rows could be due to chance in two ways: the seeds and the documents. Both are tested:
+Student's paired test over seeds, and a paired bootstrap over documents of the mean over seeds, stratified by
+domain. The larger of the two p-values counts, after Holm's correction over the table.
 """
 
 import math
@@ -17,17 +17,17 @@ from collegium.evaluation.stratified import stratified_difference
 from collegium.evaluation.student_t import paired_t_test
 from collegium.paper.experiment import Experiment, Plan, Row
 from collegium.paper.numbers import BOOTSTRAP, CONFIDENCE, over_seeds, rounded, rounded_fields
+from collegium.paper.run_result import TEST, VALIDATION, RunResult, averaged
 from collegium.paper.specification import Specification
-from collegium.paper.tables import TEST, VALIDATION, Result, averaged
 from collegium.paper.task_scores import described, task_scores
 
 
 FIGURES = ("nll", "accuracy", "kl/common", "kl/expert", "kl/own", "entropy/own", "agreement")
-"""Of a student on test documents; of the KLs only `kl/common` ranks students."""
+"""Figures of a student on test documents; of the KLs only `kl/common` ranks students."""
 
 SIGNIFICANT = 0.05
 
-Read = Callable[[str], Result]
+Read = Callable[[str], RunResult]
 
 
 def collect(
@@ -42,18 +42,18 @@ def collect(
     origins: Mapping[str, Mapping[str, Any]] | None = None,
     seconds: float,
 ) -> dict[str, Any]:
-    """All of it.
+    """Collect the results of an experiment.
 
     Args:
-        experiment: What was asked.
-        specification: At which scale.
+        experiment: The experiment.
+        specification: Its scale.
         plan: Its runs, all finished.
-        read: Result of a run by its key.
-        targets: Sums of each document of teachers and fused targets.
-        made: What the teachers that were made came to.
-        specialists: What teachers came to on tasks, if there are any: see `collegium.paper.task_work`.
-        origins: Sources as the specification names them, if local copies of these were read.
-        seconds: That this call and earlier ones worked, added up over processes.
+        read: Reads the result of a run by its key.
+        targets: Sums over each document for teachers and fused targets.
+        made: Mean figures of the teachers that were made.
+        specialists: Scores of teachers on tasks, if there are any: see `collegium.paper.task_work`.
+        origins: Sources as the specification names them, if local copies were read instead.
+        seconds: Work of this call and earlier ones, added up over processes.
     """
     measured = {name: [read(run.key) for run in plan.measured(name)] for name in plan.rows}
     rows = [_row(plan, name, results) for name, results in measured.items()]
@@ -84,7 +84,7 @@ def collect(
 
 
 def _finite(content: Any) -> Any:
-    """None for what is no number, which JSON cannot say."""
+    """Replace NaN and Inf by None, since JSON cannot hold them."""
     if isinstance(content, Mapping):
         return {key: _finite(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
@@ -97,7 +97,7 @@ def _fingerprint(specification: Specification) -> str:
 
 
 def _text(
-    specification: Specification, origins: Mapping[str, Mapping[str, Any]], result: Result
+    specification: Specification, origins: Mapping[str, Mapping[str, Any]], result: RunResult
 ) -> dict[str, Any]:
     named = ("dataset", "config", "path")
 
@@ -120,7 +120,7 @@ def _text(
 def _targets(sums: Mapping[str, Any], prefix: str) -> dict[str, dict[str, float]]:
     if not sums:
         return {}
-    result = Result({"tables": sums})
+    result = RunResult({"tables": sums})
     names = next(iter(sums.values()))["figures"]
     found = {}
     for name in names:
@@ -135,7 +135,7 @@ def _targets(sums: Mapping[str, Any], prefix: str) -> dict[str, dict[str, float]
     return found
 
 
-def _row(plan: Plan, name: str, results: Sequence[Result]) -> dict[str, Any]:
+def _row(plan: Plan, name: str, results: Sequence[RunResult]) -> dict[str, Any]:
     row: Row = plan.rows[name]
     runs = plan.measured(name)
     figures = {
@@ -149,8 +149,8 @@ def _row(plan: Plan, name: str, results: Sequence[Result]) -> dict[str, Any]:
     figures["bits_per_byte"] = over_seeds([result.bits_per_byte for result in results])
     if all(result.ece is not None for result in results):
         figures["ece"] = over_seeds([result.ece or 0.0 for result in results])
-    written = [result.content["continuations"] for result in results]
-    if all(figures_of is not None for figures_of in written):
+    written = [result.continuations for result in results if result.continuations is not None]
+    if len(written) == len(results):
         figures |= {key: over_seeds([w[key] for w in written]) for key in written[0]}
     return {
         "name": name,
@@ -162,8 +162,8 @@ def _row(plan: Plan, name: str, results: Sequence[Result]) -> dict[str, Any]:
         "learning_rate_of": row.like,
         "seeds": [run.seed for run in runs],
         "runs": [run.key for run in runs],
-        "steps": results[0].content["steps"],
-        "seconds": round(sum(result.content["seconds"] for result in results) / len(results), 1),
+        "steps": results[0].steps,
+        "seconds": round(sum(result.seconds for result in results) / len(results), 1),
         "figures": figures,
         "nll_by_domain": {
             domain: round(sum(r.by_domain("nll")[domain] for r in results) / len(results), 4)
@@ -173,9 +173,9 @@ def _row(plan: Plan, name: str, results: Sequence[Result]) -> dict[str, Any]:
 
 
 def _differences(
-    plan: Plan, measured: Mapping[str, Sequence[Result]], baseline: str
+    plan: Plan, measured: Mapping[str, Sequence[RunResult]], baseline: str
 ) -> list[dict[str, Any] | None]:
-    """Loss of each row minus the baseline's; None for itself and for rows that other text measures."""
+    """Loss of each row minus the baseline's; None for the baseline and for rows measured on other text."""
     found: dict[str, dict[str, Difference]] = {}
     for name, results in measured.items():
         if name != baseline and plan.rows[name].judge == plan.rows[baseline].judge:
@@ -194,7 +194,7 @@ def _differences(
     ]
 
 
-def _difference(results: Sequence[Result], baseline: Sequence[Result]) -> dict[str, Difference]:
+def _difference(results: Sequence[RunResult], baseline: Sequence[RunResult]) -> dict[str, Difference]:
     count = min(len(results), len(baseline))
     pairs = zip(results[:count], baseline[:count], strict=True)
     seeds = paired_t_test([a.mean("nll") - b.mean("nll") for a, b in pairs], confidence=CONFIDENCE)

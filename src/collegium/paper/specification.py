@@ -1,8 +1,7 @@
-"""At which scale an experiment is run: text, teachers, student and budget, read from a YAML file.
+"""The scale of an experiment: text, teachers, student and budget, read from a YAML file.
 
-The same code runs a specification of models of a million parameters on two cores and one of models from
-the hub on GPUs. Paths that begin with `OUTPUT/` are in the folder of the results, where what a
-specification has made lies. No torch here.
+The same code runs models of a million parameters on two cores and models from the hub on GPUs. Paths that begin
+with `OUTPUT/` are in the folder of the results, which holds what a specification has made. No torch here.
 """
 
 from collections.abc import Mapping
@@ -21,9 +20,9 @@ class TokenizerSpecification(Section):
     """A byte-level BPE tokenizer, made of the text of all sources."""
 
     vocab_size: int = Field(ge=258)
-    """Tokens, the special ones included."""
+    """Number of tokens, special ones included."""
     characters: int = Field(default=1_000_000, ge=1)
-    """Of each source."""
+    """Characters of each source to make it from."""
 
 
 class TeacherSpecification(Section):
@@ -32,19 +31,19 @@ class TeacherSpecification(Section):
     model: str | None = None
     """Hub id, folder or file."""
     adapter: str | None = None
-    """PEFT adapter over it."""
+    """PEFT adapter on it."""
     recipe: str | None = None
-    """Or: the recipe that makes it, beside the specification."""
+    """Alternatively, the recipe that makes it, beside the specification."""
     sources: Many[Name] | None = None
-    """Sources of the specification that it is made of; all if not given, those of its recipe if empty."""
+    """Sources of the specification that it is trained on; all if not given, those of its recipe if empty."""
     seed: int = Field(default=0, ge=0)
-    """Of its weights and order."""
+    """Seed of its weights and order."""
     base: str | None = None
-    """Model that the recipe adapts: it teaches as an adapter over it, which is loaded once for all."""
+    """Model that the recipe adapts: the teacher is an adapter on it, and it is loaded once for all."""
     domains: Many[Name] | None = None
-    """Sources that it is asked about; all if not given."""
+    """Sources in which it teaches; all if not given."""
     dtype: str = "float32"
-    """Of its weights when it teaches."""
+    """Type of its weights when it teaches."""
 
     @model_validator(mode="after")
     def _is_or_is_made(self) -> Self:
@@ -59,23 +58,23 @@ class Specification(Section):
     name: Name
     """Such as `small`; results of different scales are kept apart."""
     about: str
-    """In a sentence or two, for whoever reads the results."""
+    """A sentence or two for readers of the results."""
     tokenizer: TokenizerSpecification | None = None
-    """To be made; none if the student's model has one."""
+    """Tokenizer to make; none if the student's model has one."""
     models: dict[Name, dict[str, Any]] = Field(default_factory=dict)
     """Llama configurations to write to `OUTPUT/models/NAME`, with the tokenizer."""
     sources: dict[Name, dict[str, Any]]
     """Text by domain, as in a recipe, without `name`. Their first documents are the student's."""
     licences: dict[Name, str] = Field(default_factory=dict)
-    """Of the text, by domain."""
+    """Licences of the text, by domain."""
     student_documents: dict[Name, int] = Field(default_factory=dict)
-    """Documents at the beginning of each source that made teachers do not read."""
+    """Documents at the beginning of each source that are kept from teachers that are made."""
     student_tokens: int | None = Field(default=None, ge=1)
     """Tokens of each source that the student reads."""
     teachers: dict[Name, TeacherSpecification]
-    """All that take part in any row."""
+    """All teachers that take part in any row."""
     experts: Annotated[Many[Name], Field(min_length=1)]
-    """Those of the table, in the order in which figures add them; their uniform mixture is the common target."""
+    """Teachers of the table, in the order of the figures; their uniform mixture is the common target."""
     copies: Many[Name] = ()
     """Teachers that differ by their seed alone."""
     bad: Name | None = None
@@ -83,19 +82,19 @@ class Specification(Section):
     recipe: dict[str, Any]
     """The student's recipe, without teachers and sources."""
     learning_rates: Annotated[Many[float], Field(min_length=1)]
-    """Tried for every row on its first seed; validation text chooses."""
+    """Learning rates tried for every row on its first seed; validation text chooses one."""
     headline_seeds: int = Field(default=5, ge=1)
-    """Seeds of the rows that claims are made of."""
+    """Number of seeds of the rows that claims rest on."""
     seeds: int = Field(default=3, ge=1)
-    """Seeds of the others."""
+    """Number of seeds of the other rows."""
     compute_factor: float = Field(default=1.0, ge=1)
-    """Operations of a step with all experts running over those of a step of cross-entropy."""
+    """Operations of a step with all experts running, as a multiple of those of a cross-entropy step."""
     task_items: int | None = Field(default=None, ge=1)
-    """Items at most on which students and teachers do the task of each source of `kind: task`."""
+    """Maximum number of items for measuring students and teachers on each source of `kind: task`."""
     local_files: dict[Name, str] = Field(default_factory=dict)
     """Local copies of sources that are on the hub: a file or glob in the folder of local copies, or `package:`."""
     published_with_all: Many[Literal["tinybert", "mobilebert", "minilm", "dkd"]] = ()
-    """Published methods that are run with all teachers too; those on inner states cost many times a step."""
+    """Published methods that are also run with all teachers; those on inner states cost many times a step."""
     low_data_tokens: Many[int] = ()
     """Tokens of each source in the sweep over text."""
 
@@ -133,7 +132,7 @@ def load_specification(path: Path) -> Specification:
     """Read a specification.
 
     Raises:
-        RecipeError: it is not there or says what it may not.
+        RecipeError: it cannot be read, or is not valid.
     """
     try:
         return Specification.model_validate(read_mapping(path))
@@ -154,17 +153,17 @@ def _describe(issue: Any) -> str:
 
 
 def with_local_files(specification: Specification, folder: Path, output: Path) -> Specification:
-    """The same with local copies in place of the hub's data sets, of those sources that name one.
+    """Replace the hub's data sets by local copies, in those sources that name one.
 
-    The folder becomes `OUTPUT/local`, so that where it is decides nothing.
+    The folder becomes `OUTPUT/local`, so that results do not depend on where it is.
 
     Raises:
-        RecipeError: the specification names none, or the folder is not there.
+        RecipeError: the specification names no copies, or there is no such folder.
     """
     if not specification.local_files:
         raise RecipeError(f"specification {specification.name}: names no local_files, so leave out --local")
     if not folder.is_dir():
-        raise RecipeError(f"--local {folder}: is no folder; give the one that holds the local copies")
+        raise RecipeError(f"--local {folder}: not a folder; give the one that holds the local copies")
     output.mkdir(parents=True, exist_ok=True)
     link = output / "local"
     link.unlink(missing_ok=True)
@@ -184,7 +183,7 @@ def _local(specification: Specification, name: str) -> dict[str, Any]:
 
 
 def in_folder(content: Any, output: Path) -> Any:
-    """`content` with `OUTPUT/` at the beginning of any text replaced by the folder of the results."""
+    """Replace `OUTPUT/` at the beginning of any string in `content` by the folder of the results."""
     if isinstance(content, Mapping):
         return {key: in_folder(value, output) for key, value in content.items()}
     if isinstance(content, list | tuple):

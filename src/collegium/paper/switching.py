@@ -1,6 +1,6 @@
 """Documents that change their domain midway, put together from pieces of others.
 
-The only text on which weights for each token, or for a window, should be better than weights for a document.
+It is the only text on which weights for each token, or for a window, should beat weights for a document.
 """
 
 import json
@@ -21,7 +21,7 @@ NUM_DOCUMENTS = 1500
 
 
 def write_switching(specification: Specification, output: Path) -> None:
-    """Write `output/switching.jsonl`, of the documents that no teacher was made of; at once if it is there."""
+    """Write `output/switching.jsonl` from the documents that no teacher was trained on, unless it exists."""
     path = output / "switching.jsonl"
     if path.exists():
         return
@@ -39,7 +39,7 @@ def write_switching(specification: Specification, output: Path) -> None:
 
 
 def _pieces(specification: Specification, name: str, chance: random.Random) -> Iterator[str]:
-    """Of a domain's first documents, cut at any place."""
+    """Cut a domain's first documents into pieces of random length."""
     limit = specification.student_documents.get(name, 1000)
     for number, document in enumerate(source_of(specification, name)):
         if number == limit:

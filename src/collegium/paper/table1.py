@@ -1,9 +1,9 @@
 """Table 1: ways to train one student, on the same text, from the same weights, with the same budget.
 
-The paper compares its method with TinyBERT, MobileBERT, MiniLM and DKD. These teach by one teacher as
-published, here the best single one as validation text says, and again by all teachers, uniformly mixed. The
-ladder from cross-entropy to the product's default rule stands beside them, and what no user can have: routes
-by the true domain of each text. No torch here.
+The paper compares its method with TinyBERT, MobileBERT, MiniLM and DKD. As published these learn from one
+teacher, here the best single one on validation text; they are run again with all teachers, uniformly mixed.
+Beside them stand the steps from cross-entropy to the product's default rule, and routes by the true domain of
+each text, which no user has. No torch here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,17 +19,17 @@ PUBLISHED: Mapping[str, str] = {
     "minilm": "MiniLM",
     "dkd": "DKD",
 }
-"""Methods that the paper compares itself with."""
+"""Published methods that the paper compares its own with."""
 
 OUR_WEIGHTING: Mapping[str, Any] = {"kind": "entropy", "granularity": "window:32", "tau": 0.5}
-"""Entropies averaged over 32 tokens, tau 0.5: the rule of those in `conditions` that validation text chose."""
+"""Entropies averaged over 32 tokens, tau 0.5: among the rules in `conditions`, validation text chose this one."""
 
 FITTED: Mapping[str, Any] = {"weight_temperature": "fit"}
 """Entropies that set weights are taken at a temperature fitted on a mixture of all domains of training text."""
 
 
 def table1(specification: Specification) -> Experiment:
-    """The table at a scale."""
+    """Build the table at a scale."""
     experts = specification.experts
 
     def rows(best: Best) -> Sequence[Row]:
@@ -51,7 +51,7 @@ def table1(specification: Specification) -> Experiment:
 
 
 def targets(experts: Sequence[str]) -> dict[str, Any]:
-    """Fused targets that are measured themselves."""
+    """Weightings whose fused targets are measured themselves."""
     return {
         "uniform": "uniform",
         "paper": "paper",
@@ -61,20 +61,20 @@ def targets(experts: Sequence[str]) -> dict[str, Any]:
 
 
 def oracle(experts: Sequence[str]) -> dict[str, Any]:
-    """Each expert for the domain of its name."""
+    """Weighting that routes each domain to the expert of its name."""
     return {"kind": "domain", "domains": {name: name for name in experts}}
 
 
 def distilled(
     specification: Specification, names: Sequence[str], weighting: Any, teacher: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Changes of a row that learns from these teachers alone, without the text's labels.
+    """Build the changes of a row that learns from these teachers alone, without the text's labels.
 
     Args:
-        specification: Says which teachers there are.
-        names: Those of the row.
-        weighting: `objective.weighting`.
-        teacher: What is changed in each teacher's section.
+        specification: Teachers to choose from.
+        names: Names of the row's teachers.
+        weighting: Value of `objective.weighting`.
+        teacher: Changes in each teacher's section.
     """
     return {
         "teachers": teacher_sections(specification, names, changes=teacher),
@@ -83,14 +83,14 @@ def distilled(
 
 
 def in_words(weighting: Mapping[str, Any]) -> str:
-    """The stretch and the sharpness of an entropy rule, for tables."""
+    """Describe the stretch and the sharpness of an entropy rule, for tables."""
     kind, _, size = weighting["granularity"].partition(":")
     stretch = "document" if kind == "sequence" else kind
     return f"{stretch}{f' of {size}' if size else ''}, tau {weighting['tau']:g}"
 
 
 def ours(specification: Specification, names: Sequence[str]) -> dict[str, Any]:
-    """Changes of the row of the product's recommendation."""
+    """Build the changes of the row with the recommended rule."""
     return distilled(specification, names, dict(OUR_WEIGHTING), FITTED)
 
 
@@ -130,7 +130,7 @@ def _ladder(specification: Specification) -> list[Row]:
 
 
 def _equal_compute(specification: Specification) -> list[Row]:
-    """Cross-entropy with the time that teachers cost: more passes over the same text, or more text."""
+    """Rows of cross-entropy with the time that teachers cost: more passes over the same text, or more text."""
     steps = specification.recipe["training"]["max_steps"]
     factor = specification.compute_factor
     longer = {"method": "ce", "training.max_steps": round(steps * factor)}
@@ -144,7 +144,7 @@ def _equal_compute(specification: Specification) -> list[Row]:
 
 
 def single(name: str) -> str:
-    """Name of the row of one teacher."""
+    """Return the name of the row of one teacher."""
     return f"single_{name}"
 
 
@@ -155,14 +155,14 @@ def _singles(specification: Specification) -> list[Row]:
             f"Teacher {name} alone",
             "Single teachers",
             distilled(specification, [name], "uniform"),
-            num_seeds=1,  # they are there for one of them to be chosen, which then has all seeds
+            num_seeds=1,  # the best one is chosen, and has all seeds in a row of its own
         )
         for name in specification.experts
     ]
 
 
 def _baselines(specification: Specification, best: Best) -> list[Row]:
-    """Published methods with the best single teacher, once that is known, and with all."""
+    """Rows of published methods with the best single teacher, once that is known, and with all."""
     rows = [
         Row(
             f"{method}_all",

@@ -1,8 +1,8 @@
 """Scores on tasks in the results: students beside the specialist of each task, on the same items.
 
-As with losses, two things could make a difference chance, the seeds and the items. Intervals over items draw
-items anew, the same for a student and its specialist, and keep the seeds; they are there with one seed too, and
-say nothing about another one.
+As with losses, a difference could be due to chance in two ways, the seeds and the items. Intervals over items
+resample the items, the same for a student and its specialist, and keep the seeds; so they exist for one seed
+too, and say nothing about another.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,21 +15,21 @@ from collegium.evaluation.statistics import bootstrap_figure, holm, paired_figur
 from collegium.evaluation.stratified import stratified_figure_difference, stratified_figure_ratio
 from collegium.evaluation.student_t import paired_t_test
 from collegium.paper.numbers import BOOTSTRAP, CONFIDENCE, over_seeds, rounded, rounded_fields
-from collegium.paper.tables import Result
+from collegium.paper.run_result import RunResult
 
 
 Figures = Mapping[str, CorpusFigure]
-"""By task."""
+"""Figures by task."""
 
 
-def described(specialists: Mapping[str, Any], student: Result) -> dict[str, Any]:
-    """The tasks, what teachers and answers that read no prompt come to, and how large student and teachers are.
+def described(specialists: Mapping[str, Any], student: RunResult) -> dict[str, Any]:
+    """Describe the tasks, the scores of teachers and of answers that read no prompt, and the models' sizes.
 
     The specialist of a task is the teacher of its name.
 
     Args:
         specialists: See `collegium.paper.task_work.measure_specialists`.
-        student: Any of the runs: all students are of one size.
+        student: Any of the runs, since all students are of one size.
     """
     tasks = {
         name: {
@@ -39,22 +39,22 @@ def described(specialists: Mapping[str, Any], student: Result) -> dict[str, Any]
         }
         for name, task in specialists["tasks"].items()
     }
-    sizes = {"student": student.content["parameters"], "specialist": max(specialists["parameters"].values())}
+    sizes = {"student": student.num_parameters, "specialist": max(specialists["parameters"].values())}
     return {"tasks": tasks, "parameters": sizes}
 
 
 def task_scores(
-    measured: Mapping[str, Sequence[Result]], baseline: str, specialists: Mapping[str, Any]
+    measured: Mapping[str, Sequence[RunResult]], baseline: str, specialists: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
-    """What each row's students come to.
+    """Score the students of each row.
 
-    Of each row: `tasks`, the score of each over seeds with an interval over `items` and the difference
+    Each row has `tasks`, the score in each over seeds with an interval over `items` and the difference
     `to_specialist`, None if it has none; `tasks_mean`, the plain mean over tasks; `kept`, that mean as a share of
-    the specialists', None if a task has none; and `tasks_against_baseline`, the mean's difference to that of the
-    baseline's row, None of itself. Holm's correction of `to_specialist` is over all rows and tasks.
+    the specialists', None if a task has none; and `tasks_against_baseline`, the difference of that mean from the
+    baseline's, None for the baseline. Holm's correction of `to_specialist` is over all rows and tasks.
 
     Args:
-        measured: Runs of each row, one a seed.
+        measured: Runs of each row, one per seed.
         baseline: Name of the row that others are compared with.
         specialists: See `described`.
     """
@@ -77,12 +77,12 @@ def task_scores(
     return rows
 
 
-def _row(results: Sequence[Result], figures: Figures, best: Figures) -> dict[str, Any]:
+def _row(results: Sequence[RunResult], figures: Figures, best: Figures) -> dict[str, Any]:
     means = [_mean(result) for result in results]
     return {
         "tasks": {
             name: {
-                **over_seeds([result.content["tasks"][name]["value"] for result in results]),
+                **over_seeds([result.tasks[name]["value"] for result in results]),
                 "items": _scored(figure),
                 "to_specialist": _apart(figure, best[name]) if name in best else None,
             }
@@ -103,19 +103,18 @@ def _apart(figure: CorpusFigure, specialist: CorpusFigure) -> dict[str, float | 
     return rounded_fields(paired_figure_difference(figure, specialist, **BOOTSTRAP))
 
 
-def _over_seeds(results: Sequence[Result], baseline: Sequence[Result]) -> Difference:
+def _over_seeds(results: Sequence[RunResult], baseline: Sequence[RunResult]) -> Difference:
     differences = [_mean(a) - _mean(b) for a, b in zip(results, baseline, strict=False)]
     return paired_t_test(differences, confidence=CONFIDENCE)
 
 
-def _mean(result: Result) -> float:
-    values = [task["value"] for task in result.content["tasks"].values()]
+def _mean(result: RunResult) -> float:
+    values = [task["value"] for task in result.tasks.values()]
     return float(sum(values) / len(values))
 
 
-def _figures(results: Sequence[Result]) -> dict[str, CorpusFigure]:
-    names = results[0].content["tasks"]
-    return {name: _figure([result.content["tasks"][name] for result in results]) for name in names}
+def _figures(results: Sequence[RunResult]) -> dict[str, CorpusFigure]:
+    return {name: _figure([result.tasks[name] for result in results]) for name in results[0].tasks}
 
 
 def _figure(scores: Sequence[Mapping[str, Any]]) -> CorpusFigure:
@@ -124,7 +123,7 @@ def _figure(scores: Sequence[Mapping[str, Any]]) -> CorpusFigure:
 
 
 def _mean_of_ratios(sums: Floats) -> float:
-    """Of [2 S]: numerator and denominator of each seed; 0 where there is nothing to find and nothing was found."""
+    """Average over seeds, from [2 S] numerators and denominators; a ratio of nothing to nothing is 0."""
     pairs = sums.reshape(-1, 2)
     return float(np.mean([above / below if below else 0.0 for above, below in pairs]))
 

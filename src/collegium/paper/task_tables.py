@@ -2,14 +2,15 @@
 
 from collections.abc import Mapping
 
-from collegium.paper.markdown import number, probability, table, with_interval
-from collegium.paper.measured import Content, Measured, Spread
+from collegium.paper.markdown import NOTHING, number, probability, table, with_interval
+from collegium.paper.measured import Measured, MeasuredRow, Score, Task
+from collegium.paper.spread import Spread
 
 
-def task_tables(content: Content, results: Measured) -> list[str]:
-    """Scores in each task, and how far students are from its specialist; see `collegium.paper.task_scores`."""
-    tasks = content["tasks"]
-    items = ", ".join(f"{task['items']} of {name}" for name, task in tasks.items())
+def task_tables(results: Measured) -> list[str]:
+    """Scores in each task, and how far students are from its specialist."""
+    tasks = results.tasks
+    items = ", ".join(f"{task.num_items} of {name}" for name, task in tasks.items())
     about = (
         f"On the same items for all: {items}. Answers that read no prompt are single values. Intervals are over"
         " items, for students with several seeds over these too. Kept is a student's mean as a share of that of"
@@ -19,38 +20,37 @@ def task_tables(content: Content, results: Measured) -> list[str]:
         "A student's score minus that of the task's specialist, in points, drawn on the same items; p is corrected"
         " by Holm's method over this table.\n"
     )
-    titles = ["model", *(f"{name}, {task['primary']}, %" for name, task in tasks.items()), "mean, %", "kept, %"]
+    titles = ["model", *(f"{name}, {task.primary}, %" for name, task in tasks.items()), "mean, %", "kept, %"]
     scores = [*_fixed_scores(tasks), *(_student_scores(row, tasks) for row in results.rows)]
-    differences = [[row["label"], *(_to_specialist(row["tasks"][name]) for name in tasks)] for row in results.rows]
+    differences = [[row.label, *(_above_specialist(row.score(name)) for name in tasks)] for row in results.rows]
     parts = ["### Scores\n", about, table([*titles, "seeds"], scores) + "\n"]
     return [*parts, apart, table(["student", *tasks], differences) + "\n"]
 
 
-def _fixed_scores(tasks: Content) -> list[list[str]]:
+def _fixed_scores(tasks: Mapping[str, Task]) -> list[list[str]]:
     """Lines of answers that read no prompt, and of teachers."""
     lines = []
-    for kind, title in (("baselines", "{} answers"), ("teachers", "teacher {}")):
-        for name in dict.fromkeys(name for task in tasks.values() for name in task[kind]):
-            scores = [task[kind].get(name) for task in tasks.values()]
-            lines.append([title.format(name), *map(_score, scores), "", "", ""])
+    for answers in dict.fromkeys(name for task in tasks.values() for name in task.baselines):
+        scores = [task.baselines.get(answers) for task in tasks.values()]
+        cells = [number(None if score is None else 100.0 * score, 1) for score in scores]
+        lines.append([f"{answers} answers", *cells, "", "", ""])
+    for teacher in dict.fromkeys(name for task in tasks.values() for name in task.teachers):
+        cells = [_percent(task.teachers.get(teacher)) for task in tasks.values()]
+        lines.append([f"teacher {teacher}", *cells, "", "", ""])
     return lines
 
 
-def _score(score: Content | float | None) -> str:
-    if isinstance(score, Mapping):
-        return with_interval(Spread.covering(score["value"], score).times(100.0), 1)
-    return number(None if score is None else 100.0 * score, 1)
+def _percent(share: Spread | None) -> str:
+    return with_interval(None if share is None else share.times(100.0), 1)
 
 
-def _student_scores(row: Content, tasks: Content) -> list[str]:
-    figures = [*(row["tasks"].get(task) for task in tasks), row["tasks_mean"], row["kept"]]
-    spreads = [Spread.of(figure, 100.0) for figure in figures]
-    return [row["label"], *(with_interval(spread, 1) for spread in spreads), str(len(row["seeds"]))]
+def _student_scores(row: MeasuredRow, tasks: Mapping[str, Task]) -> list[str]:
+    shares = [*(row.score(name).spread for name in tasks), row.tasks_mean, row.kept]
+    return [row.label, *map(_percent, shares), str(len(row.seeds))]
 
 
-def _to_specialist(score: Content) -> str:
-    test = score["to_specialist"]
-    if test is None:
-        return number(None, 1)
-    points = with_interval(Spread.covering(test["value"], test).times(100.0), 1, "+")
-    return f"{points}, p {probability(test['p_holm'])}"
+def _above_specialist(score: Score) -> str:
+    if score.above_specialist is None:
+        return NOTHING
+    points = with_interval(score.above_specialist.times(100.0), 1, "+")
+    return f"{points}, p {probability(score.p_holm)}"

@@ -1,7 +1,7 @@
-"""Runs shared out to processes: one a GPU, or one a core with one thread each.
+"""Processes that share the runs: one per GPU, or one per core with one thread each.
 
-Two processes of one thread do more than one of two: small models leave a second thread idle. A process whose
-parent is gone ends at once, and what it had not finished is made again by the next call.
+Two processes of one thread do more than one of two, since small models leave a second thread idle. A process
+whose parent is gone ends at once, and the next call makes again what it had not finished.
 """
 
 import multiprocessing
@@ -26,11 +26,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Workers:
-    """Processes that begin when there is work for them.
+    """Processes that start when there is work for them.
 
     Attributes:
-        pool: Gives them work.
-        jobs: How many there are at most.
+        pool: The pool that gives them work.
+        jobs: Maximum number of processes.
     """
 
     pool: ProcessPoolExecutor
@@ -39,13 +39,13 @@ class Workers:
 
 @contextmanager
 def worker_pool(jobs: int, log_directory: Path, *, num_gpus: int = 0) -> Iterator[Workers]:
-    """Processes that are killed if the caller fails, since what they would finish is made again by the next call.
+    """Open a pool of processes, which are killed if the caller fails: the next call makes again what they lose.
 
     Args:
-        jobs: How many; each has its part of the machine's cores, also where there is work for fewer, since the
-            number of threads decides the last digits of results.
-        log_directory: What they say goes to files in it.
-        num_gpus: Shared out among them, if there are any.
+        jobs: Number of processes. Each has its share of the machine's cores even if there is work for fewer, since
+            the number of threads decides the last digits of results.
+        log_directory: Folder for files of what they print.
+        num_gpus: Number of GPUs to share out among them.
     """
     context = multiprocessing.get_context("spawn")
     log_directory.mkdir(parents=True, exist_ok=True)
@@ -73,7 +73,7 @@ def _begin(numbers: "Queue[int]", jobs: int, num_gpus: int, parent: int, log_dir
     number = numbers.get()
     if num_gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu_of(number, num_gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
-    import torch  # after the process has been told which devices there are
+    import torch  # only now does the process know its devices
 
     from collegium.fused.compiled import compile_for_many_runs
 
@@ -86,7 +86,7 @@ def _begin(numbers: "Queue[int]", jobs: int, num_gpus: int, parent: int, log_dir
 
 
 def gpu_of(number: int, count: int, visible: str | None) -> str:
-    """The GPU of a process, of those that this one may see: workers take turns."""
+    """Choose the GPU of a worker among the visible ones: workers take turns."""
     names = visible.split(",") if visible else [str(index) for index in range(count)]
     return names[number % count].strip()
 
@@ -105,14 +105,14 @@ def finished(
     every: float,
     tick: Callable[[], None],
 ) -> Iterator[T]:
-    """Each item as soon as its work is done; the first failure is raised.
+    """Yield each item as soon as its work is done, and raise the first failure.
 
     Args:
         workers: See `worker_pool`.
-        work: Called in some process.
-        items: What it is called with.
+        work: Function called in one of the processes.
+        items: Arguments that it is called with.
         every: Seconds between calls of `tick` while nothing finishes.
-        tick: To show that time passes.
+        tick: Function that shows that time passes.
 
     Raises:
         UserError: a process was killed.

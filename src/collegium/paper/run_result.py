@@ -1,13 +1,15 @@
-"""Figures of finished runs: corpus figures by split, and how sure a difference between two rows is.
+"""Results of finished runs, read from their JSON: corpus figures on validation and test documents.
 
-Held-out documents are numbered in each domain; those of even number are for validation, by which learning
-rates and the best teacher are chosen, the others for the test, which is all that is shown.
+Held-out documents are numbered in each domain. Those of even number are for validation, by which learning rates
+and the best teacher are chosen; the others are for the test, and only these are shown.
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,29 +23,70 @@ TEST = slice(1, None, 2)
 
 
 @dataclass(frozen=True)
-class Result:
-    """What one run came to: its JSON."""
+class RunResult:
+    """The result of one run; `collegium.paper.work` writes it.
+
+    Attributes:
+        content: Its JSON.
+    """
 
     content: Mapping[str, Any]
 
+    @classmethod
+    def read(cls, path: Path) -> "RunResult":
+        """Read the result of a finished run."""
+        return cls(json.loads(path.read_text(encoding="utf-8")))
+
+    @property
+    def steps(self) -> int:
+        """Steps of its training."""
+        return int(self.content["steps"])
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that training and measuring took."""
+        return float(self.content["seconds"])
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of the student."""
+        return int(self.content["parameters"])
+
+    @property
+    def has_own_target(self) -> bool:
+        """Tell whether it was measured against its own target too."""
+        return bool(self.content.get("own"))
+
+    @property
+    def continuations(self) -> Mapping[str, float] | None:
+        """Figures of what the student writes; None if it was not asked to."""
+        written: Mapping[str, float] | None = self.content["continuations"]
+        return written
+
+    @property
+    def tasks(self) -> Mapping[str, Mapping[str, Any]]:
+        """The `value` and the statistics `per_item` of each task."""
+        tasks: Mapping[str, Mapping[str, Any]] = self.content["tasks"]
+        return tasks
+
     @property
     def domains(self) -> list[str]:
-        """Of the held-out text."""
+        """Domains of the held-out text."""
         return list(self.content["tables"])
 
     def sums(self, figure: str, domain: str, split: slice) -> tuple[Floats, Floats]:
-        """Sum of a figure and number of tokens of each document."""
+        """Return the sum of a figure and the number of tokens for each document."""
         table = self.content["tables"][domain]
         tokens = np.array(table["tokens"], np.float64)[split]
         return np.array(table["figures"][_key(figure, domain)], np.float64)[split], tokens
 
     def has(self, figure: str) -> bool:
-        """Whether it is there in all domains."""
+        """Tell whether a figure was measured in all domains."""
         tables = self.content["tables"].items()
         return all(_key(figure, domain) in table["figures"] for domain, table in tables)
 
     def by_domain(self, figure: str, split: slice = TEST) -> dict[str, float]:
-        """Ratio of sums of each domain."""
+        """Ratio of a figure's sum to the tokens, for each domain."""
         ratios = {}
         for domain in self.domains:
             sums, tokens = self.sums(figure, domain, split)
@@ -77,12 +120,12 @@ class Result:
 
 
 def _key(figure: str, domain: str) -> str:
-    """`kl/expert` is the KL to the teacher of the domain's name."""
+    """Key of a figure in the tables; `kl/expert` is the KL to the teacher of the domain's name."""
     return f"kl/{domain}" if figure == "kl/expert" else figure
 
 
-def averaged(results: Sequence[Result], figure: str) -> dict[str, tuple[Floats, Floats]]:
-    """Sums and tokens of each test document by domain, averaged over seeds."""
+def averaged(results: Sequence[RunResult], figure: str) -> dict[str, tuple[Floats, Floats]]:
+    """Average the sums of each test document over seeds; by domain, beside the tokens."""
     return {
         domain: (
             np.mean([result.sums(figure, domain, TEST)[0] for result in results], axis=0),

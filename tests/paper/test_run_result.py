@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from collegium.paper.tables import TEST, VALIDATION, Result, averaged
+from collegium.paper.run_result import TEST, VALIDATION, RunResult, averaged
 from tests.support.tiny_experiment import outcome, table
 
 
@@ -16,7 +16,7 @@ def tables():
 
 @pytest.fixture
 def result(tables):
-    return Result(outcome(tables))
+    return RunResult(outcome(tables))
 
 
 @pytest.mark.parametrize("documents", [0, 1, 2, 7, 64])
@@ -59,7 +59,7 @@ def test_calibration_error_equals_a_plain_loop(result, tables):
 
 def test_calibration_error_is_none_where_it_was_not_measured(tables):
     del tables["dogs"]["confidence_gaps"]
-    assert Result(outcome(tables)).ece is None
+    assert RunResult(outcome(tables)).ece is None
 
 
 def test_each_domain_is_measured_against_its_expert(result, tables):
@@ -71,14 +71,14 @@ def test_each_domain_is_measured_against_its_expert(result, tables):
 
 def test_has_is_of_all_domains(tables):
     del tables["dogs"]["figures"]["accuracy"], tables["dogs"]["figures"]["kl/dogs"]
-    result = Result(outcome(tables))
+    result = RunResult(outcome(tables))
     assert result.has("nll")
     assert not result.has("accuracy")
     assert not result.has("kl/expert")
 
 
 def test_averages_over_seeds_are_of_test_documents():
-    results = [Result(outcome({"cats": table(7, seed)})) for seed in range(3)]
+    results = [RunResult(outcome({"cats": table(7, seed)})) for seed in range(3)]
     sums, tokens = averaged(results, "nll")["cats"]
     for place, number in enumerate((1, 3, 5)):
         values = [r.content["tables"]["cats"]["figures"]["nll"][number] for r in results]
