@@ -120,7 +120,7 @@ def test_the_wheel_has_every_scale_and_every_teachers_recipe():
     included = build["targets"]["wheel"]["force-include"]
     shipped = {f"experiments/{path.name}" for path in (root / "experiments").glob("*.yaml")}
     assert shipped
-    assert included == {name: f"collegium/{name}" for name in [*shipped, "experiments/teachers"]}
+    assert included == {name: f"collegium/paper/{name}" for name in [*shipped, "experiments/teachers"]}
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

@@ -231,7 +231,7 @@ def _figure3(results: Measured) -> "Figure":
 
 def _scores(results: Measured, name: str, task: Task) -> list[Dot]:
     fixed = [Dot(f"{answers} answers", Spread(score, None, None)) for answers, score in task.baselines.items()]
-    if task.specialist in task.teachers:
+    if task.specialist is not None and task.specialist in task.teachers:
         fixed.append(Dot(f"teacher {task.specialist}", task.teachers[task.specialist]))
     return [*fixed, *(Dot.of_row(row, row.score(name).spread) for row in results.rows)]
 
