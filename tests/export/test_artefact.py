@@ -61,7 +61,7 @@ def test_what_is_faithful_is_published_with_its_description(student, segments, t
 
 def test_a_damaged_export_is_refused_and_leaves_nothing(student, segments, tmp_path):
     torch.manual_seed(0)
-    with pytest.raises(DataError, match=r"read back by a test.*99\.00% are asked.*--min-agreement 0\.") as caught:
+    with pytest.raises(DataError, match=r"read back by a test.*99\.00% is asked.*--min-agreement 0\.") as caught:
         export(student, segments, tmp_path / "out", plain(perturb))
     assert caught.value.exit_code == 65
     assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,6 @@
 """Lists of a teacher's most probable tokens, carried from its vocabulary to the student's.
 
-As `alignment` does for full distributions, but only what is listed can be carried: the probability of what is
+As `carry` does for full distributions, but only what is listed can be carried: the probability of what is
 not stays with the tail, and an entropy counts tokens of the tail as different ones.
 The label's probability is exact where its token of the teacher's is listed or is the text's own.
 """
@@ -25,7 +25,7 @@ def carried_lists(
     rows: CarryRows,
     vocab_size: int,
 ) -> TopKSignal:
-    """The lists over the student's vocabulary. Arguments as for `alignment.carried_logprobs`.
+    """The lists over the student's vocabulary. Arguments as for `carry.carried_logprobs`.
 
     Drawn lists have no entries and no chains: a quotient of draws would not be right on average.
     """
@@ -128,7 +128,7 @@ def _listed_probs(signal: TopKSignal, own_probs: Tensor, at: Tensor, tokens: Ten
 
 
 def unknown_share_at_most(signal: TopKSignal, rows: CarryRows, inside: Bool[Tensor, " N"]) -> Float[Tensor, " N"]:
-    """As `alignment.unknown_share`, of lists: a token that is not listed may be as probable as the last that is.
+    """`carry.unknown_share` for lists: a token that is not listed may be as probable as the last that is.
 
     Infinite where the text's own continuation is not listed, which a target would call impossible. 0 outside of
     `inside`.

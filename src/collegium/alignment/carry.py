@@ -81,7 +81,7 @@ class CarryRows:
         return CarryRows(*(getattr(self, field.name).to(device) for field in fields(self)))
 
     def needed(self, num_rows: int) -> Bool[Tensor, " U"]:
-        """Which of the teacher's rows are: from the cut before, or the place itself, to the end of a chain."""
+        """Teacher's rows that are read: from the cut before, or the place itself, to the end of a chain."""
         last = torch.where(self.main >= 0, self.main + self.chain.clamp_min(1), self.before + 1)
         first = torch.where(self.before >= 0, self.before, self.main)
         used = first >= 0

@@ -185,7 +185,7 @@ def _show_rich(
 
 
 def rate_and_eta(done: float, total: float | None, seconds: float, unit: str) -> str:
-    """Such as `1,250 tokens/s, 2m10s left`, or `5.9 s/step, 40s left` where one takes longer than a second."""
+    """Rate and time left, such as `1,250 tokens/s, 2m10s left`; `5.9 s/step` where one takes over a second."""
     rate = done / seconds if seconds > 0 else 0.0
     text = f"{1 / rate:.1f} s/{unit.removesuffix('s')}" if 0 < rate < 1 else f"{rate:,.0f} {unit}/s"
     if total and rate > 0:
@@ -194,7 +194,7 @@ def rate_and_eta(done: float, total: float | None, seconds: float, unit: str) ->
 
 
 def duration(seconds: float) -> str:
-    """Such as `1h05m`, `2m10s` or `7s`."""
+    """A time, such as `1h05m`, `2m10s` or `7s`."""
     whole = round(seconds)
     if whole >= 3600:
         return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
@@ -202,7 +202,7 @@ def duration(seconds: float) -> str:
 
 
 def size(num_bytes: float) -> str:
-    """Such as `1.3 GB`, `40 MB` or `8 kB`, of 1000 each, with three digits."""
+    """A size, such as `1.3 GB`, `40 MB` or `8 kB`, of 1000 each, with three digits."""
     unit, name = next(
         ((unit, name) for unit, name in ((1e9, "GB"), (1e6, "MB")) if num_bytes >= unit), (1e3, "kB")
     )

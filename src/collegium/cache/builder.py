@@ -77,7 +77,7 @@ class Ranks:
 
 
 class CacheBuilder:
-    """See the module.
+    """Builds one cache; the module says how.
 
     Args:
         folder: Where to.
@@ -164,7 +164,7 @@ class CacheBuilder:
     # What is there already.
 
     def _claim(self) -> None:
-        """See that the folder is this cache's, or nobody's."""
+        """Require that the folder is this cache's, or nobody's."""
         if self.folder.size(MANIFEST_NAME) is not None:
             try:
                 found = Manifest.from_bytes(self.folder.read(MANIFEST_NAME))

@@ -1,4 +1,4 @@
-"""Which row of a cache belongs to a block of text: the one with the same tokens, cut the same way.
+"""Finds the row of a cache for a block of text: the one with the same tokens, cut the same way.
 
 A key is a hash of the content, so that order, batch size, epoch and number of processes do not matter,
 and a cache of other text is noticed at the first block.

@@ -1,4 +1,4 @@
-"""Which documents are kept, and the count of the others by reason."""
+"""Decides which documents are kept, and counts the others by reason."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ _JUDGED_FROM = 100
 
 
 def drop_reason(document: Document, limits: SourceLimits) -> str | None:
-    """Why a document cannot be used, or None."""
+    """Reason why a document cannot be used, or None."""
     if document.problem is not None:
         return document.problem
     text = document.text.strip()

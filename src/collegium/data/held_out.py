@@ -1,7 +1,7 @@
 """Chooses the documents that are held out.
 
-A document is held out for what it says, not for where it stands: its hash decides, so that no order
-of a source can bias the choice, and copies are one document.
+A document is held out for its content, not its place: its hash decides, so that no order of a source
+can bias the choice, and copies are one document.
 """
 
 import heapq

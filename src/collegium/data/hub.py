@@ -17,9 +17,9 @@ from collegium.data.readers import Columns
 class HubRows:
     """Rows of a data set on the hub, or of a local folder in hub layout, streamed with `datasets`.
 
-    The network is not touched before the first row. The fingerprint of a data set on the hub is what was
-    asked for, so that a prepared text can be used offline: pin `revision` to a commit to make it the
-    identity of the text. Rows that are read on after a stop are of the commit that they began with.
+    The network is not touched before the first row. The fingerprint of a data set on the hub is made of its name,
+    configuration, split and revision, so that a prepared text can be used offline: pin `revision` to a commit to
+    make it the identity of the text. Rows that are read after a stop are of the commit that they began with.
 
     Args:
         source: Name of the source, for errors.

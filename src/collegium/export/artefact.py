@@ -74,7 +74,7 @@ def export_student(
 
 
 def require_free(output: Path) -> None:
-    """See that nothing will be overwritten.
+    """Require that nothing will be overwritten.
 
     Raises:
         DataError: there is something.
@@ -84,7 +84,7 @@ def require_free(output: Path) -> None:
 
 
 def require_parity(parity: Parity, min_agreement: float, what: str, reader: str) -> None:
-    """See that an export is what it was made of.
+    """Require that an export agrees with what it was made from.
 
     Raises:
         DataError: it is not.
@@ -97,7 +97,7 @@ def require_parity(parity: Parity, min_agreement: float, what: str, reader: str)
         raise DataError(f"{what}: {measured}: some logits are not finite; nothing was published")
     if parity.top1_agreement < min_agreement:
         raise DataError(
-            f"{what}: {measured}, {min_agreement:.2%} are asked for; nothing was published. Try another format, "
+            f"{what}: {measured}, {min_agreement:.2%} is asked for; nothing was published. Try another format, "
             f"or, if that loss is acceptable, --min-agreement {math.floor(parity.top1_agreement * 1000) / 1000:g}"
         )
 

@@ -5,5 +5,5 @@ from torch import Tensor
 
 
 def full_precision(logits: Tensor) -> Tensor:
-    """At least float32: a softmax in half precision has a floor of 2e-2 nats at V = 248k."""
+    """Convert to float32 at least: a softmax in half precision has a floor of 2e-2 nats at V = 248k."""
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits

@@ -29,7 +29,7 @@ CHUNK_SIZE = 64
 """Rows whose scores are alive at once."""
 
 MAX_RELATION_HEADS = 64
-"""Of `auto`: MiniLMv2 takes 48 for a base model, 64 for a large one."""
+"""Limit of `auto`: MiniLMv2 takes 48 for a base model, 64 for a large one."""
 
 
 class Scorer(NamedTuple):

@@ -64,7 +64,7 @@ def fading_sums(
     past_only: bool = False,
     carry: Carry | None = None,
 ) -> tuple[Float[Tensor, "n c"], Carry | None]:
-    """At t the sum over s <= t of decay^(t - s) values[s], s in the segment of t.
+    """Sum at each t over s <= t of decay^(t - s) values[s], s in the segment of t.
 
     Args:
         values: Finite; 0 where there is nothing to add.

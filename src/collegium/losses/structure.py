@@ -1,4 +1,4 @@
-"""MGSKD: how inner states lie to one another, matched between tokens, phrases and documents.
+"""MGSKD: relations of inner states to one another, matched between tokens, phrases and documents.
 
 Liu et al., Multi-Granularity Structural Knowledge Distillation for Language Model Compression (ACL 2022);
 `src/loss.py` of LC97-pku/MGSKD. Only products and angles of one model's states are compared with another's, so
@@ -35,7 +35,7 @@ MIN_PHRASES = 3
 
 @dataclass(frozen=True)
 class Relations:
-    """Which relations are compared.
+    """Choice of the relations that are compared.
 
     Attributes:
         num_heads: Parts of equal width that states are cut into for products of pairs and for samples.
@@ -68,8 +68,8 @@ class Items:
         """Sum over segments of their text positions times the mean of their relations.
 
         Args:
-            sums: Of the relations of each item.
-            counts: How many these are.
+            sums: Sum of the relations of each item.
+            counts: Number of these.
         """
         of_segment = _per_segment(counts, self.segments).clamp_min(1)
         return (sums * self.emphasis.to(sums) * self.text.to(sums) / of_segment).sum()

@@ -44,7 +44,7 @@ def keep_layers(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
 
 
 def _number(layers: nn.ModuleList) -> None:
-    """Tell each layer its place, which is its place in the key-value cache."""
+    """Number the layers by place, which is also their place in the key-value cache."""
     for index, layer in enumerate(layers):
         for module in cast(Iterator[Any], layer.modules()):
             if hasattr(module, "layer_idx"):
@@ -52,7 +52,7 @@ def _number(layers: nn.ModuleList) -> None:
 
 
 def keep_in_config(config: PretrainedConfig, kept: Sequence[int]) -> None:
-    """Make the configuration say that only these layers are there."""
+    """Leave only these layers in the configuration."""
     for field, value in vars(config).items():
         if isinstance(value, list) and len(value) == config.num_hidden_layers:  # such as layer_types
             setattr(config, field, [value[i] for i in kept])
@@ -60,7 +60,7 @@ def keep_in_config(config: PretrainedConfig, kept: Sequence[int]) -> None:
 
 
 def check_num_layers(model: PreTrainedModel, num_layers: int) -> None:
-    """See that the model has as many layers as are to be kept.
+    """Require that the model has as many layers as are to be kept.
 
     Raises:
         RecipeError: it has fewer.

@@ -1,4 +1,4 @@
-"""Which tokens begin a word, from a tokenizer's vocabulary: spans for losses that look at phrases.
+"""Finds the tokens that begin a word, from a tokenizer's vocabulary: spans for losses that look at phrases.
 
 No tagger or parser is needed, and no text: whether a token begins a word is a property of the token. Scripts
 without spaces have words as long as what stands between two marks of punctuation.

@@ -1,7 +1,7 @@
-"""One item of a task: a prompt, what completes it rightly, and what could.
+"""One item of a task: a prompt, its right completion, and the others to choose from.
 
 A model learns the completion after the prompt, and is measured by how probable it finds it, or by what it writes
-itself. An item belongs to training or to evaluation for what it says, not for where it stands, so a set of one
+itself. Its content, not its place, decides whether an item belongs to training or to evaluation, so a set of one
 file serves both, and no order of it can move an item from one to the other.
 """
 

@@ -36,12 +36,12 @@ class Kept:
     neurons: list[list[int]]
 
     def dumped(self) -> str:
-        """As JSON."""
+        """The choice as JSON."""
         return json.dumps(asdict(self))
 
     @classmethod
     def parsed(cls, text: str) -> "Kept":
-        """From JSON.
+        """Read a choice from JSON.
 
         Raises:
             ValueError: it is not a choice.

@@ -134,7 +134,7 @@ def _check_config(model: PreTrainedModel, target: Sizes) -> None:
 
 
 def require_known(model: PreTrainedModel) -> None:
-    """See that pruning knows every parameter of the model.
+    """Require that pruning knows every parameter of the model.
 
     Raises:
         RecipeError: it does not; the message names the architecture.

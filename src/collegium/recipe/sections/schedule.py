@@ -30,7 +30,7 @@ class ScheduleSection(Section):
 
     @property
     def schedule(self) -> Schedule:
-        """As the objective takes it."""
+        """The form that the objective takes."""
         return Schedule(self.shape, self.initial, self.final, self.begin, self.end)
 
 
@@ -46,5 +46,5 @@ Weight = Annotated[
 
 
 def schedule_of(weight: float | ScheduleSection) -> float | Schedule:
-    """As the objective takes it."""
+    """The form that the objective takes."""
     return weight.schedule if isinstance(weight, ScheduleSection) else weight
