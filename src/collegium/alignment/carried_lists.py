@@ -39,6 +39,7 @@ def carried_lists(
         moved = torch.where(rows.chain > 0, path * chain, 0.0)
         parts += _of_chain(moved, first[own_labels[start]], rows.labels, vocab_size)
     place, ids, probs = (torch.cat(column) for column in zip(*parts, strict=True))
+    # Z of `carry`: all of the row where both have cut, listed or not, and what crosses the place.
     listed_main = own_probs.sum(-1)[start] * path
     crossing = parts[1][2].new_zeros(len(rows)).index_add_(0, parts[1][0], parts[1][2]) if len(parts) > 1 else 0.0
     total = path + crossing
@@ -48,10 +49,12 @@ def carried_lists(
     own_rest = _unlisted_entropy(signal, own_probs)[start]
     tail = (path - listed_main).clamp_min(0.0) / total  # what the teacher did not list
     scale = path / total
+    # Entropy of the list, and of the teacher's own tail scaled by s: s H - (s * tail mass) log s.
     listed = -torch.special.xlogy(probs, probs)
     entropy = probs.new_zeros(len(rows)).index_add_(0, place, listed)
     entropy = entropy + scale * own_rest - torch.special.xlogy(tail, scale)
     at_label = probs.new_zeros(len(rows)).index_add_(0, place, probs * (ids == rows.labels[place]))
+    # A label that the teacher did not list still has an exact figure, unless it is carried in pieces.
     own_label = own_labels[start]
     is_listed = (signal.token_ids[start] == own_label.unsqueeze(-1)).any(-1)
     is_carried = (first[own_label] == rows.labels) & (rows.main >= 0) & (rows.chain == 0)
@@ -115,6 +118,7 @@ def _of_entries(signal: TopKSignal, own_probs: Tensor, rows: CarryRows) -> _Part
 
 def _listed_probs(signal: TopKSignal, own_probs: Tensor, at: Tensor, tokens: Tensor) -> Float[Tensor, " C"]:
     """Probability of one token at each of some rows; 0 where it is not listed."""
+    # One sorted list of row * size + token for all rows, so that every question is a binary search.
     size = int(max(signal.token_ids.max().item() if signal.token_ids.numel() else 0, 0)) + 1
     row = torch.arange(len(signal), device=tokens.device).unsqueeze(-1)
     listed = signal.token_ids >= 0
@@ -142,6 +146,7 @@ def unknown_share_at_most(signal: TopKSignal, rows: CarryRows, inside: Bool[Tens
     follows = rows.entry_follows[here]
     before = rows.before[place]
     probs = _listed_probs(signal, own_probs, before, tokens)
+    # For an upper bound, tokens that end here count as much as they may, those that go on as little.
     ending = torch.where(probs > 0, probs, most[before]).masked_fill(follows >= 0, 0.0)
     parts = (ending, probs.masked_fill(follows < 0, 0.0), probs * (follows == rows.labels[place]))
     unknown, known, label = (probs.new_zeros(len(rows)).index_add_(0, place, part) for part in parts)

@@ -85,6 +85,7 @@ class CarryRows:
         last = torch.where(self.main >= 0, self.main + self.chain.clamp_min(1), self.before + 1)
         first = torch.where(self.before >= 0, self.before, self.main)
         used = first >= 0
+        # +1 where a span of rows begins and -1 past its end: the running sum counts the spans over each row.
         change = self.main.new_zeros(num_rows + 1)
         change.index_add_(0, first[used], torch.ones_like(first[used]))
         change.index_add_(0, last[used], -torch.ones_like(last[used]))
@@ -118,8 +119,10 @@ def carried_logprobs(
     """
     probs = full_precision(logits).softmax(-1)
     gold = probs.gather(-1, own_labels.unsqueeze(-1)).squeeze(-1)  # [R]
+    # The first sum of the formula. Tokens without counterpart go to one more column, which is cut off at the end.
     pooled = probs.new_zeros((len(probs), vocab_size + 1)).index_add_(1, first, probs)
     path, chain = path_probs(gold, rows)
+    # The second sum: tokens from the cut before that reach past the place, with the student's next token in each.
     known = rows.entry_follows >= 0
     place = rows.entry_rows[known]
     follows = rows.entry_follows[known]
@@ -140,10 +143,11 @@ def carried_logprobs(
     else:
         carried = pooled.new_zeros((len(rows), vocab_size + 1))
     carried.index_put_((place, follows), entries / total[place], accumulate=True)
+    # The text's own continuation is known to the end: what its first token gave to `source` moves to the label.
     split = rows.chain.nonzero().squeeze(-1)
     source = first[own_labels[rows.main[split]]]
     share = moved[split] / total[split]
-    carried[split, source] = (carried[split, source] - share).clamp_min(0.0)
+    carried[split, source] = (carried[split, source] - share).clamp_min(0.0)  # rounding may leave -1e-9
     carried.index_put_((split, rows.labels[split]), share, accumulate=True)
     return carried[:, :vocab_size].log_().clamp_min_(LOG_ZERO)
 
@@ -265,6 +269,7 @@ def unknown_share(
         places, inverse = rows.before[place].unique(return_inverse=True)
         logits = full_precision(logits_at(signal, places))[inverse, tokens]
     ends = rows.entry_follows[here] < 0
+    # A softmax over the entries of each place: the normaliser over the vocabulary cancels in the share.
     total = torch.full((len(rows),), -torch.inf, dtype=logits.dtype, device=logits.device)
     total = total.scatter_reduce(0, place, logits, "amax")
     masses = (logits - total[place]).exp()

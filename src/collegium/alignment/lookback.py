@@ -27,6 +27,7 @@ def keys_since(tokens: Ints, at: Ints, since: Ints) -> NDArray[np.uint64]:
     """
     keys = np.full(len(since), START)
     for depth in range(min(DEEPEST, int(since.max(initial=0)))):
+        # Keys grow from the oldest token to the newest, as those of a teacher's token do from its beginning.
         longer = since > depth
         keys[longer] = extend_keys(keys[longer], tokens[at[longer] - since[longer] + 1 + depth])
     return keys
@@ -48,6 +49,7 @@ def crossed_from_further_back(
     crossed = np.zeros(len(at), bool)
     for depth in range(2, DEEPEST + 1):
         asked = np.flatnonzero((within >= depth) & (since < depth))
+        # Only from places where both have cut can the teacher have begun a token.
         asked = asked[is_cut[asked - depth] & ~crossed[asked]]
         keys = keys_since(tokens, at[asked], np.full(len(asked), depth))
         _, going_on, ends = vocabulary.beginning_with(keys)

@@ -127,6 +127,7 @@ class TokenBytes:
             self._puts_space and is_begun and bool(part) and _wants_space(part[0])
             for part, is_begun in zip(parts, begins or [False] * len(parts), strict=True)
         ]
+        # All texts of all contents in one call: the tokenizer's threads share a batch, not a single text.
         texts = [
             " " * (space and i == 0) + part
             for content, space in zip(parts, spaced, strict=True)
@@ -155,7 +156,7 @@ class TokenBytes:
             if isinstance(part, str):
                 space = spaced and i == 0
                 ids, lengths = self._of_text(" " * space + part, next(encodings))
-                if space:
+                if space:  # it was put there, so it is not among the bytes of the text
                     lengths[np.flatnonzero(lengths)[:1]] -= 1
             else:
                 ids, lengths = self._of_bytes(part)
@@ -177,6 +178,7 @@ class TokenBytes:
         ids = [self.ids.get(bytes([byte]), self._backend.token_to_id(f"<0x{byte:02X}>")) for byte in content]
         known = np.array([token_id is not None for token_id in ids], bool)
         tokens = np.array([token_id or 0 for token_id in ids], np.int64)
+        # A token's length reaches back to the token before it, over bytes that have none.
         return tokens[known], np.diff(np.flatnonzero(known) + 1, prepend=0)
 
     def _bytes_of(self, token: str) -> bytes | None:

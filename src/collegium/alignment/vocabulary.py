@@ -115,12 +115,14 @@ def make_map(student: TokenBytes, teacher: TokenBytes) -> VocabularyMap:
     lengths = np.diff(starts)
     first = np.full(teacher.size, -1, np.int64)
     first[lengths > 0] = cut[starts[:-1][lengths > 0]]
+    # EOS has no bytes, but means the same on both sides.
     if teacher.eos is not None and student.eos is not None:
         first[teacher.eos] = student.eos
     own_starts, own_cut = _cut(student, teacher)
     split = np.flatnonzero(np.diff(own_starts) > 1)  # the teacher gets there by another token first
     begun = (extend_keys(np.full(len(split), START), split), np.full(len(split), -1), own_cut[own_starts[split]])
     columns = [np.concatenate(parts) for parts in zip(*_prefixes(starts, cut, first), begun, strict=True)]
+    # By key, then by what follows: `beginning_with` finds both parts of a key by bisection.
     order = np.lexsort(columns[::-1])
     keys, follows, tokens = (column[order] for column in columns)
     pairs = [(token_id, teacher.ids[piece]) for piece, token_id in student.ids.items() if piece in teacher.ids]
@@ -156,6 +158,7 @@ def _prefixes(
     keys = np.full(len(tokens), START)
     for depth in range(int(lengths.max(initial=0))):
         keys = extend_keys(keys, cut[starts[tokens] + depth])
+        # Tokens that end here leave; the others stay for the next depth.
         goes_on = lengths[tokens] > depth + 1
         yield keys[~goes_on], np.full(int((~goes_on).sum()), -1), tokens[~goes_on]
         keys = keys[goes_on]

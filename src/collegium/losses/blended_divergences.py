@@ -162,6 +162,8 @@ def head_mask(probs: Float[Tensor, "n V"], mu: float = 0.5) -> Bool[Tensor, "n V
         middle = below + (1 << bit)
         mass = torch.where(bits >= middle, probs, 0.0).sum(-1, keepdim=True)
         below = torch.where(mass > mu, middle, below)
+    # Tokens above the threshold are in the head whole. Those at it are equal, so as many as still fit come in by
+    # index; if nothing is above, at least one does.
     whole = bits > below
     tied = bits == below
     mass = torch.where(whole, probs, 0.0).sum(-1, keepdim=True)

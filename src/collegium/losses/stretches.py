@@ -87,13 +87,15 @@ def fading_sums(
 def _fading_block(
     values: Tensor, segments: Tensor, decay: float, shift: int, carry: Carry | None
 ) -> tuple[Tensor, Carry]:
+    # sums[t] = sum over s of decay^(t - s - shift) values[s]: a triangle of powers times the values. `last` is the
+    # same at the block's last position, itself included, which is all that the next block needs of this one.
     steps = torch.arange(len(values), device=values.device)
     powers = torch.pow(decay, torch.arange(len(values) + 1, device=values.device, dtype=values.dtype))
     distance = steps.unsqueeze(1) - steps - shift  # [b b]
     reaches = (distance >= 0) & (segments.unsqueeze(1) == segments)
     sums = torch.where(reaches, powers[distance.clamp_min(0)], 0.0) @ values
     last = torch.where(segments == segments[-1], powers[len(values) - 1 - steps], 0.0) @ values
-    if carry is not None:
+    if carry is not None:  # earlier positions fade by one more factor with each step into the block
         carried = torch.where(segments == carry.segment, powers[steps + 1 - shift], 0.0)
         sums = sums + carried.unsqueeze(1) * carry.sums
         last = last + torch.where(segments[-1] == carry.segment, powers[-1], 0.0) * carry.sums

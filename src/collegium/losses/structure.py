@@ -106,7 +106,7 @@ def token_items(
 def phrase_slots(position_ids: Int[Tensor, "B S"], begins: Bool[Tensor, "B S"]) -> Int[Tensor, "B S"]:
     """Place of each token's phrase on a flat grid of B * S; a phrase ends with its segment."""
     order = (begins | (position_ids == 0)).long()
-    order[:, 0] = 0
+    order[:, 0] = 0  # a row's first phrase is number 0, whether or not its first token begins a word
     offsets = torch.arange(order.shape[0], device=order.device).unsqueeze(1) * order.shape[1]
     return order.cumsum(1) + offsets
 
@@ -261,6 +261,7 @@ def salient_items(teacher: Float[Tensor, "B P E"], items: Items, relations: Rela
 def _first_of_segments(scores: Float[Tensor, "B P"], items: Items, count: int) -> Int[Tensor, " A"]:
     """Places on the flat grid of the `count` items of each segment with the highest scores."""
     segments = items.segments.flatten()
+    # Two stable sorts leave segments in order and scores falling within each, so a rank is a distance.
     by_score = scores.flatten().argsort(descending=True, stable=True)
     order = by_score[segments[by_score].argsort(stable=True)]
     ordered = segments[order]
@@ -286,6 +287,7 @@ def triplet_errors(
         i = choice.salient[rows]
         others = choice.neighbours[rows]
         usable = choice.usable[rows]
+        # [a k D] differences are made again in backward instead of being kept.
         of_rows = checkpoint(_angle_errors, ours, theirs, i, others, usable, use_reentrant=False)
         sums.append(of_rows[0])
         counts.append(of_rows[1])
