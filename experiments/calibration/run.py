@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from collegium.pipeline.preflight.command import preflight
+from collegium.pipeline.preflight.judge import preflight
 from collegium.recipe.file import load_recipe
 
 

@@ -106,7 +106,7 @@ def build_builder(
     source: bytes = b"",
     on_progress: Callable[[CacheProgress], None] | None = None,
 ) -> CacheBuilder:
-    """What scores the text with one teacher; the model is loaded when it is needed."""
+    """Build what scores the text with one teacher; the model is loaded when it is needed."""
     corpus = run.corpus_of(section)
     return CacheBuilder(
         Folder.at(location),

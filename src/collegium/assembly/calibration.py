@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 FILE_NAME = "temperatures.json"
 
 Temperatures = Mapping[str, Mapping[str, FittedTemperature]]
-"""Of each teacher that has some to be fitted: by key of the recipe."""
+"""Fitted temperatures by teacher, and by key of the recipe."""
 
 Section = LocalTeacherSection | CachedTeacherSection
 

@@ -145,7 +145,7 @@ def text_directory(
     *,
     is_students: bool = True,
 ) -> Path:
-    """Where the prepared text lies: as the recipe says, in a teacher's own tokens beside that, else in the cache.
+    """Folder of the prepared text: as the recipe says, in a teacher's own tokens beside that, else in the cache.
 
     In the cache it is named by its fingerprint. The content of the sources is part of that, so that an edited
     file is prepared again, and so is the version of what is written.

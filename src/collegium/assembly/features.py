@@ -44,7 +44,7 @@ class KnownTeacher:
 
     @property
     def name(self) -> str:
-        """Of the teacher."""
+        """Name of the teacher."""
         return self.teacher.name
 
 
@@ -146,7 +146,8 @@ def _attention_term(
     teachers: Sequence[KnownTeacher],
 ) -> FeatureTerm:
     depth = causal_lm_of(student).config.get_text_config().num_hidden_layers
-    weight, importance = schedule_of(section.weight), _importance(section, teachers)
+    weight = schedule_of(section.weight)
+    importance = _importance(section, teachers)
     match section:
         case AttentionScoresSection() | AttentionMapsSection():
             attention_shape(student)  # refuses an attention that is not known
@@ -202,7 +203,8 @@ def _check_layers(section: FeatureSection, key: str, term: FeatureTerm, teachers
     """See that each teacher has, and gives, the layers that a term reads."""
     before_norm = isinstance(section, HiddenStatesSection) and not section.final_norm
     for known, layers in zip(teachers, term.teacher_layers, strict=True):
-        teacher, model = known.teacher, known.model
+        teacher = known.teacher
+        model = known.model
         if teacher.is_cached and ((before_norm and not model.before_norm) or layers.hidden - model.hidden_layers):
             raise TeacherError(
                 f"teacher {teacher.name!r}: {key} matches its layers {sorted(layers.hidden)}, its cache knows "

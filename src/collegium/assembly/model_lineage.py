@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 ADAPTER_NAME = "adapter_model.safetensors"
 MAX_HEADER_BYTES = 100_000_000
-"""Of a safetensors file, as its format has it."""
+"""Largest header of a safetensors file, as its format has it."""
 
 
 def teacher_of(run: "Run", section: TeacherSection) -> dict[str, Any]:

@@ -135,7 +135,7 @@ class Run:
 
     @cached_property
     def device(self) -> "torch.device":
-        """Where models run."""
+        """The device that models run on."""
         import torch
 
         from collegium.assembly.process import process_device
@@ -210,7 +210,7 @@ class Run:
 
     @property
     def temperatures(self) -> "Temperatures":
-        """How those numbers came about: by teacher, and by key of the recipe."""
+        """The fits behind those numbers: by teacher, and by key of the recipe."""
         return self._fit[1]
 
     @cached_property
@@ -222,7 +222,7 @@ class Run:
 
     @cached_property
     def rule(self) -> "Rule | None":
-        """How teachers are fused to what the student learns; None where only the student of a step tells that."""
+        """The fusion of teachers that the student learns; None where it follows the student of each step."""
         from collegium.assembly.objective import own_rule
 
         return own_rule(self.recipe)

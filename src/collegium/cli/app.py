@@ -63,7 +63,7 @@ def preflight(
     """Estimate, before any training, whether these teachers help on this text and what the run takes."""
     start = time.monotonic()
     from collegium.cli.preflight_tables import show_preflight
-    from collegium.pipeline.preflight.command import preflight as judge
+    from collegium.pipeline.preflight.judge import preflight as judge
 
     seconds = time.monotonic() - start
     result, cost = judge(_load(recipe, overrides), with_estimate=estimate, start_seconds=seconds)

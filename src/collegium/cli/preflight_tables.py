@@ -6,13 +6,13 @@ from collegium.base.terminal import duration, is_main_rank, number_row, show_jso
 from collegium.cli.tables import show_temperatures, show_tokenizers
 from collegium.evaluation.cost import RunCost
 from collegium.evaluation.preflight import Preflight
-from collegium.pipeline.preflight.as_tree import as_tree
+from collegium.pipeline.preflight.as_json import preflight_as_json
 
 
 def show_preflight(result: Preflight, cost: RunCost | None, *, as_json: bool) -> None:
     """Show losses by domain, the teachers' certainty and weights, the cost, and the verdict last."""
     if as_json:
-        show_json(as_tree(result, cost))
+        show_json(preflight_as_json(result, cost))
         return
     for pair in result.tokenizers:
         if pair.kind == "same" and not pair.warnings:

@@ -68,7 +68,7 @@ def train_and_measure(training: Training, output: Path) -> None:
     taught = Run(recipe, folder=folder)
     with alone(output):
         taught.make("text")
-        if any(teacher.kind == "local" and teacher.cached for teacher in recipe.teachers):
+        if recipe.teachers_to_cache:
             build_caches(recipe)
         claim_run_dir(recipe, folder)
         taught.make("fitted")
@@ -101,7 +101,7 @@ def _tables(model: PreTrainedModel, judge: Run, taught: Run | None, output: Path
     if plain == [t.model_dump(mode="json") for t in judge.recipe.teachers]:
         return _measured(model, judge, rule)
     tables = _measured(model, judge)
-    measured = _measured(model, _judge(_own_judge(judge.recipe, plain), output), rule)
+    measured = _measured(model, _judge(_own_judge(judge, plain), output), rule)
     return {
         name: replace(
             table, sums=table.sums | {k: v for k, v in measured[name].sums.items() if k.endswith("/own")}
@@ -114,9 +114,9 @@ def _measured(model: PreTrainedModel, judge: Run, own: Rule | None = None) -> di
     return measure_model(model, judge.held_out, judge.vocab_size, own=own)
 
 
-def _own_judge(recipe: Recipe, teachers: list[dict[str, Any]]) -> str:
-    content = recipe.model_dump(mode="json")
-    content["teachers"] = teachers
+def _own_judge(judge: Run, sections: list[dict[str, Any]]) -> str:
+    content = judge.recipe.model_dump(mode="json")
+    content["teachers"] = sections
     content["evaluation"] |= {"generation": None, "tasks": []}
     return json.dumps(content, sort_keys=True)
 

@@ -1,5 +1,6 @@
 """The work of `collegium cache` and its sub-commands."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,8 @@ def cache(recipe: Recipe, *, only: str | None = None) -> dict[str, Any]:
     return {section.name: _cache_teacher(run, section) for section in sections}
 
 
-def _cached_sections(recipe: Recipe, only: str | None) -> list[LocalTeacherSection]:
-    cached = [s for s in recipe.teachers if isinstance(s, LocalTeacherSection) and s.cached]
+def _cached_sections(recipe: Recipe, only: str | None) -> Sequence[LocalTeacherSection]:
+    cached = recipe.teachers_to_cache
     if not cached:
         raise RecipeError("no teacher is to be cached: set `cached: true` for those that are")
     if only is None:

@@ -1,4 +1,4 @@
-"""What `collegium check` finds: all that a recipe and a look at this machine's files can tell, without torch.
+"""Findings of `collegium check`: all that a recipe and a look at this machine's files show, without torch.
 
 It is for the moment after an edit, before a job is queued: a second, no network, no tokenizer read. What a
 tokenizer or a cache would have to be opened for is left to `doctor`, what weights are needed for to `preflight`.
@@ -154,7 +154,7 @@ def _model(key: str, reference: str, exit_code: int) -> Finding:
 
 
 def _halves(error: UserError) -> tuple[str, str]:
-    """What is wrong, and what to do about it."""
+    """The fault, and the fix."""
     found, semicolon, fix = str(error).partition("; ")
     return found, fix if semicolon else "give another one"
 
@@ -178,8 +178,8 @@ def _text(key: str, path: str | None, dataset: str | None) -> Finding:
 
 
 def _capabilities(recipe: Recipe) -> Iterator[Finding]:
-    """What the recipe asks of teachers and they cannot give; `Recipe` itself refuses most of that."""
-    drawn = [teacher.name for teacher in recipe.teachers if teacher.kind == "local" and teacher.cached]
+    """Find what the recipe asks of teachers and they cannot give; `Recipe` itself refuses most of that."""
+    drawn = [teacher.name for teacher in recipe.teachers_to_cache]
     if drawn and recipe.cache.mode == "sampled" and recipe.objective.reads_lists:
         fix = "set cache.mode to top_k, or objective.divergence to forward_kl and objective.fusion to mixture"
         found = f"sampled draws of teacher {drawn[0]!r} serve the forward KL to a mixture only"

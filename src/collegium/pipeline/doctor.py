@@ -49,7 +49,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What the doctor found.
+    """All that the doctor found.
 
     Attributes:
         checks: The machine, the text, the caches.
@@ -61,7 +61,7 @@ class Diagnosis:
 
     @property
     def failure(self) -> UserError | None:
-        """What stops every run of the recipe, as the error that it would end in; None if nothing does."""
+        """The obstacle to every run of the recipe, as the error that it would end in; None if nothing does."""
         for check in self.checks:
             if check.stops:
                 return DataError(f"{check.name}: {check.fix}")

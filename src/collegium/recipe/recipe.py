@@ -20,6 +20,7 @@ from collegium.recipe.sections.models import (
     ConfigStudentSection,
     ContinuedStudentSection,
     LayerDropStudentSection,
+    LocalTeacherSection,
     PretrainedStudentSection,
     PrunedStudentSection,
     TeacherSection,
@@ -238,6 +239,11 @@ class Recipe(Section):
         sources = [source for source in self.data.sources if isinstance(source, TaskSourceSection)]
         require_unseen(sources, self.evaluation.tasks)
         return self
+
+    @property
+    def teachers_to_cache(self) -> tuple[LocalTeacherSection, ...]:
+        """The teachers whose caches `collegium cache` makes."""
+        return tuple(t for t in self.teachers if isinstance(t, LocalTeacherSection) and t.cached)
 
     @property
     def domains(self) -> tuple[str, ...]:

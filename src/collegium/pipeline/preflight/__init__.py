@@ -1,1 +1,4 @@
-"""Whether these teachers can help on this text, and what a run will take, by a trial of it."""
+"""Judging whether these teachers can help on this text, and a trial of what the run will take.
+
+Begin with `judge`.
+"""

@@ -48,7 +48,7 @@ class PendingCache:
 
 @dataclass(frozen=True)
 class CacheCost:
-    """What building one takes.
+    """Cost of building one.
 
     Attributes:
         seconds: Loading the teacher, scoring and writing.
@@ -62,9 +62,7 @@ class CacheCost:
 def pending_caches(run: Run) -> list[PendingCache]:
     """The caches that `collegium cache` has yet to build."""
     pending = []
-    for section in run.recipe.teachers:
-        if not isinstance(section, LocalTeacherSection) or not section.cached:
-            continue
+    for section in run.recipe.teachers_to_cache:
         kept = section_to_cache(run, section)
         plan = cache_plan(run, kept)
         if finished_manifest(Folder.at(cache_location(run, kept, plan))) is None:
@@ -77,8 +75,8 @@ def built_cache_bytes(run: Run, pending: Sequence[PendingCache]) -> dict[str, in
     """Size of the recipe's own caches that are there and on disk."""
     missing = {cache.section.name for cache in pending}
     sizes = {}
-    for section in run.recipe.teachers:
-        if isinstance(section, LocalTeacherSection) and section.cached and section.name not in missing:
+    for section in run.recipe.teachers_to_cache:
+        if section.name not in missing:
             kept = section_to_cache(run, section)
             local = Folder.at(cache_location(run, kept, cache_plan(run, kept))).local
             if local is not None:

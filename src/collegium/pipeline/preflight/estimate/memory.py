@@ -52,7 +52,7 @@ class PeakMemory:
 
 
 def available_bytes() -> int | None:
-    """Memory that could be had now, this process's own included; None where the system does not tell."""
+    """Memory that could be had now, this process's own included; None where the system does not say."""
     with contextlib.suppress(OSError, ValueError):
         known = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

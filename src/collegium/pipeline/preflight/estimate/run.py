@@ -27,7 +27,7 @@ from collegium.recipe.recipe import Recipe
 
 @dataclass(frozen=True)
 class Known:
-    """What was measured before the trial.
+    """Measurements before the trial.
 
     Attributes:
         seconds: `start` of a command, and `teachers` (loading them).
@@ -113,7 +113,7 @@ def _seconds(
 
 
 def _num_checkpoints(recipe: Recipe, trial: Trial) -> int:
-    """How many are written; there is always one at the end."""
+    """Number of those that are written; there is always one at the end."""
     return -(-trial.num_steps // recipe.training.save_every)
 
 

@@ -37,7 +37,7 @@ MAX_STEPS = 50
 """Measured steps at most."""
 
 ENOUGH_SECONDS = 20.0
-"""Of measured steps, once there are `MIN_STEPS`; of slow ones three times that is enough."""
+"""Time of measured steps that is enough, once there are `MIN_STEPS`; of slow ones three times that."""
 
 MAX_WRITTEN = 2**30
 """Bytes of a checkpoint or a student that are written to see how long that takes; of a larger one a part."""
@@ -66,7 +66,7 @@ class StepTimes(TrainerCallback):
 
     @property
     def step_seconds(self) -> list[float]:
-        """Of each step but the first, from the end of the one before."""
+        """Seconds of each step but the first, from the end of the one before."""
         return [after - before for before, after in zip(self.ends, self.ends[1:], strict=False)]
 
 
@@ -84,7 +84,7 @@ class Written(NamedTuple):
 
 @dataclass(frozen=True)
 class Trial:
-    """What a short run took.
+    """Time and space that a short run took.
 
     Attributes:
         seconds: `student` (making it), `first` (the trainer, up to the end of the first step), `evaluation`,
@@ -109,7 +109,7 @@ class Trial:
 
     @property
     def step_seconds(self) -> float:
-        """Of one step of the run; the trial's first where there is no other."""
+        """Seconds of one step of the run; the trial's first where there is no other."""
         return statistics.median(self.steps) if self.steps else self.seconds["first"]
 
 

@@ -1,4 +1,4 @@
-"""What a pre-flight found, as JSON can hold it."""
+"""The findings of a pre-flight, as JSON can hold them."""
 
 import dataclasses
 import math
@@ -9,7 +9,7 @@ from collegium.evaluation.cost import RunCost
 from collegium.evaluation.preflight import Preflight
 
 
-def as_tree(result: Preflight, cost: RunCost | None) -> dict[str, Any]:
+def preflight_as_json(result: Preflight, cost: RunCost | None) -> dict[str, Any]:
     """Everything, as JSON can hold it; null where a figure is not known."""
     tree = dataclasses.asdict(result)
     tree["best_teacher"] = result.best_teacher

@@ -20,7 +20,7 @@ from collegium.evaluation.preflight_verdict import cost_verdict, verdict
 from collegium.losses.joint_weighting import JointWeighting
 from collegium.losses.weighting import Weighting
 from collegium.pipeline.comparison import PREFLIGHT
-from collegium.pipeline.preflight.as_tree import as_tree
+from collegium.pipeline.preflight.as_json import preflight_as_json
 from collegium.pipeline.preflight.estimate.caches import PendingCache, pending_caches
 from collegium.pipeline.preflight.estimate.memory import PeakMemory
 from collegium.pipeline.preflight.estimate.run import Known, estimate_run
@@ -58,7 +58,7 @@ def preflight(
 
     Returns:
         The figures, and the cost; None if it was not asked for, or the run would end in an error, which the
-        verdict tells then.
+        verdict says then.
 
     Raises:
         RecipeError: there is no teacher, or the weights follow the student.
@@ -86,7 +86,7 @@ def preflight(
     lines = verdict(result, confidence=evaluation.confidence, reads_entropies=reads_entropies)
     result = replace(result, verdict=(*lines, *cost_lines))
     if is_main_rank():  # beside what the run will take, once it is known
-        found = {"recipe": recipe.fingerprint, **as_tree(result, cost)}
+        found = {"recipe": recipe.fingerprint, **preflight_as_json(result, cost)}
         write_text(recipe.run_dir / PREFLIGHT, json.dumps(found, indent=1))
     return result, cost
 
@@ -108,7 +108,7 @@ def _load(run: Run, pending: list[PendingCache], start_seconds: float) -> Known:
 
 
 def _cost(run: Run, known: Known) -> tuple[RunCost | None, tuple[str, ...]]:
-    say("trying some steps of the run, to tell what it takes")
+    say("trying some steps of the run, to see what it takes")
     recipe = _with_cached(run.fitted, {cache.section.name for cache in known.pending}, cached=True)
     try:
         cost = estimate_run(run.derive(recipe=recipe, teachers=run.teachers, held_out=run.held_out), known)
