@@ -1,4 +1,4 @@
-"""Documents drawn anew, and what is read of such draws: what intervals and tests are made of.
+"""Resamples of documents, and the intervals and p-values that follow from them: the one bootstrap of all figures.
 
 Resampling gathers a bounded number of rows at a time: 2,000 resamples of 100,000 documents take
 about a second and 30 MB, not gigabytes. The same arguments give the same result, bit for bit.
@@ -16,6 +16,7 @@ MAX_ROWS = 1 << 20
 """Rows gathered at once; changes speed and memory, not the random draws."""
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -91,39 +92,66 @@ def paired_columns(ours: tuple[ArrayLike, ArrayLike], baseline: tuple[ArrayLike,
     return np.stack([*sums, *others], axis=1)
 
 
-def resampled_ratios(columns: Floats, confidence: float, num_samples: int, seed: int) -> Floats:
-    """Ratios of each resample, [num_samples systems]; columns alternate numerator, denominator."""
+def resample(
+    scores: Callable[[Ints], Floats],
+    shape: tuple[int, int],
+    *,
+    confidence: float,
+    num_samples: int,
+    seed: int,
+) -> Floats:
+    """Scores of systems on documents drawn with replacement, [num_samples systems]: the only place that draws.
+
+    Args:
+        scores: Given documents drawn for some resamples, [R D], the systems' scores on them, [R systems].
+        shape: Number of documents and of systems.
+        confidence: Share of the interval that is wanted, checked before any work.
+        num_samples: Resamples.
+        seed: Seed of the draws; the same documents are drawn for all systems.
+
+    Returns:
+        NaN if there is only one document, whose spread is unknown.
+
+    Raises:
+        ValueError: there is no document, or an argument is out of range.
+    """
     check_resampling(confidence, num_samples)
-    num_documents = len(columns)
+    num_documents, num_systems = shape
+    if num_documents == 0:
+        raise ValueError("there is no document to resample")
     if num_documents == 1:
-        return np.full((num_samples, columns.shape[1] // 2), np.nan)
+        return np.full((num_samples, num_systems), np.nan)
     generator = np.random.default_rng(seed)
-    sums = np.empty((num_samples, columns.shape[1]))
+    found = np.empty((num_samples, num_systems))
     step = max(1, MAX_ROWS // num_documents)
     for start in range(0, num_samples, step):
         rows = min(step, num_samples - start)
-        drawn = generator.integers(num_documents, size=(rows, num_documents))
-        for column in range(columns.shape[1]):
-            sums[start : start + rows, column] = columns[:, column][drawn].sum(axis=1)
-    ratios: Floats = sums[:, 0::2] / sums[:, 1::2]
-    return ratios
+        found[start : start + rows] = scores(generator.integers(num_documents, size=(rows, num_documents)))
+    return found
+
+
+def resampled_ratios(columns: Floats, confidence: float, num_samples: int, seed: int) -> Floats:
+    """Ratios of each resample, [num_samples systems]; columns alternate numerator, denominator."""
+
+    def ratios(drawn: Ints) -> Floats:
+        sums = np.stack([column[drawn].sum(axis=1) for column in columns.T], axis=1)
+        found: Floats = sums[:, 0::2] / sums[:, 1::2]
+        return found
+
+    shape = (len(columns), columns.shape[1] // 2)
+    return resample(ratios, shape, confidence=confidence, num_samples=num_samples, seed=seed)
 
 
 def resampled_scores(figures: Sequence[CorpusFigure], confidence: float, num_samples: int, seed: int) -> Floats:
     """Scores of each resample, [num_samples systems]."""
-    check_resampling(confidence, num_samples)
     num_documents = len(figures[0].statistics)
-    if num_documents == 0:
-        raise ValueError("there is no document to resample")
-    if num_documents == 1:
-        return np.full((num_samples, len(figures)), np.nan)
-    generator = np.random.default_rng(seed)
-    scores = np.empty((num_samples, len(figures)))
-    for row in range(num_samples):
-        drawn = generator.integers(num_documents, size=num_documents)
-        times = np.bincount(drawn, minlength=num_documents).astype(np.float64)
-        scores[row] = [figure.score(times @ figure.statistics) for figure in figures]
-    return scores
+
+    def scores(drawn: Ints) -> Floats:
+        times = [np.bincount(row, minlength=num_documents).astype(np.float64) for row in drawn]
+        return np.array([[figure.score(count @ figure.statistics) for figure in figures] for count in times])
+
+    shape = (num_documents, len(figures))
+    return resample(scores, shape, confidence=confidence, num_samples=num_samples, seed=seed)
 
 
 def check_pair(figure: CorpusFigure, baseline: CorpusFigure) -> None:
@@ -160,13 +188,19 @@ def check_resampling(confidence: float, num_samples: int) -> None:
         raise ValueError(f"num_samples is {num_samples}; it must be 1 or more, such as 2000")
 
 
-def percentile_ends(samples: Floats, confidence: float) -> tuple[float, float]:
-    """Ends of the interval that leaves out as many samples on either side."""
+def interval(value: float, samples: Floats, confidence: float) -> Interval:
+    """A figure with the interval that leaves out as many of its resamples on either side."""
     low, high = np.quantile(samples, [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0])
-    return float(low), float(high)
+    return Interval(float(value), float(low), float(high))
 
 
-def two_sided(differences: Floats) -> float:
+def difference(value: float, samples: Floats, confidence: float) -> Difference:
+    """A difference with the interval of its resamples, and the p-value that inverts the interval."""
+    found = interval(value, samples, confidence)
+    return Difference(found.value, found.low, found.high, _two_sided(samples))
+
+
+def _two_sided(differences: Floats) -> float:
     """p-value that inverts the percentile interval; NaN if any sample is."""
     if np.isnan(differences).any():
         return math.nan

@@ -14,12 +14,12 @@ from collegium.evaluation.resampling import (
     Floats,
     Interval,
     check_pair,
+    difference,
+    interval,
     paired_columns,
-    percentile_ends,
     ratio_columns,
     resampled_ratios,
     resampled_scores,
-    two_sided,
 )
 
 
@@ -48,8 +48,7 @@ def bootstrap_ratio(
     """
     columns = ratio_columns(numerators, denominators)
     ratios = resampled_ratios(columns, confidence, num_samples, seed)[:, 0]
-    low, high = percentile_ends(ratios, confidence)
-    return Interval(float(columns[:, 0].sum() / columns[:, 1].sum()), low, high)
+    return interval(columns[:, 0].sum() / columns[:, 1].sum(), ratios, confidence)
 
 
 def paired_bootstrap_difference(
@@ -83,10 +82,9 @@ def paired_bootstrap_difference(
     """
     columns = paired_columns((numerators, denominators), (baseline_numerators, baseline_denominators))
     ratios = resampled_ratios(columns, confidence, num_samples, seed)
-    differences = ratios[:, 0] - ratios[:, 1]
-    low, high = percentile_ends(differences, confidence)
     totals = columns.sum(axis=0)
-    return Difference(float(totals[0] / totals[1] - totals[2] / totals[3]), low, high, two_sided(differences))
+    value = totals[0] / totals[1] - totals[2] / totals[3]
+    return difference(value, ratios[:, 0] - ratios[:, 1], confidence)
 
 
 def bootstrap_figure(figure: CorpusFigure, *, confidence: float, num_samples: int, seed: int) -> Interval:
@@ -102,7 +100,7 @@ def bootstrap_figure(figure: CorpusFigure, *, confidence: float, num_samples: in
         ValueError: there is no document, or the other arguments are out of range.
     """
     samples = resampled_scores([figure], confidence, num_samples, seed)[:, 0]
-    return Interval(figure.value, *percentile_ends(samples, confidence))
+    return interval(figure.value, samples, confidence)
 
 
 def paired_figure_difference(
@@ -124,9 +122,7 @@ def paired_figure_difference(
     """
     check_pair(figure, baseline)
     scores = resampled_scores([figure, baseline], confidence, num_samples, seed)
-    differences = scores[:, 0] - scores[:, 1]
-    ends = percentile_ends(differences, confidence)
-    return Difference(figure.value - baseline.value, *ends, two_sided(differences))
+    return difference(figure.value - baseline.value, scores[:, 0] - scores[:, 1], confidence)
 
 
 def holm(p_values: ArrayLike) -> Floats:

@@ -15,11 +15,11 @@ from collegium.evaluation.resampling import (
     Interval,
     check_pair,
     check_resampling,
+    difference,
+    interval,
     paired_columns,
-    percentile_ends,
     resampled_ratios,
     resampled_scores,
-    two_sided,
 )
 
 
@@ -55,8 +55,7 @@ def stratified_difference(
         totals = columns.sum(axis=0)
         drawn += (ratios[:, 0] - ratios[:, 1]) / len(ours)
         value += (totals[0] / totals[1] - totals[2] / totals[3]) / len(ours)
-    low, high = percentile_ends(drawn, confidence)
-    return Difference(float(value), low, high, two_sided(drawn))
+    return difference(value, drawn, confidence)
 
 
 def stratified_figure_difference(
@@ -82,9 +81,7 @@ def stratified_figure_difference(
         ValueError: groups or arguments that do not fit together.
     """
     values, samples = _stratified_scores(ours, baseline, confidence, num_samples, seed)
-    differences = samples[:, 0] - samples[:, 1]
-    ends = percentile_ends(differences, confidence)
-    return Difference(float(values[0] - values[1]), *ends, two_sided(differences))
+    return difference(values[0] - values[1], samples[:, 0] - samples[:, 1], confidence)
 
 
 def stratified_figure_ratio(
@@ -111,7 +108,7 @@ def stratified_figure_ratio(
     if not values[1] > 0.0:
         raise ValueError(f"the reference's mean is {values[1]}; a share needs one above 0")
     ratios = samples[:, 0] / np.maximum(samples[:, 1], np.finfo(np.float64).tiny)
-    return Interval(float(values[0] / values[1]), *percentile_ends(ratios, confidence))
+    return interval(values[0] / values[1], ratios, confidence)
 
 
 def _stratified_scores(
