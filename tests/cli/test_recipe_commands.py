@@ -236,7 +236,7 @@ class TestCheck:
 
 
 class Context:
-    """What a shell's completion knows."""
+    """The context that a shell's completion gets."""
 
     def __init__(self, **params: object) -> None:
         self.params = params

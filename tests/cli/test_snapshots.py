@@ -1,4 +1,4 @@
-"""What people read when something goes wrong, word for word: `tests/cli/snapshots/NAME.txt`.
+"""Messages that people read when something goes wrong, word for word: `tests/cli/snapshots/NAME.txt`.
 
 Each case ends in an exit code and in stderr, which is compared without what differs between machines. Run with
 COLLEGIUM_WRITE_SNAPSHOTS=1 to rewrite the files, and read the difference before you commit it.

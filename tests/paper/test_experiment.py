@@ -99,7 +99,8 @@ def test_set_key_makes_what_lies_between():
 
 def all_waves(experiment, scale):
     """Plans from nothing to the end, each wave finished before the next."""
-    done, plans = set(), []
+    done = set()
+    plans = []
 
     def loss(run):
         return rate_loss(run) if run.key in done else None
@@ -153,7 +154,7 @@ OTHER_STEPS = {"ce_longer", "ce_more_text", *AS_MANY_PASSES}
 
 
 def common(recipe, name):
-    """What no row may have of its own."""
+    """The part of a recipe that all rows share."""
     content = recipe.model_dump(mode="json")
     for key in ("method", "teachers", "objective", "cache"):
         del content[key]
@@ -180,7 +181,8 @@ def test_every_row_is_a_valid_recipe_and_has_no_other_student_data_or_budget(nam
     for recipes in by_seed.values():
         plain = common(recipes["ours"], "ours")
         for row, recipe in recipes.items():
-            got, wanted = common(recipe, row), {**plain}
+            got = common(recipe, row)
+            wanted = {**plain}
             if row in OTHER_TEXT:
                 wanted["data"] = {k: v for k, v in plain["data"].items() if k != "sources"}
                 assert recipe.data.sources != recipes["ours"].data.sources
@@ -188,8 +190,8 @@ def test_every_row_is_a_valid_recipe_and_has_no_other_student_data_or_budget(nam
                 others = {"max_steps"} | ({"warmup_steps"} if row in AS_MANY_PASSES else set())
                 wanted["training"] = {k: v for k, v in plain["training"].items() if k not in others}
             if row in AS_MANY_PASSES:
-                steps, share = recipes["ours"].training.max_steps, AS_MANY_PASSES[row]
-                assert recipe.training.max_steps == round(share * steps)
+                steps = recipes["ours"].training.max_steps
+                assert recipe.training.max_steps == round(AS_MANY_PASSES[row] * steps)
             assert got == wanted, row
 
 
@@ -212,6 +214,7 @@ def test_text_of_equal_compute_grows_with_the_factor():
 
 
 def test_our_rule_is_the_default_of_recipes_and_of_python():
-    section, weighting = WeightingSection(), Weighting()
+    section = WeightingSection()
+    weighting = Weighting()
     assert {"kind": section.kind, "granularity": section.granularity, "tau": section.tau} == OUR_WEIGHTING
     assert {"kind": weighting.kind, "granularity": weighting.granularity, "tau": weighting.tau} == OUR_WEIGHTING

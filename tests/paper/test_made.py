@@ -1,4 +1,4 @@
-"""What is made before an experiment: always the same, and teachers keep off the student's text."""
+"""Preparations of an experiment: always the same, and teachers do not read the student's text."""
 
 import re
 

@@ -117,7 +117,8 @@ def test_killed_and_stopped_it_goes_on_and_comes_to_the_same(scale, tmp_path, mo
     process = start(scale, output)
     stop_when(process, signal.SIGKILL, results, 2)
     wait_for_the_end_of(process.pid)
-    first, own = results(), {path: json.loads(path.read_text())["own"] for path in results()}
+    first = results()
+    own = {path: json.loads(path.read_text())["own"] for path in first}
     process = start(scale, output)
     said = stop_when(process, signal.SIGTERM, results, 5)
     assert process.returncode == 128 + signal.SIGTERM

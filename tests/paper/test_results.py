@@ -1,4 +1,4 @@
-"""What is made of finished runs: differences, their significance, and JSON that every reader takes."""
+"""Results of finished runs: differences, their significance, and JSON that every reader takes."""
 
 import json
 import math

@@ -30,7 +30,8 @@ from tests.support.made_up_results import (
 
 
 ROOT = Path(__file__).parents[2]
-RESULTS, PAGE = ROOT / "experiments" / "results", ROOT / "docs" / "results.md"
+RESULTS = ROOT / "experiments" / "results"
+PAGE = ROOT / "docs" / "results.md"
 MARKERS = "# A page\n\n<!-- results: conditions/overconfident -->\nold\n<!-- end -->\nText.\n"
 
 
@@ -107,7 +108,8 @@ class TestChanges:
         other = made_row("b", "g", 25.0)
         other["seeds"] = [2, 0, 1]
         results = made_experiment("figure2", [first, other])
-        values, others = first["figures"]["perplexity"]["values"], other["figures"]["perplexity"]["values"]
+        values = first["figures"]["perplexity"]["values"]
+        others = other["figures"]["perplexity"]["values"]
         expected = [values[0] / others[1] - 1, values[1] / others[2] - 1, values[2] / others[0] - 1]
         assert results.change("perplexity", "a", "b") == over_seeds(expected)
 

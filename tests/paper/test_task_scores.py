@@ -50,7 +50,8 @@ def score(rows: np.ndarray) -> float:
 def resampled(task: str, *systems: list) -> np.ndarray:
     """Mean over seeds of each system's score on each resample of a task's items, by loops."""
     seed = BOOTSTRAP["seed"] + ["ner", "qa"].index(task)
-    generator, samples = np.random.default_rng(seed), []
+    generator = np.random.default_rng(seed)
+    samples = []
     for _ in range(BOOTSTRAP["num_samples"]):
         count = len(systems[0][0])
         drawn = generator.integers(count, size=count)

@@ -1,4 +1,4 @@
-"""Real processes: all work is done, failures are told, and none outlives its parent."""
+"""Real processes: all work is done, failures are reported, and none outlives its parent."""
 
 import os
 import signal
