@@ -1,6 +1,6 @@
-"""What an experiment at a small scale makes before it begins: tokenizer, configurations, teachers.
+"""Preparations of an experiment: the tokenizer, configurations and teachers that it makes before it begins.
 
-Everything is in the folder of the results and stays there; what is there is not made again.
+They lie in the folder of the results and stay there; what exists is not made again.
 """
 
 import json
@@ -25,7 +25,7 @@ from collegium.recipe.recipe import Recipe
 
 
 def claim_folder(specification: Specification, folder: Path, output: Path) -> None:
-    """Write down what decides all that is made in `output`, after seeing that nothing else was.
+    """Record what decides everything that is made in `output`, and refuse a folder that something else decided.
 
     Raises:
         RecipeError: another specification made what is there.
@@ -55,7 +55,7 @@ def _deciding(specification: Specification, folder: Path) -> dict[str, Any]:
 
 
 def make_models(specification: Specification, output: Path) -> None:
-    """Write the tokenizer and the configurations to `output/models`."""
+    """Make the tokenizer and the configurations, in `output/models`."""
     if specification.tokenizer is None:
         return
     missing = [name for name in specification.models if not (output / "models" / name).exists()]
@@ -75,7 +75,7 @@ def make_models(specification: Specification, output: Path) -> None:
 
 
 def byte_level_bpe(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of these texts; EOS and padding are among its tokens."""
+    """Train a byte-level BPE tokenizer on these texts; EOS and padding are among its tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -89,7 +89,7 @@ def byte_level_bpe(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizer
 
 
 def _texts(specification: Specification, characters: int) -> Iterator[str]:
-    """The same amount of each source."""
+    """Yield the same amount of text from each source."""
     for name in specification.sources:
         left = characters
         for document in source_of(specification, name):
@@ -100,7 +100,7 @@ def _texts(specification: Specification, characters: int) -> Iterator[str]:
 
 
 def source_of(specification: Specification, name: str) -> Source:
-    """All documents of a source, the student's and the teachers'."""
+    """Open a source with all its documents, the student's and the teachers'."""
     recipe = {"name": "text", "method": "ce", "training": {"max_steps": 1}}
     recipe |= {"student": {"kind": "config", "model": "unused"}}
     recipe |= {"data": {"sources": [{"name": name, **specification.sources[name]}]}}
@@ -108,15 +108,15 @@ def source_of(specification: Specification, name: str) -> Source:
 
 
 def teacher_recipe(specification: Specification, name: str, folder: Path, output: Path) -> Recipe | None:
-    """The recipe that makes a teacher; None if it exists.
+    """Build the recipe that makes a teacher; None if the teacher exists.
 
-    Of the specification's sources it neither trains on the student's documents nor on those held out.
+    It trains neither on the student's documents of the specification's sources nor on those held out.
 
     Args:
-        specification: Says what it is made of.
-        name: The teacher.
-        folder: Of the specification, from which the recipe's path counts.
-        output: Of the results.
+        specification: The specification.
+        name: Name of the teacher.
+        folder: Folder of the specification, to which the recipe's path is relative.
+        output: Folder of the results.
 
     Raises:
         RecipeError: it cannot be read.
@@ -140,12 +140,12 @@ def teacher_recipe(specification: Specification, name: str, folder: Path, output
 
 
 def made_teachers(specification: Specification, names: Sequence[str]) -> list[str]:
-    """Those of `names` that are made."""
+    """Select those of `names` that are made by a recipe."""
     return [name for name in names if specification.teachers[name].recipe is not None]
 
 
 def make_teacher(specification: Specification, name: str, folder: Path, output: Path) -> None:
-    """Train a teacher, or go on."""
+    """Train a teacher, or resume its training."""
     recipe = teacher_recipe(specification, name, folder, output)
     assert recipe is not None, f"{name} exists"
     with alone(output):
@@ -155,7 +155,7 @@ def make_teacher(specification: Specification, name: str, folder: Path, output: 
 
 @contextmanager
 def alone(output: Path) -> Iterator[None]:
-    """One process at a time prepares text, caches and temperatures; the next one finds them."""
+    """Let one process at a time prepare text, caches and temperatures; the next one finds them."""
     output.mkdir(parents=True, exist_ok=True)
     with FileLock(output / ".preparing"):
         yield

@@ -1,7 +1,7 @@
-"""Tasks in an experiment: what a student and the specialists come to on the same items.
+"""Tasks in an experiment: scores of a student and of the specialists on the same items.
 
-A specialist answers its own tasks only, those named like a domain that it is asked about: what it makes of the
-others is not what it is for, and would cost four times as much again.
+A specialist answers only its own tasks, those named like a domain in which it teaches. It is not meant for the
+others, and they would cost four times as much again.
 """
 
 import json
@@ -20,7 +20,7 @@ from collegium.recipe.recipe import Recipe
 
 
 def student_tasks(model: PreTrainedModel, judge: Run) -> dict[str, Any] | None:
-    """The primary figure of each task and its part of every item; None if the recipe names no task."""
+    """Score a student: the primary figure of each task with every item's part in it; None without tasks."""
     if not judge.tasks:
         return None
     sheet = student_sheet(judge, model)
@@ -28,7 +28,7 @@ def student_tasks(model: PreTrainedModel, judge: Run) -> dict[str, Any] | None:
 
 
 def measure_specialists(content: Mapping[str, Any], output: Path, path: Path) -> None:
-    """Write what each teacher comes to on its tasks, what no model does, and how large teachers are."""
+    """Write the scores of each teacher on its tasks, those of answers that read no prompt, and teachers' sizes."""
     run = Run(Recipe.model_validate(in_folder(content, output)))
     run.make("text", "tasks", "teachers")
     found: dict[str, Any] = {
@@ -53,7 +53,7 @@ def measure_specialists(content: Mapping[str, Any], output: Path, path: Path) ->
 
 
 def num_parameters(model: PreTrainedModel) -> int:
-    """Of a model, tied ones once."""
+    """Count the parameters of a model, tied ones once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 

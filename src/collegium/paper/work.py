@@ -1,7 +1,7 @@
-"""One piece of work in a process of its own: a teacher, a student, or the targets themselves.
+"""Work that a process does: training and measuring one student, or measuring the targets themselves.
 
-Held-out text and what teachers say about it is kept from one run to the next, so that measuring a student
-costs its own forward pass. A run's result is one JSON file, written last and at once: what is there is whole.
+Held-out text and the teachers' outputs on it are kept from one run to the next, so that measuring a student costs
+only its own forward pass. The result of a run is one JSON file, written last and in one piece.
 """
 
 import json
@@ -35,11 +35,11 @@ from collegium.recipe.recipe import Recipe
 
 @dataclass(frozen=True)
 class Training:
-    """A run to be made.
+    """A student to be trained and measured.
 
     Attributes:
-        key: Names its folder.
-        recipe: See `collegium.paper.experiment.Run`.
+        key: Name of its folder.
+        recipe: See `collegium.paper.experiment.PlannedRun`.
         judge: Recipe of the held-out text and teachers that measure it.
         own: Whether to measure it against its own target too, which costs another pass.
     """
@@ -51,17 +51,17 @@ class Training:
 
 
 def result_path(output: Path, key: str) -> Path:
-    """Where the result of a run is, once it is finished."""
+    """Path of the result of a run, which exists once the run is finished."""
     return output / "runs" / key / "result.json"
 
 
 def train_and_measure(training: Training, output: Path) -> None:
-    """Train a student, if that is not done, and write its figures of every held-out document."""
+    """Train a student unless that is done, and write its figures for every held-out document."""
     start = time.monotonic()
     path = result_path(output, training.key)
     folder = path.parent
     seconds = 0.0
-    if path.exists():  # it is to be measured against its own target too
+    if path.exists():  # only its own target is left to measure
         seconds = json.loads(path.read_text(encoding="utf-8"))["seconds"]
     recipe = Recipe.model_validate(in_folder({**training.recipe, "output_dir": str(folder)}, output))
     judge = _judge(json.dumps(training.judge, sort_keys=True), output)
@@ -72,7 +72,7 @@ def train_and_measure(training: Training, output: Path) -> None:
             build_caches(recipe)
         claim_run_dir(recipe, folder)
         taught.make("fitted")
-    if not (folder / "student").exists():  # else it was stopped after its training
+    if not (folder / "student").exists():  # otherwise it was stopped after its training
         fit_student(taught.derive())  # a run of its own, whose teachers are gone when the student is measured
     model = place(load_model(str(folder / "student"), dtype=torch.float32), judge.device).eval()
     result = {
@@ -122,7 +122,7 @@ def _own_judge(judge: Run, sections: list[dict[str, Any]]) -> str:
 
 
 def _continuations(model: PreTrainedModel, judge: Run) -> dict[str, float] | None:
-    """BLEU and its like over all domains."""
+    """BLEU and related figures over all domains."""
     section = judge.recipe.evaluation.generation
     if section is None or judge.references is None:
         return None
@@ -133,7 +133,7 @@ def _continuations(model: PreTrainedModel, judge: Run) -> dict[str, float] | Non
 
 
 def measure_targets(recipe: Mapping[str, Any], targets: Mapping[str, Any], output: Path, path: Path) -> None:
-    """Measure teachers alone and fused targets on held-out text: what a perfect student would come to."""
+    """Measure teachers alone and fused targets on held-out text: the losses of a perfect student."""
     judge = _judge(json.dumps(recipe, sort_keys=True), output)
     rules = {}
     for name, weighting in targets.items():
@@ -145,7 +145,7 @@ def measure_targets(recipe: Mapping[str, Any], targets: Mapping[str, Any], outpu
 
 @lru_cache(maxsize=4)
 def _judge(recipe: str, output: Path) -> Run:
-    """The run that measures students: held-out text, teachers, and how these go on with its documents."""
+    """Make the run that measures students: held-out text, teachers, and their continuations of its documents."""
     judge = Run(Recipe.model_validate(in_folder(json.loads(recipe), output)))
     with alone(output):
         judge.make("text")
@@ -154,7 +154,7 @@ def _judge(recipe: str, output: Path) -> Run:
 
 
 def as_numbers(table: DocumentSums) -> dict[str, Any]:
-    """Sums of each document as lists, to four digits after the point."""
+    """Convert the sums of each document to lists, with four decimals."""
     numbers: dict[str, Any] = {
         "tokens": [int(n) for n in table.tokens],
         "bytes": [int(n) for n in table.num_bytes],
