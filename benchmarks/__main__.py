@@ -43,7 +43,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Run every benchmark and write RESULTS.md and results.json.")
     parser.add_argument("--quick", action="store_true", help="within five minutes; RESULTS.md stays as it is")
     parser.add_argument(
-        "--only", choices=BENCHMARKS, nargs="+", help="measure these anew, keep the others' figures"
+        "--only", choices=BENCHMARKS, nargs="+", help="measure these again, keep the others' figures"
     )
     options = parser.parse_args()
     flags = ["--quick"] if options.quick else []

@@ -1,8 +1,8 @@
-"""One over-confident teacher takes the weights: how far fitted temperatures mend the fused target.
+"""One overconfident teacher takes the weights: how far fitted temperatures repair the fused target.
 
 Pre-flights only, no student: the loss of each fused target on held-out text. `sharp` divides the logits of one
-teacher by 1/3 for both purposes, which is what an over-confident teacher is. Fitted temperatures are relative to
-its own logits, so they do not know how sharp it was made: `sharp, fitted` is what is left of it. Needs the
+teacher by 1/3 for both purposes, which makes it overconfident. Fitted temperatures are relative to its own logits,
+so they do not know how sharp it was made: `sharp, fitted` shows the remaining effect. Needs the
 teachers of `experiments/incremental/run.py` in `runs/incremental`; takes about a minute:
 
     python experiments/calibration/run.py
