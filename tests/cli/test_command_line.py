@@ -39,8 +39,9 @@ def test_train_evaluate_preflight(recipe, tmp_path, monkeypatch, capsys):
     assert {"recipe.yaml", "metrics.jsonl", "evaluation.json", "student/model.safetensors"} <= files_below(run_dir)
     assert set(result["domains"]) == {"cats", "dogs"}
     figures = result["domains"]["cats"]["figures"]
-    kls = {"kl/one", "kl/two", "kl/common", "kl/own", "entropy/own"}
+    kls = {"kl/common", "kl/own", "entropy/own", "teachers"}
     assert {"nll", "perplexity", "bits_per_byte", "accuracy", "ece", "agreement", *kls} == set(figures)
+    assert {name: set(own) for name, own in figures["teachers"].items()} == {"one": {"kl"}, "two": {"kl"}}
     tokens = sum(domain["tokens"] for domain in result["domains"].values())
     described = result["held_out"]
     assert (described["context_length"], described["stride"]) == (32, 32)

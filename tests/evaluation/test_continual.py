@@ -1,5 +1,7 @@
 """Forgetting, learning and transfer against sums written out."""
 
+from dataclasses import asdict
+
 import pytest
 import torch
 
@@ -36,29 +38,29 @@ def figures(**changes):
 
 
 def test_figures_are_differences_of_means_over_tokens():
-    domains = figures()["domains"]
-    assert domains["old"]["best_past_run"] == "second" and domains["older"]["best_past_run"] == "first"
-    assert domains["old"]["forgetting"]["value"] == pytest.approx(mean(FINAL["old"]) - mean(NEWEST["old"]))
-    assert domains["older"]["forgetting"]["value"] == pytest.approx(mean(FINAL["older"]) - mean(OLDEST["older"]))
-    assert domains["new"]["learning"]["value"] == pytest.approx(mean(NEWEST["new"]) - mean(FINAL["new"]))
-    assert domains["new"]["forward_transfer"]["value"] == pytest.approx(mean(START["new"]) - mean(NEWEST["new"]))
-    assert "learning" not in domains["old"] and "forgetting" not in domains["new"]
+    domains = figures().domains
+    assert domains["old"].best_past_run == "second" and domains["older"].best_past_run == "first"
+    assert domains["old"].forgetting.value == pytest.approx(mean(FINAL["old"]) - mean(NEWEST["old"]))
+    assert domains["older"].forgetting.value == pytest.approx(mean(FINAL["older"]) - mean(OLDEST["older"]))
+    assert domains["new"].learning.value == pytest.approx(mean(NEWEST["new"]) - mean(FINAL["new"]))
+    assert domains["new"].forward_transfer.value == pytest.approx(mean(START["new"]) - mean(NEWEST["new"]))
+    assert domains["old"].learning is None and domains["new"].forgetting is None
 
 
 def test_means_are_over_the_domains_that_have_the_figure():
     result = figures()
-    domains, means = result["domains"], result["mean"]
-    both = [domains[name]["forgetting"]["value"] for name in ("old", "older")]
-    assert means["forgetting"] == pytest.approx(sum(both) / 2)
-    assert means["learning"] == domains["new"]["learning"]["value"]
-    assert means["final"] == pytest.approx(sum(mean(values) for values in FINAL.values()) / 3)
-    assert result["runs"] == ["second", "first"]
+    domains, means = result.domains, result.mean
+    both = [domains[name].forgetting.value for name in ("old", "older")]
+    assert means.forgetting == pytest.approx(sum(both) / 2)
+    assert means.learning == domains["new"].learning.value
+    assert means.final == pytest.approx(sum(mean(values) for values in FINAL.values()) / 3)
+    assert result.runs == ("second", "first")
 
 
 def test_a_student_that_stayed_as_it_was_forgot_nothing():
     same = continual_figures(
         tables(**NEWEST), {"run": tables(**NEWEST)}, {"run": list(NEWEST)}, tables(**START), **OPTIONS
     )
-    for domain in same["domains"].values():
-        assert domain["forgetting"] == pytest.approx({"value": 0, "low": 0, "high": 0, "p_value": 1.0})
-    assert same["mean"]["learning"] is None
+    for domain in same.domains.values():
+        assert asdict(domain.forgetting) == pytest.approx({"value": 0, "low": 0, "high": 0, "p_value": 1.0})
+    assert same.mean.learning is None

@@ -186,26 +186,26 @@ def test_one_set_of_references_serves_many_students(setting):
     teacher_like = continue_documents(pico_llama(1), setting.references, setting.tokenizer, HOW)
     other = continue_documents(pico_llama(9), setting.references, setting.tokenizer, HOW)
     summary = summarize_continuations(teacher_like, setting.references, **OPTIONS)
-    assert set(summary["domains"]) == {"cats", "dogs", "all"}
-    assert {name: row["documents"] for name, row in summary["domains"].items()} == {"cats": 5, "dogs": 3, "all": 8}
+    assert set(summary.domains) == {"cats", "dogs", "all"}
+    assert {name: row.documents for name, row in summary.domains.items()} == {"cats": 5, "dogs": 3, "all": 8}
     both = {"repetition_4", "distinct_2", "length", "bleu_reference", "chrf_reference"}
     taught = {"bleu_teacher", "chrf_teacher"}
-    figures = {name: set(row["figures"]) for name, row in summary["domains"].items()}
+    figures = {name: set(row.figures) for name, row in summary.domains.items()}
     assert figures == {"cats": both | taught, "dogs": both, "all": both | taught}  # nobody wrote about dogs
-    assert set(summary["signatures"]) == {"bleu_reference", "chrf_reference"} | taught
-    assert summary["teacher"] == "a, b, c"
-    chrf = summary["domains"]["cats"]["figures"]["chrf_teacher"]
-    assert chrf["low"] <= chrf["value"] <= chrf["high"]
+    assert set(summary.signatures) == {"bleu_reference", "chrf_reference"} | taught
+    assert summary.teacher == "a, b, c"
+    chrf = summary.domains["cats"].figures["chrf_teacher"]
+    assert chrf.low <= chrf.value <= chrf.high
     difference = compare_continuations(teacher_like, other, setting.references, figure="chrf_teacher", **OPTIONS)
     assert set(difference) == {"cats", "all"}
-    figures = summarize_continuations(other, setting.references, **OPTIONS)["domains"]["cats"]["figures"]
-    assert difference["cats"].value == pytest.approx(chrf["value"] - figures["chrf_teacher"]["value"])
+    figures = summarize_continuations(other, setting.references, **OPTIONS).domains["cats"].figures
+    assert difference["cats"].value == pytest.approx(chrf.value - figures["chrf_teacher"].value)
 
 
 def test_the_writer_itself_has_full_marks(setting):
     references = replace(setting.references, truth=dict.fromkeys(("cats", "dogs"), ()), teacher={})
     written = continue_documents(pico_llama(1), references, setting.tokenizer, HOW)
     own = replace(references, truth=written.texts)
-    figures = summarize_continuations(written, own, **OPTIONS)["domains"]["all"]["figures"]
-    assert figures["chrf_reference"]["value"] == pytest.approx(100)
+    figures = summarize_continuations(written, own, **OPTIONS).domains["all"].figures
+    assert figures["chrf_reference"].value == pytest.approx(100)
     assert "bleu_teacher" not in figures

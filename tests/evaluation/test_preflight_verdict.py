@@ -8,7 +8,7 @@ import pytest
 from collegium.evaluation.cost import RunCost
 from collegium.evaluation.preflight import Certainty, Preflight
 from collegium.evaluation.preflight_verdict import cost_verdict, verdict
-from collegium.evaluation.resampling import Difference
+from collegium.report.interval import Difference
 
 
 def row(one, two):

@@ -242,10 +242,10 @@ def test_each_task_is_measured_summarised_and_compared(task, items, figures, pri
         assert 0.0 <= result.value <= 1.0
         assert len(result.chosen) == (len(items) if asked.has_choices else 0)
     summary = summarize_tasks(results[:1], {"teacher": results[1:]}, **OPTIONS)["t"]
-    assert summary["figures"].keys() == summary["teachers"]["teacher"].keys() == figures
-    assert summary["figures"][primary]["value"] == results[0].value
-    assert summary["teachers"]["teacher"][primary]["value"] == results[1].value
-    sums = np.array(summary["per_item"]).sum(0)
+    assert summary.figures.keys() == summary.teachers["teacher"].keys() == figures
+    assert summary.figures[primary].value == results[0].value
+    assert summary.teachers["teacher"][primary].value == results[1].value
+    sums = np.array(summary.per_item).sum(0)
     assert results[0].figures[primary].score(sums) == results[0].value
     differences = compare_results(*results, **OPTIONS)
     assert differences[primary].value == pytest.approx(results[0].value - results[1].value)

@@ -152,10 +152,11 @@ def test_restricted_teachers_in_a_run(recipe, monkeypatch, capsys):
     code, out, err = run(["train", str(recipe), *changes, "--json"], monkeypatch, capsys)
     assert code == 0, err
     domains = json.loads(out)["domains"]
-    assert "kl/one" in domains["cats"]["figures"] and "kl/one" not in domains["dogs"]["figures"]
-    assert json.loads(out)["mean"]["kl/one"] == domains["cats"]["figures"]["kl/one"]["value"]
+    cats, dogs = (domains[name]["figures"]["teachers"] for name in ("cats", "dogs"))
+    assert "one" in cats and "one" not in dogs
+    assert json.loads(out)["mean"]["teachers"]["one"]["kl"] == cats["one"]["kl"]["value"]
     code, out, err = run(["train", str(recipe), *changes], monkeypatch, capsys)
-    assert code == 0 and "kl/two" in out
+    assert code == 0 and "teacher/two/kl" in out
     code, out, err = run(["preflight", str(recipe), *changes, "--json"], monkeypatch, capsys)
     assert code == 0, err
     report = json.loads(out)

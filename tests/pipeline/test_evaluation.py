@@ -46,7 +46,7 @@ def test_continuations_of_a_run(recipe, tmp_path, monkeypatch, capsys):
     assert json.loads(out)["generation"] == trained  # greedy, and the student is the one that was saved
     code, out, _ = run(["evaluate", "runs/pico"], monkeypatch, capsys)
     assert "Greedy continuations: 6 tokens after 10 of 4 documents" in out and "bleu_teacher" in out
-    assert "kl/own (not for ranking)" in out and "kl/one (not for ranking)" in out
+    assert "kl/own (not for ranking)" in out and "teacher/one/kl (not for ranking)" in out
     assert "kl/common (not" not in out
 
 
@@ -154,7 +154,7 @@ def test_a_task_of_lm_eval(recipe, tmp_path, monkeypatch, capsys):
     assert code == 0, err
     found = json.loads(out)["lm_eval"]  # nothing else is printed
     assert found == json.loads(Path("runs/pico/evaluation.json").read_text())["lm_eval"]
-    assert found["versions"] == {"two_choices": 3} and found["lm_eval_version"]
+    assert found["details"]["versions"] == {"two_choices": 3} and found["lm_eval_version"]
 
     model = AutoModelForCausalLM.from_pretrained("runs/pico/student")
     tokenizer = AutoTokenizer.from_pretrained("runs/pico/student")

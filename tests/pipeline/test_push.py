@@ -13,7 +13,7 @@ from huggingface_hub import constants
 from collegium.pipeline import push
 from tests.support.command import run
 from tests.support.fake_hub import FakeHub, serving
-from tests.support.made_up_lineage import finished_run, teacher
+from tests.support.made_up_lineage import content, finished_run, teacher
 
 
 TOKEN = "hf_CanaryTokenThatNobodyMayEverSee"
@@ -227,19 +227,24 @@ def test_an_unfinished_run(hub, pushed, tmp_path):
     assert code == 65 and "cannot be read" in err
     (folder / "evaluation.json").write_text("{}")
     code, _, err = pushed(folder=folder)
+    assert code == 65 and "collegium evaluate" in err
+    without = {key: value for key, value in content().items() if key != "lineage"}
+    (folder / "evaluation.json").write_text(json.dumps(without))
+    code, _, err = pushed(folder=folder)
     assert code == 65 and "lineage" in err and hub.requests == []
 
 
 def test_no_path_of_the_machine_is_in_the_evaluation(hub, pushed, tmp_path):
     path = tmp_path / "run" / "evaluation.json"
-    content = json.loads(path.read_text())
-    content["continual"] = {"runs": [str(tmp_path / "first"), "runs/second"], "domains": {}, "mean": {}}
-    content["lm_eval"] = {
+    written = json.loads(path.read_text())
+    mean = {"forgetting": None, "learning": None, "forward_transfer": None, "final": 1.0}
+    written["continual"] = {"runs": [str(tmp_path / "first"), "runs/second"], "domains": {}, "mean": mean}
+    written["lm_eval"] = {
         "lm_eval_version": "1",
         "asked": {"include_path": str(tmp_path / "tasks")},
         "results": {},
     }
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(written))
     assert pushed()[0] == 0
     arrived = json.loads(hub.files(REPO)["evaluation.json"])
     assert arrived["continual"]["runs"] == ["first", "runs/second"]

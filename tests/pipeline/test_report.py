@@ -24,16 +24,18 @@ def test_runs_from_training_to_their_page(recipe, tmp_path, monkeypatch, capsys)
     trained = json.loads(out)
     assert trained == json.loads((tmp_path / "runs/pico/evaluation.json").read_text())
     assert set(trained["before"]["mean"]) >= {"nll", "ece"}
-    assert set(trained["differences"]) == {"student before", "teachers, fused", "teacher one", "teacher two"}
-    gap = trained["differences"]["student before"]["cats"]["value"]
+    assert set(trained["differences"]) == {"before", "fused", "teachers"}
+    assert set(trained["differences"]["teachers"]) == {"one", "two"}
+    gap = trained["differences"]["before"]["domains"]["cats"]["value"]
     assert gap == pytest.approx(
         trained["domains"]["cats"]["figures"]["nll"]["value"]
         - trained["before"]["domains"]["cats"]["figures"]["nll"]["value"]
     )
-    written = trained["continuations"]["dogs"]["written"]
-    assert list(written) == ["teacher one", "teacher two", "teachers, fused", "student before", "student"]
+    written = trained["continuations"]["dogs"]
+    assert set(written) == {"prompt", "document", "teachers", "fused", "before", "student"}
+    assert list(written["teachers"]) == ["one", "two"]
     assert trained["cost"]["plan"]["num_steps"] == 4 and trained["cost"]["actual"]["memory_bytes"] > 10**7
-    assert trained["course"]["train/loss"]["step"] == [1, 2, 3, 4] and trained["verdict"]
+    assert trained["curves"]["train/loss"]["step"] == [1, 2, 3, 4] and trained["verdict"]
 
     other = ["name=other", "objective.kd_weight=0", "teachers=[]"]
     code, _, err = run(["train", str(recipe), *other], monkeypatch, capsys)
@@ -55,7 +57,7 @@ def test_runs_from_training_to_their_page(recipe, tmp_path, monkeypatch, capsys)
     code, out, err = run(["evaluate", "runs/pico", "--json"], monkeypatch, capsys)
     assert code == 0, err
     again = json.loads(out)
-    for section in ("domains", "before", "teachers", "passages", "continuations", "cost", "course", "verdict"):
+    for section in ("domains", "before", "teachers", "passages", "continuations", "cost", "curves", "verdict"):
         assert again[section] == trained[section], section
 
 
@@ -73,8 +75,8 @@ def test_a_cached_teacher_speaks_in_passages_but_does_not_write(recipe, monkeypa
     code, out, err = run(["train", str(recipe), *cached, "--json"], monkeypatch, capsys)
     assert code == 0, err
     trained = json.loads(out)
-    assert "teacher one" not in trained["continuations"]["cats"]["written"]
-    assert trained["passages"]["cats"]["alternatives"]["teacher/one"][0]
+    assert "one" not in trained["continuations"]["cats"]["teachers"]
+    assert trained["passages"]["cats"]["teachers"]["one"]["alternatives"][0]
 
 
 def test_what_is_no_run_ends_with_65(tmp_path, monkeypatch, capsys):

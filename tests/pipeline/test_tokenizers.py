@@ -61,7 +61,7 @@ def test_a_run_with_a_teacher_of_another_family(recipe, run):
     code, out, err = run("train", recipe, "training.log_every=1", "--json")
     assert code == 0, err
     figures = json.loads(out)["mean"]
-    assert math.isfinite(figures["nll"]) and figures["kl/two"] > 0
+    assert math.isfinite(figures["nll"]) and figures["teachers"]["two"]["kl"] > 0
     step = next(line for line in metrics_of("runs/pico") if "train/teacher/two/exact_fraction" in line)
     exact, approximate = (step[f"train/teacher/two/{kind}_fraction"] for kind in ("exact", "approximate"))
     assert 0.2 < exact < 1.0 and 0.0 <= approximate <= 1.0 - exact
@@ -168,7 +168,7 @@ def test_within_domains(recipe, run, cached):
     code, out, err = run("train", recipe, *options, "--json")
     assert code == 0, err
     domains = json.loads(out)["domains"]
-    assert "kl/two" in domains["dogs"]["figures"] and "kl/two" not in domains["cats"]["figures"]
+    assert "two" in domains["dogs"]["figures"]["teachers"] and "two" not in domains["cats"]["figures"]["teachers"]
 
 
 def direct_and_aligned(recipe: str, student: PreTrainedTokenizerFast):

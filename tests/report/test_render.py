@@ -10,22 +10,24 @@ from markdown_it import MarkdownIt
 from collegium.report.card.on_disk import front_matter, stated_licence
 from collegium.report.card.public_recipe import public
 from collegium.report.card.render import render_card
+from collegium.report.evaluation_file import as_content, evaluation_of
 from tests.support.hostile import HOSTILE_MARKDOWN
-from tests.support.made_up_lineage import evaluation, figure, lineage, source, teacher
+from tests.support.made_up_lineage import content, evaluation, figure, lineage, source, teacher
 
 
-def head_of(content) -> dict:
-    return yaml.safe_load(render_card(content, "name: x\n").split("---\n")[1])
+def head_of(made) -> dict:
+    return yaml.safe_load(render_card(made, "name: x\n").split("---\n")[1])
 
 
-def body_of(content) -> str:
-    return ModelCard(render_card(content, "name: x\n")).text
+def body_of(made) -> str:
+    return ModelCard(render_card(made, "name: x\n")).text
 
 
 def test_metadata_in_the_hubs_format():
-    content = evaluation()
-    content["tasks"] = {"qa": {"items": 20, "primary": "f1", "figures": {"f1": figure(0.4), "exact": figure(0.3)}}}
-    data = ModelCard(render_card(content, "name: x\n")).data
+    scores = {"f1": figure(0.4), "exact": figure(0.3)}
+    task = {"task": "qa", "items": 20, "primary": "f1", "figures": scores, "baselines": {}}
+    whole = evaluation_of(content() | {"tasks": {"qa": task}})
+    data = ModelCard(render_card(whole, "name: x\n")).data
     assert data.license == "apache-2.0" and data.license_name is None
     assert data.base_model == ["someone/small", "someone/one", "someone/two"]
     assert data["base_model_relation"] == "finetune"
@@ -43,28 +45,28 @@ def test_metadata_in_the_hubs_format():
 
 def test_only_what_is_on_the_hub_is_named_there():
     local = {"origin": "local", "model": "mine"}
-    content = evaluation(
+    made = evaluation(
         teachers=[teacher("one", **local)],
         data=[source("web", origin="local", dataset=None, path="web.txt", language=None)],
     )
-    content["lineage"]["student"] |= local
-    head = head_of(content)
+    made.lineage["student"] |= local
+    head = head_of(made)
     assert not {"base_model", "base_model_relation", "datasets", "language"} & set(head)
     assert head["model-index"][0]["results"][0]["dataset"]["type"] == "web"
 
 
 def test_a_student_of_random_weights_is_no_finetune():
-    content = evaluation()
-    content["lineage"]["student"]["kind"] = "config"
-    head = head_of(content)
+    made = evaluation()
+    made.lineage["student"]["kind"] = "config"
+    head = head_of(made)
     assert head["base_model"] == ["someone/one", "someone/two"] and "base_model_relation" not in head
 
 
 def test_licences_that_differ_are_other_and_listed():
-    content = evaluation(teachers=[teacher("one"), teacher("two", licence="Gemma Terms of Use")])
-    head = head_of(content)
+    made = evaluation(teachers=[teacher("one"), teacher("two", licence="Gemma Terms of Use")])
+    head = head_of(made)
     assert (head["license"], head["license_name"]) == ("other", "see-model-card")
-    body = body_of(content)
+    body = body_of(made)
     assert "under several licences (apache-2.0, gemma)" in body
     assert "**teacher two** (Gemma Terms of Use): under the Gemma Terms of Use a student distilled" in body
     assert "Read this before you pass the student on" in body
@@ -72,13 +74,13 @@ def test_licences_that_differ_are_other_and_listed():
 
 
 def test_what_is_not_stated_is_said(tmp_path):
-    content = evaluation(teachers=[teacher("one", licence=None, parameters=None, weight=None)])
-    content["lineage"]["student"]["licence"] = None
-    assert "license" not in head_of(content)
-    body = body_of(content)
+    made = evaluation(teachers=[teacher("one", licence=None, parameters=None, weight=None)])
+    made.lineage["student"]["licence"] = None
+    assert "license" not in head_of(made)
+    body = body_of(made)
     assert "| teacher one | not stated |" in body and "| one | not logged | not logged |" in body
     assert "its licence is not stated, so nothing says that a student may be passed on" in body
-    (tmp_path / "README.md").write_text(render_card(content, "name: x\n"), encoding="utf-8")
+    (tmp_path / "README.md").write_text(render_card(made, "name: x\n"), encoding="utf-8")
     assert stated_licence(tmp_path / "README.md") is None
     assert front_matter(tmp_path / "README.md")["library_name"] == "transformers"
 
@@ -97,38 +99,38 @@ def test_the_text_says_how_it_was_made():
 
 
 def test_a_run_without_teachers_has_none_invented():
-    content = evaluation(teachers=[])
-    content["lineage"]["training"]["kd_weight"] = 0.0
-    body = body_of(content)
+    made = evaluation(teachers=[])
+    made.lineage["training"]["kd_weight"] = 0.0
+    body = body_of(made)
     assert "learnt from text alone (web), without teachers" in body
     assert "The loss is 1 x the cross-entropy of the text." in body and "mean weight" not in body
 
 
 def test_what_an_earlier_run_was_made_of_is_told():
-    content = evaluation()
+    made = evaluation()
     before = lineage(name="first", teachers=[teacher("old", licence="gemma")])
-    content["lineage"]["student"] |= {"kind": "continued", "origin": "local", "model": "first", "earlier": before}
-    body = body_of(content)
+    made.lineage["student"] |= {"kind": "continued", "origin": "local", "model": "first", "earlier": before}
+    body = body_of(made)
     assert "The earlier run first that it continues was made from:" in body and "teacher old" in body
-    assert "someone/old" in head_of(content)["base_model"]
+    assert "someone/old" in head_of(made)["base_model"]
 
 
 def test_the_same_input_makes_the_same_bytes():
-    content = evaluation()
-    again = json.loads(json.dumps(content))
-    assert render_card(content, "name: x\n") == render_card(again, "name: x\n")
+    made = evaluation()
+    again = evaluation_of(json.loads(json.dumps(as_content(made))))
+    assert render_card(made, "name: x\n") == render_card(again, "name: x\n")
 
 
 @pytest.mark.parametrize("text", HOSTILE_MARKDOWN)
 def test_hostile_words_change_nothing_but_themselves(text):
     def card(word: str) -> tuple[str, str]:
         about = {"model": word, "origin": "local", "licence": word}
-        content = evaluation(
+        made = evaluation(
             teachers=[teacher("one", adapter=teacher("a", **about), **about)],
             data=[source("web", dataset=None, path=word, config=word, licence=word, origin="local")],
         )
-        content["lineage"]["student"] |= about
-        return render_card(content, f"name: {word}\n"), word
+        made.lineage["student"] |= about
+        return render_card(made, f"name: {word}\n"), word
 
     hostile, _ = card(text)
     plain, _ = card("word")

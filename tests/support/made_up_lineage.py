@@ -1,11 +1,12 @@
 """A lineage and an evaluation as a run writes them, made up: no model is needed to write a card."""
 
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
 from collegium.report.card.render import render_card
+from collegium.report.evaluation import SCHEMA_VERSION, Evaluation
+from collegium.report.evaluation_file import evaluation_of, save_evaluation
 
 
 def figure(value: float) -> dict[str, float]:
@@ -106,30 +107,37 @@ def lineage(**changes: Any) -> dict[str, Any]:
     return copy.deepcopy(_LINEAGE) | changes
 
 
-def evaluation(**changes: Any) -> dict[str, Any]:
+def content(**changes: Any) -> dict[str, Any]:
+    """Content of `evaluation.json`, with changes of the lineage."""
     figures = {"perplexity": figure(12.3456789), "bits_per_byte": figure(1.25), "kl/own": figure(0.75)}
     domains = {"web": {"documents": 4, "tokens": 90, "bytes": 90, "figures": figures}}
     return {
+        "schema_version": SCHEMA_VERSION,
         "recipe": "0123456789abcdef",
         "model": "student",
         "held_out": {"context_length": 32},
         "confidence": 0.95,
         "domains": domains,
+        "mean": {},
         "lineage": lineage(**changes),
     }
 
 
+def evaluation(**changes: Any) -> Evaluation:
+    return evaluation_of(content(**changes))
+
+
 def finished_run(folder: Path, **changes: Any) -> Path:
     """A run folder as training leaves it."""
-    content = evaluation(**changes)
+    made = evaluation(**changes)
     student = folder / "student"
     student.mkdir(parents=True)
     (student / "config.json").write_text("{}")
     (student / "model.safetensors").write_bytes(bytes(range(256)) * 64)
     (student / "tokenizer.json").write_text('{"é": 1}', encoding="utf-8")
-    (student / "README.md").write_text(render_card(content, "name: x\n"), encoding="utf-8")
+    (student / "README.md").write_text(render_card(made, "name: x\n"), encoding="utf-8")
     (student / ".README.md.tmp").write_text("half-written")
-    (folder / "evaluation.json").write_text(json.dumps(content))
+    save_evaluation(made, folder)
     (folder / "recipe.yaml").write_text("output_dir: /home/someone/secret")
     (folder / "metrics.jsonl").write_text("{}")
     (folder / "checkpoints").mkdir()

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from collegium.report.evaluation import SCHEMA_VERSION
+
 
 RECIPE = """
 name: made-up
@@ -24,58 +26,59 @@ def interval(value: float) -> dict[str, float]:
     return {"value": value, "low": value - 0.1, "high": value + 0.1}
 
 
-def domain(figures: dict[str, float]) -> dict[str, Any]:
+def domain(figures: dict[str, Any]) -> dict[str, Any]:
     bins = {"tokens": [0] * 5 + [100, 200, 300] + [0] * 7, "gaps": [0.0] * 5 + [0.1, -0.05, 0.02] + [0.0] * 7}
+    return {"documents": 3, "tokens": 600, "bytes": 2400, "figures": intervals(figures), "confidence_bins": bins}
+
+
+def intervals(figures: dict[str, Any]) -> dict[str, Any]:
+    """Every number with an interval; those of teachers lie deeper."""
     return {
-        "documents": 3,
-        "tokens": 600,
-        "bytes": 2400,
-        "figures": {name: interval(value) for name, value in figures.items()},
-        "confidence_bins": bins,
+        name: intervals(value) if isinstance(value, dict) else interval(value) for name, value in figures.items()
     }
 
 
 def passage(word: Word) -> dict[str, Any]:
-    views = ("student", "target", "teacher/one", "teacher/two")
+    view = {
+        "probability": [0.5, 0.25, 0.05, 0.001],
+        "alternatives": [[[word("the"), 0.5], [word("a"), 0.2]], [[word(" dog"), 0.3]], [[word(" is"), 0.4]], []],
+    }
+    one = {"weight": [0.9, 0.2, 0.5, 0.0], "entropy": [0.1, 1.0, 2.0, None]}
+    two = {"weight": [0.1, 0.8, 0.5, 0.0], "entropy": [4.0, 0.2, 2.5, None]}
     return {
         "document": 4,
         "lead": word("lead"),
         "text": [word("the"), word(" cat\n"), word(" sat"), ""],
-        "probability": {view: [0.5, 0.25, 0.05, 0.001] for view in views},
-        "weight": {"one": [0.9, 0.2, 0.5, 0.0], "two": [0.1, 0.8, 0.5, 0.0]},
-        "entropy": {"one": [0.1, 1.0, 2.0, None], "two": [4.0, 0.2, 2.5, None]},
         "conflict": [0.01, 0.2, 0.5, 0.0],
-        "alternatives": {
-            view: [[[word("the"), 0.5], [word("a"), 0.2]], [[word(" dog"), 0.3]], [[word(" is"), 0.4]], []]
-            for view in views
-        },
+        "student": view,
+        "target": view,
+        "teachers": {"one": view | one, "two": view | two},
     }
 
 
 def evaluation(word: Word = str) -> dict[str, Any]:
     """Content of `evaluation.json`; every text goes through `word`."""
-    figures = {
+    figures: dict[str, Any] = {
         "nll": 3.0,
         "perplexity": 20.0,
         "accuracy": 0.4,
         "bits_per_byte": 1.1,
         "ece": 0.05,
         "kl/common": 0.3,
+        "kl/own": 0.2,
+        "teachers": {"one": {"kl": 0.4}, "two": {"kl": 0.5}},
     }
-    figures |= {"kl/one": 0.4, "kl/two": 0.5, "kl/own": 0.2}
-    said = {"rule/fused/nll": 2.5, "conflict": 0.2, "effective_teachers": 1.7}
-    for name, nll in {"one": 2.6, "two": 2.9}.items():
-        said |= {
-            f"teacher/{name}/nll": nll,
-            f"teacher/{name}/weight_nll": nll,
-            f"teacher/{name}/entropy": nll - 0.8,
-        }
-        said |= {f"teacher/{name}/weight": 0.5}
+    teachers = {
+        name: {"nll": nll, "weight_nll": nll, "entropy": nll - 0.8, "weight": 0.5}
+        for name, nll in {"one": 2.6, "two": 2.9}.items()
+    }
+    fused = {"rule/fused/nll": 2.5, "conflict": 0.2, "effective_teachers": 1.7, "teachers": teachers}
     domains = (word("cats"), word("dogs"))
-    gap = {**interval(-1.0), "p_value": 0.001}
+    gap = {"all": {**interval(-1.0), "p_value": 0.001}}
     steps = {"step": [1, 5, 10], "value": [4.0, 3.5, 3.0]}
     names = ("loss", "kd_loss", "cross_entropy", "conflict", "teacher/one/weight", "teacher/two/weight")
     return {
+        "schema_version": SCHEMA_VERSION,
         "recipe": "0123456789abcdef",
         "model": word("student"),
         "held_out": {"context_length": 32, "bos": word("none"), "predicted_tokens": 1200},
@@ -87,28 +90,34 @@ def evaluation(word: Word = str) -> dict[str, Any]:
             "domains": {name: domain({"nll": 5.0}) for name in domains},
             "mean": {"nll": 5.0, "perplexity": 148.4},
         },
-        "teachers": {"domains": {name: domain(said) for name in domains}, "mean": dict(said)},
-        "differences": {name: {"all": gap} for name in ("student before", "teachers, fused", "teacher one")},
+        "teachers": {"domains": {name: domain(fused) for name in domains}, "mean": dict(fused)},
+        "differences": {"before": gap, "fused": gap, "teachers": {"one": gap}},
         "passages": {name: passage(word) for name in domains},
         "continuations": {
             name: {
                 "prompt": word("once"),
                 "document": word("upon"),
-                "written": {"teacher one": word("a"), word("teacher x"): word("time"), "student": word("there")},
+                "teachers": {"one": word("a"), word("x"): word("time")},
+                "student": word("there"),
             }
             for name in domains
         },
-        "course": {
+        "curves": {
             **{f"train/{name}": steps for name in names},
             "eval/nll": {"step": [5, 10], "value": [3.5, 3.0]},
         },
         "generation": {
+            "prompt_tokens": 4,
             "new_tokens": 8,
             "teacher": word("one and two"),
-            "domains": {name: {"figures": {"bleu_reference": interval(2.0)}} for name in (*domains, "all")},
+            "signatures": {},
+            "domains": {
+                name: {"documents": 3, "figures": {"bleu_reference": interval(2.0)}} for name in (*domains, "all")
+            },
         },
         "tasks": {
             word("mood"): {
+                "task": "sentiment",
                 "items": 50,
                 "primary": "accuracy",
                 "figures": {"accuracy": interval(0.75), "f1": interval(0.5)},

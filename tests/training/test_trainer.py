@@ -207,7 +207,7 @@ def test_python_api_packs_text_and_takes_names(tmp_path, model_folder):
     assert after["eval_nll"] < before["eval_nll"]
     assert after["eval_loss"] == after["eval_nll"]
     assert after["eval_perplexity"] == pytest.approx(math.exp(after["eval_nll"]))
-    assert {"eval_cats/nll", "eval_dogs/kl/common", "eval_kl/one", "eval_agreement"} <= set(after)
+    assert {"eval_cats/nll", "eval_dogs/kl/common", "eval_teacher/one/kl", "eval_agreement"} <= set(after)
     assert trainer.teachers[0].name == "one"
 
 

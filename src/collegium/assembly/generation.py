@@ -1,7 +1,7 @@
 """Continuations of held-out documents: prompts, what the teachers make of them, and the student's."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -22,6 +22,7 @@ from collegium.evaluation.greedy import Writing, fused_continuations, writes_ahe
 from collegium.evaluation.language_modeling import Rule
 from collegium.evaluation.text_overlap import require_sacrebleu
 from collegium.recipe.sections.evaluation import GenerationSection
+from collegium.report.samples import Generation
 from collegium.signals.contracts import Capability, Teacher
 
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from collegium.assembly.run import Run
 
 
-def measure_generation(run: "Run", model: PreTrainedModel) -> dict[str, Any] | None:
+def measure_generation(run: "Run", model: PreTrainedModel) -> Generation | None:
     """Let a model write, and compare; None if the recipe does not ask for it."""
     references = run.references
     section = run.recipe.evaluation.generation
@@ -43,11 +44,12 @@ def measure_generation(run: "Run", model: PreTrainedModel) -> dict[str, Any] | N
         num_samples=run.recipe.evaluation.bootstrap_samples,
         seed=run.recipe.seed,
     )
-    lengths = {"prompt_tokens": section.prompt_tokens, "new_tokens": section.new_tokens}
-    return {**lengths, **summary, "samples": _samples(run.tokenizer, references, written)}
+    return replace(summary, samples=_samples(run.tokenizer, references, written))
 
 
-def _samples(tokenizer: PreTrainedTokenizerBase, references: References, written: Continuations) -> dict[str, Any]:
+def _samples(
+    tokenizer: PreTrainedTokenizerBase, references: References, written: Continuations
+) -> dict[str, dict[str, str]]:
     """The first document of each domain, for people to read."""
     samples = {}
     for name, prompts in references.prompts.items():

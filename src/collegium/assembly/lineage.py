@@ -24,7 +24,9 @@ from collegium.recipe.sections.models import (
     PrunedStudentSection,
 )
 from collegium.recipe.sections.sources import FileSourceSection, HubSourceSection, Source
+from collegium.report import metric_names as names
 from collegium.report.card.on_disk import CARD_NAME, origin_of, resolved_revision, shown_path, shown_reference
+from collegium.report.evaluation_file import stored_lineage
 from collegium.signals.metrics import read_jsonl
 
 
@@ -63,7 +65,8 @@ def _log_of(folder: Path) -> list[dict[str, Any]]:
 
 def _weight_of(teacher: str, log: list[dict[str, Any]]) -> dict[str, float] | None:
     """A teacher's share of the target as it was logged: over the run, and at its end."""
-    found = [line.get(f"train/teacher/{teacher}/weight") for line in log]
+    key = names.while_training(names.of_teacher(teacher, names.WEIGHT))
+    found = [line.get(key) for line in log]
     weights = [weight for weight in found if isinstance(weight, float | int)]
     return {"mean": sum(weights) / len(weights), "last": weights[-1]} if weights else None
 
@@ -98,7 +101,7 @@ def _continued(section: ContinuedStudentSection) -> dict[str, Any]:
         "revision": None,
         "licence": licence,
         "licence_from": stated_by,
-        "earlier": _read(Path(section.run) / "evaluation.json").get("lineage"),
+        "earlier": stored_lineage(Path(section.run)),
     }
 
 
@@ -149,10 +152,10 @@ def _training_of(run: "Run", log: list[dict[str, Any]]) -> dict[str, Any]:
     recipe = run.recipe
     training = recipe.training
     objective = recipe.objective
-    epochs = _last(log, "train/epoch")
+    epochs = _last(log, names.while_training(names.EPOCH))
     prepared = sum(source["train_tokens"] for source in run.text.manifest["sources"].values())
     return {
-        "steps": _last(log, "step") or training.max_steps,
+        "steps": _last(log, names.STEP) or training.max_steps,
         "epochs": epochs,
         "tokens": None if epochs is None else round(epochs * prepared),
         "batch_size": training.batch_size,

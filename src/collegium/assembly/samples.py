@@ -18,9 +18,10 @@ from collegium.evaluation.generation import detokenized, prompts_of
 from collegium.evaluation.greedy import Writing, continuations, fused_continuations
 from collegium.evaluation.language_modeling import Rule
 from collegium.evaluation.model_figures import trunk_and_head
-from collegium.evaluation.passages import read_passages
+from collegium.evaluation.passages import Reading, read_passages
 from collegium.losses.weighting import Weighting
 from collegium.recipe.sections.evaluation import SamplesSection
+from collegium.report.samples import Continuation, Passage
 from collegium.signals.contracts import Capability
 
 
@@ -28,29 +29,30 @@ if TYPE_CHECKING:
     from collegium.assembly.run import Run
 
 
-def build_samples(run: "Run", students: Mapping[str, PreTrainedModel]) -> dict[str, Any]:
-    """`passages` and `continuations`, as far as the recipe asks for them.
+class Samples(NamedTuple):
+    """Passages and continuations by domain; empty where the recipe does not ask for them."""
+
+    passages: Mapping[str, Passage]
+    continuations: Mapping[str, Continuation]
+
+
+def build_samples(run: "Run", student: PreTrainedModel, before: PreTrainedModel | None) -> Samples:
+    """Read held-out passages with everybody, and let everybody continue held-out documents.
 
     Args:
         run: The run.
-        students: By the name under which each writes; the last one is the student of the passages.
+        student: The student.
+        before: The same before training, if that is known.
     """
     section = run.recipe.evaluation.samples
-    samples = dict[str, Any]()
-    if section is None:
-        return samples
-    *_, student = students.values()
-    if section.passage_tokens:
-        samples["passages"] = read_passages(
-            run.held_out,
-            *trunk_and_head(student, run.vocab_size),
-            run.rule,
-            partial(_decode, run.tokenizer),
-            num_tokens=section.passage_tokens,
-        )
-    if section.new_tokens:
-        samples["continuations"] = _continuations(run, section, students)
-    return samples
+    passages: Mapping[str, Passage] = {}
+    continued: Mapping[str, Continuation] = {}
+    if section is not None and section.passage_tokens:
+        how = Reading(run.rule, partial(_decode, run.tokenizer), num_tokens=section.passage_tokens)
+        passages = read_passages(run.held_out, *trunk_and_head(student, run.vocab_size), how)
+    if section is not None and section.new_tokens:
+        continued = _continuations(run, section, student, before)
+    return Samples(passages, continued)
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
@@ -67,9 +69,8 @@ class _Prompt(NamedTuple):
 
 
 def _continuations(
-    run: "Run", section: SamplesSection, students: Mapping[str, PreTrainedModel]
-) -> dict[str, dict[str, Any]]:
-    """By domain: the prompt, how the document goes on, and what each makes of it."""
+    run: "Run", section: SamplesSection, student: PreTrainedModel, before: PreTrainedModel | None
+) -> dict[str, Continuation]:
     found = {}
     authors = build_authors(run)
     writing = writing_of(run.tokenizer, section.new_tokens, run.vocab_size)
@@ -80,12 +81,15 @@ def _continuations(
             continue
         tokens = chosen.tokens.to(run.device)
         prompt = _Prompt(domain, tokens, decoded(tokens)[0], writing)
-        written = dict(_teachers(run, prompt))
         fused = authors.write(tokens, writing, run.domains.index(domain))
-        if fused is not None:
-            written["teachers, fused"] = decoded(fused)[0]
-        written |= {name: decoded(continuations(model, tokens, writing))[0] for name, model in students.items()}
-        found[domain] = {"prompt": prompt.text, "document": decoded(chosen.truth)[0], "written": written}
+        found[domain] = Continuation(
+            prompt=prompt.text,
+            document=decoded(chosen.truth)[0],
+            student=decoded(continuations(student, tokens, writing))[0],
+            before=None if before is None else decoded(continuations(before, tokens, writing))[0],
+            fused=None if fused is None else decoded(fused)[0],
+            teachers=dict(_teachers(run, prompt)),
+        )
     return found
 
 
@@ -107,4 +111,4 @@ def _teachers(run: "Run", prompt: _Prompt) -> Iterator[tuple[str, str]]:
             ids: Any = tokenizer(prompt.text, return_tensors="pt")["input_ids"]
             own = writing_of(tokenizer, prompt.writing.new_tokens, vocab_size_of(tokenizer))
             written = fused_continuations([teacher.native], alone, ids.to(prompt.tokens.device), own)
-        yield f"teacher {section.name}", detokenized(tokenizer, written)[0]
+        yield section.name, detokenized(tokenizer, written)[0]

@@ -1,7 +1,7 @@
 """The five tasks: their items, and how a student and its teachers answer them."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel
 
@@ -17,6 +17,7 @@ from collegium.evaluation.tasks import TaskItems, TaskResult, measure_task, summ
 from collegium.recipe.sections.evaluation import EvaluationSection
 from collegium.recipe.sections.models import LocalTeacherSection
 from collegium.recipe.sections.tasks import TaskEvaluationSection
+from collegium.report.samples import TaskScores
 from collegium.signals.contracts import Capability, Teacher
 from collegium.teachers.local import LocalTeacher
 
@@ -47,7 +48,7 @@ def _items_of(section: TaskEvaluationSection) -> TaskItems:
     return TaskItems.of(section.label, section.task, items, max_new_tokens=section.max_new_tokens)
 
 
-def measure_tasks(run: "Run", model: PreTrainedModel) -> dict[str, Any] | None:
+def measure_tasks(run: "Run", model: PreTrainedModel) -> dict[str, TaskScores] | None:
     """Have a model and its teachers do the tasks; None if the recipe names none."""
     if not run.tasks:
         return None

@@ -18,6 +18,7 @@ from collegium.data.collate import padding_id
 from collegium.evaluation.language_modeling import HeldOut
 from collegium.models.pretrained import resolve_dtype
 from collegium.recipe.recipe import Recipe
+from collegium.report.evaluation import HeldOutText
 from collegium.training.objective import default_chunk_size
 from collegium.training.on_policy import OnPolicy, PolicyGradient
 from collegium.training.rollout import Sampling
@@ -42,17 +43,18 @@ def build_held_out(run: "Run") -> HeldOut:
     )
 
 
-def describe_held_out(run: "Run") -> dict[str, Any]:
+def describe_held_out(run: "Run", predicted_tokens: int) -> HeldOutText:
     """Say how held-out text is read, without which a perplexity says nothing."""
     data = run.recipe.data
-    return {
-        "context_length": data.block_size,
-        "stride": data.block_size,  # blocks do not overlap
-        "bos": "begins each document" if begins_with_bos(data.add_bos, run.tokenizer) else "none",
-        "eos": "ends each document" if data.add_eos else "none",
-        "documents": "kept apart; one that does not fit goes on in the next block without its context",
-        "not_predicted": "the first token of a document, and of its part in each further block",
-    }
+    return HeldOutText(
+        context_length=data.block_size,
+        stride=data.block_size,  # blocks do not overlap
+        bos="begins each document" if begins_with_bos(data.add_bos, run.tokenizer) else "none",
+        eos="ends each document" if data.add_eos else "none",
+        documents="kept apart; one that does not fit goes on in the next block without its context",
+        not_predicted="the first token of a document, and of its part in each further block",
+        predicted_tokens=predicted_tokens,
+    )
 
 
 def build_training_arguments(run: "Run") -> TrainingArguments:

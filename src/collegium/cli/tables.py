@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from collegium.alignment.verdict import Comparison, Overlap, TokenizerFacts
 from collegium.base.errors import DataError
@@ -16,6 +15,12 @@ from collegium.base.terminal import (
 from collegium.cache.verify import Verdict
 from collegium.losses.calibration import FittedTemperature
 from collegium.pipeline.doctor import Diagnosis
+from collegium.report.evaluation import Continual, Evaluation
+from collegium.report.evaluation_file import as_content
+from collegium.report.figures import by_metric
+from collegium.report.interval import Interval
+from collegium.report.metric_names import KL_COMMON, is_kl
+from collegium.report.samples import Generation, HarnessScores, TaskScores
 
 
 def show_temperatures(temperatures: Mapping[str, Mapping[str, FittedTemperature]]) -> None:
@@ -124,90 +129,90 @@ def _number(value: float | None) -> str:
     return "not known" if value is None else f"{value:.2f}"
 
 
-def show_evaluation(result: Mapping[str, Any], folder: Path, *, as_json: bool) -> None:
+def show_evaluation(evaluation: Evaluation, folder: Path, *, as_json: bool) -> None:
     """Show figures by domain with their intervals, and whatever else was measured."""
     if as_json:
-        show_json(result)
+        show_json(as_content(evaluation))
         return
-    domains = result["domains"]
-    names = dict.fromkeys(name for domain in domains.values() for name in domain["figures"])
-    columns = [*domains, "mean"]
+    domains = [by_metric(domain.figures) for domain in evaluation.domains.values()]
+    mean = by_metric(evaluation.mean)
     rows = []
-    for name in names:
-        cells = [_with_interval(domain["figures"].get(name)) for domain in domains.values()]
-        mean = result["mean"].get(name)
-        named = f"{name} (not for ranking)" if name.startswith("kl/") and name != "kl/common" else name
-        rows.append([named, *cells, "" if mean is None else f"{mean:.3f}"])
+    for name in dict.fromkeys(name for domain in domains for name in domain):
+        named = f"{name} (not for ranking)" if is_kl(name) and name != KL_COMMON else name
+        cells = [_with_interval(domain.get(name)) for domain in domains]
+        rows.append([named, *cells, f"{mean[name]:.3f}" if name in mean else ""])
     show_table(
-        f"{result['model']} on held-out text, {result['confidence']:.0%} intervals",
-        ["", *columns],
+        f"{evaluation.model} on held-out text, {evaluation.confidence:.0%} intervals",
+        ["", *evaluation.domains, "mean"],
         rows,
     )
-    if "continual" in result:
-        show_continual(result["continual"])
-    if "generation" in result:
-        show_generation(result["generation"])
-    if "tasks" in result:
-        show_tasks(result["tasks"])
-    if "lm_eval" in result:
-        show_harness(result["lm_eval"])
+    if evaluation.continual is not None:
+        show_continual(evaluation.continual)
+    if evaluation.generation is not None:
+        show_generation(evaluation.generation)
+    if evaluation.tasks:
+        show_tasks(evaluation.tasks)
+    if evaluation.lm_eval is not None:
+        show_harness(evaluation.lm_eval)
     say(f"written to {folder / 'evaluation.json'}")
 
 
-def show_generation(generation: Mapping[str, Any]) -> None:
+def show_generation(generation: Generation) -> None:
     """Show how continuations compare with the documents and with the teachers' own."""
-    domains = generation["domains"]
-    names = dict.fromkeys(name for domain in domains.values() for name in domain["figures"])
-    rows = [[name, *(_with_interval(d["figures"].get(name)) for d in domains.values())] for name in names]
+    domains = generation.domains
+    figures = dict.fromkeys(name for domain in domains.values() for name in domain.figures)
+    rows = [[name, *(_with_interval(d.figures.get(name)) for d in domains.values())] for name in figures]
     title = (
-        f"Greedy continuations: {generation['new_tokens']} tokens after {generation['prompt_tokens']} "
-        f"of {domains['all']['documents']} documents (teachers: {generation['teacher']})"
+        f"Greedy continuations: {generation.new_tokens} tokens after {generation.prompt_tokens} "
+        f"of {domains['all'].documents} documents (teachers: {generation.teacher})"
     )
     show_table(title, ["", *domains], rows)
 
 
-def show_tasks(tasks: Mapping[str, Any]) -> None:
+def show_tasks(tasks: Mapping[str, TaskScores]) -> None:
     """Show every figure of every task, beside baselines that read no prompt and the teachers."""
-    teachers = list(dict.fromkeys(name for task in tasks.values() for name in task["teachers"]))
+    teachers = list(dict.fromkeys(name for task in tasks.values() for name in task.teachers))
     rows = []
     for name, task in tasks.items():
-        for figure, interval in task["figures"].items():
-            is_primary = figure == task["primary"]
-            guesses = [task["baselines"].get(guess) if is_primary else None for guess in ("random", "majority")]
+        for figure, interval in task.figures.items():
+            is_primary = figure == task.primary
+            guesses = [task.baselines.get(guess) if is_primary else None for guess in ("random", "majority")]
             rows.append(
-                [f"{name} ({task['items']}) {figure}{' *' if is_primary else ''}", _with_interval(interval)]
+                [f"{name} ({task.items}) {figure}{' *' if is_primary else ''}", _with_interval(interval)]
                 + ["" if guess is None else f"{guess:.3f}" for guess in guesses]
-                + [_with_interval(task["teachers"][teacher].get(figure)) for teacher in teachers]
+                + [_with_interval(task.teachers.get(teacher, {}).get(figure)) for teacher in teachers]
             )
     show_table("Tasks (items; * stands for the task)", ["", "student", "random", "majority", *teachers], rows)
 
 
-def show_harness(found: Mapping[str, Any]) -> None:
+def show_harness(found: HarnessScores) -> None:
     """Show the results of lm-eval."""
     rows = [
         [f"{task} {name}", f"{value:.4f}" if isinstance(value, float) else str(value)]
-        for task, figures in found["results"].items()
+        for task, figures in found.results.items()
         for name, value in figures.items()
         if name not in ("alias", "name", "sample_len")
     ]
-    show_table(f"lm-eval {found['lm_eval_version']}", ["", ""], rows)
+    show_table(f"lm-eval {found.lm_eval_version}", ["", ""], rows)
 
 
-def show_continual(continual: Mapping[str, Any]) -> None:
+def show_continual(continual: Continual) -> None:
     """Show what was forgotten and gained since the runs that this one continues."""
-    names = ("forgetting", "learning", "forward_transfer")
     rows = [
-        [domain, f"{figures['before']:.3f}", f"{figures['final']:.3f}"]
-        + [_with_interval(figures.get(name)) for name in names]
-        for domain, figures in continual["domains"].items()
+        [
+            domain,
+            f"{figures.before:.3f}",
+            f"{figures.final:.3f}",
+            _with_interval(figures.forgetting),
+            _with_interval(figures.learning),
+            _with_interval(figures.forward_transfer),
+        ]
+        for domain, figures in continual.domains.items()
     ]
-    means = [continual["mean"][name] for name in names]
-    rows.append(
-        ["mean", "", f"{continual['mean']['final']:.3f}", *("" if m is None else f"{m:.3f}" for m in means)]
-    )
-    title = (
-        f"Since {', '.join(continual['runs'])}: nats per token (forgetting below 0 and the others above are good)"
-    )
+    mean = continual.mean
+    means = [mean.forgetting, mean.learning, mean.forward_transfer]
+    rows.append(["mean", "", f"{mean.final:.3f}", *("" if m is None else f"{m:.3f}" for m in means)])
+    title = f"Since {', '.join(continual.runs)}: nats per token (forgetting below 0 and the others above are good)"
     show_table(title, ["", "before", "now", "forgetting", "learning", "forward transfer"], rows)
 
 
@@ -243,7 +248,5 @@ def _rows(rows: Sequence[int]) -> str:
     return f"; {len(rows)} rows cannot be read: {spans}"
 
 
-def _with_interval(figure: Mapping[str, float] | None) -> str:
-    if figure is None:
-        return ""
-    return f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
+def _with_interval(figure: Interval | None) -> str:
+    return "" if figure is None else figure.with_ends(3)

@@ -29,6 +29,7 @@ from collegium.pipeline.run import measure_all, train_student, write_evaluation
 from collegium.pipeline.run_folder import claim_run_dir
 from collegium.recipe.file import load_recipe
 from collegium.recipe.recipe import Recipe
+from collegium.report import metric_names as metrics
 
 
 PROMPT = "Once upon a time, a small robot"
@@ -50,7 +51,7 @@ def run_demo(output: Path, *, as_json: bool) -> None:
     run.make("text", "teachers", "held_out")
     say("measuring teachers and the student before training")
     names = [teacher.name for teacher in run.teachers]
-    targets = run.held_out.measure_targets({"fused": build_rule(fused)})
+    targets = run.held_out.measure_targets({metrics.FUSED: build_rule(fused)})
     students = {"student before": _measure(run, cast(PreTrainedModel, run.student))}
     say("training on the text alone (cross-entropy)")
     alone = run.derive(recipe=plain, folder=plain.run_dir, teachers=(), held_out=run.held_out)
@@ -82,9 +83,7 @@ def _trained(run: Run) -> dict[str, DocumentSums]:
     tables = train_student(run)
     student = place(load_model(str(folder), dtype=torch.float32), run.device).eval()
     measured = run if run.teachers else run.derive(teachers=())  # who taught nothing do not judge it either
-    write_evaluation(
-        measured, run.folder, tables, model="student", sections=measure_all(measured, tables, student)
-    )
+    write_evaluation(measured, run.folder, measure_all(measured, tables, student))
     return tables
 
 
@@ -94,9 +93,9 @@ def _result(
     students: Mapping[str, Mapping[str, DocumentSums]],
     recipe: Recipe,
 ) -> dict[str, Any]:
-    losses = {name: _losses(tables, "nll") for name, tables in students.items()}
-    losses |= {f"teacher {name}": _losses(targets, f"teacher/{name}/nll") for name in names}
-    losses["teachers, fused"] = _losses(targets, "rule/fused/nll")
+    losses = {name: _losses(tables, metrics.NLL) for name, tables in students.items()}
+    losses |= {f"teacher {name}": _losses(targets, metrics.of_teacher(name, metrics.NLL)) for name in names}
+    losses["teachers, fused"] = _losses(targets, metrics.rule_nll(metrics.FUSED))
     differences = compare(
         students["student, distilled"],
         students["student, cross-entropy only"],
@@ -108,8 +107,8 @@ def _result(
     return {
         "recipe": recipe.fingerprint,
         "training_tokens": tokens,
-        "nll": losses,
-        "kl_to_common_target": {name: _losses(tables, "kl/common") for name, tables in students.items()},
+        metrics.NLL: losses,
+        "kl_to_common_target": {name: _losses(tables, metrics.KL_COMMON) for name, tables in students.items()},
         "distilled_minus_cross_entropy": {name: asdict(value) for name, value in differences.items()},
     }
 
@@ -120,9 +119,10 @@ def _losses(tables: Mapping[str, DocumentSums], figure: str) -> dict[str, float]
 
 
 def _show(result: Mapping[str, Any], folder: Path, page: str) -> None:
-    columns = list(next(iter(result["nll"].values())))
-    rows = [[name, *(f"{math.exp(row[column]):.1f}" for column in columns)] for name, row in result["nll"].items()]
-    best = list(result["nll"]).index("student, distilled")
+    losses = result[metrics.NLL]
+    columns = list(next(iter(losses.values())))
+    rows = [[name, *(f"{math.exp(row[column]):.1f}" for column in columns)] for name, row in losses.items()]
+    best = list(losses).index("student, distilled")
     title = f"Perplexity on held-out text after {result['training_tokens']:,} tokens (lower is better)"
     show_table(title, ["", *columns], rows, highlight=frozenset({best}))
     gain = result["distilled_minus_cross_entropy"]["all"]

@@ -5,12 +5,14 @@ The terms are those of continual learning (arXiv:1706.08840, section 2; arXiv:18
 losses in place of accuracies: signs are chosen so that forgetting above 0 is bad and transfer above 0 is good.
 """
 
-from collections.abc import Collection, Mapping
-from dataclasses import asdict
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from collegium.evaluation.language_modeling import DocumentSums
 from collegium.evaluation.summary import compare
+from collegium.report.evaluation import Continual, ContinualDomain, ContinualMean
+from collegium.report.interval import Difference
+from collegium.report.metric_names import NLL
 
 
 Tables = Mapping[str, DocumentSums]
@@ -25,7 +27,7 @@ def continual_figures(
     confidence: float,
     num_samples: int,
     seed: int,
-) -> dict[str, Any]:
+) -> Continual:
     """Forgetting, learning and forward transfer, by domain.
 
     A domain is old if a past run learned it, and new if only this one did.
@@ -51,24 +53,37 @@ def continual_figures(
     before = {run: compare(final, tables, **options) for run, tables in past.items()}
     transfer = compare(reference, past[newest], **options)
     gained = compare(past[newest], final, **options)
-    domains: dict[str, Any] = {}
+    domains = {}
     for domain, table in final.items():
-        figures: dict[str, Any] = {"final": table.mean("nll"), "before": past[newest][domain].mean("nll")}
+        losses = {run: tables[domain].mean(NLL) for run, tables in past.items()}
         if domain in old:
-            best = min(past, key=lambda run: past[run][domain].mean("nll"))
-            figures |= {"best_past": past[best][domain].mean("nll"), "best_past_run": best}
-            figures["forgetting"] = asdict(before[best][domain])
+            best = min(losses, key=losses.__getitem__)
+            domains[domain] = ContinualDomain(
+                final=table.mean(NLL),
+                before=losses[newest],
+                best_past=losses[best],
+                best_past_run=best,
+                forgetting=before[best][domain],
+            )
         else:
-            figures["reference"] = reference[domain].mean("nll")
-            figures["learning"] = asdict(gained[domain])
-            figures["forward_transfer"] = asdict(transfer[domain])
-        domains[domain] = figures
-    means = {name: _mean(domains, name) for name in ("forgetting", "learning", "forward_transfer")}
-    means["final"] = sum(figures["final"] for figures in domains.values()) / len(domains)
-    return {"runs": list(past), "domains": domains, "mean": means}
+            domains[domain] = ContinualDomain(
+                final=table.mean(NLL),
+                before=losses[newest],
+                reference=reference[domain].mean(NLL),
+                learning=gained[domain],
+                forward_transfer=transfer[domain],
+            )
+    measured = domains.values()
+    mean = ContinualMean(
+        forgetting=_mean([domain.forgetting for domain in measured]),
+        learning=_mean([domain.learning for domain in measured]),
+        forward_transfer=_mean([domain.forward_transfer for domain in measured]),
+        final=sum(domain.final for domain in measured) / len(domains),
+    )
+    return Continual(tuple(past), domains, mean)
 
 
-def _mean(domains: Mapping[str, Mapping[str, Any]], name: str) -> float | None:
-    """Over the domains that have it."""
-    values = [figures[name]["value"] for figures in domains.values() if name in figures]
+def _mean(differences: Sequence[Difference | None]) -> float | None:
+    """Over the domains that have one."""
+    values = [difference.value for difference in differences if difference is not None]
     return sum(values) / len(values) if values else None

@@ -19,6 +19,7 @@ from collegium.data.blocks import PackedBlocks
 from collegium.data.order import DomainOrder
 from collegium.evaluation.language_modeling import DocumentSums, HeldOut, Rule
 from collegium.losses.domain_mix import MAX_RATIO, initial_proportions, next_proportions
+from collegium.report import metric_names as names
 
 
 def set_aside(train: PackedBlocks, num_blocks: int) -> tuple[dict[str, list[int]], dict[str, PackedBlocks]]:
@@ -111,15 +112,15 @@ class DomainMixing:
         if due <= 0:
             return {}
         sums = measure(self.held_out)
-        student = self._perplexities(sums, "nll")
+        student = self._perplexities(sums, names.NLL)
         target = self._target_perplexities()
         for _ in range(due):
             self.rounds.append(self._next(student, target).tolist())
-        logs = {f"mixing/{name}": share for name, share in zip(self.domains, self.rounds[-1], strict=True)}
-        for kind, values in (("student", student), ("target", target)):
-            logs |= {
-                f"mixing/{n}/{kind}_perplexity": v for n, v in zip(self.domains, values.tolist(), strict=True)
-            }
+        logs = {}
+        for index, domain in enumerate(self.domains):
+            logs[names.share_of_domain(domain)] = self.rounds[-1][index]
+            logs[names.perplexity_of_domain(domain, "student")] = float(student[index])
+            logs[names.perplexity_of_domain(domain, "target")] = float(target[index])
         return logs
 
     def _next(self, student: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -130,8 +131,8 @@ class DomainMixing:
 
     def _target_perplexities(self) -> torch.Tensor:
         if self._target is None:
-            sums = self.held_out.measure_targets({"target": self._rule})
-            self._target = self._perplexities(sums, "rule/target/nll")
+            sums = self.held_out.measure_targets({names.TARGET: self._rule})
+            self._target = self._perplexities(sums, names.rule_nll(names.TARGET))
         return self._target
 
     def _perplexities(self, sums: Mapping[str, DocumentSums], name: str) -> torch.Tensor:

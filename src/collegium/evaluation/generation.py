@@ -10,7 +10,7 @@ nothing is padded.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,9 +20,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from collegium.data.blocks import PackedBlocks
 from collegium.evaluation.greedy import Writing, continuations
-from collegium.evaluation.resampling import CorpusFigure, Difference
+from collegium.evaluation.resampling import CorpusFigure
 from collegium.evaluation.statistics import bootstrap_figure, paired_figure_difference
 from collegium.evaluation.text_overlap import bleu, chrf, distinct, mean_length, repetition
+from collegium.report.interval import Difference
+from collegium.report.samples import GeneratedDomain, Generation
 
 
 OVERLAPS = {"bleu": bleu, "chrf": chrf}
@@ -145,25 +147,26 @@ def _figures_of(domains: Sequence[str], written: Continuations, references: Refe
 
 def summarize_continuations(
     written: Continuations, references: References, *, confidence: float, num_samples: int, seed: int
-) -> dict[str, Any]:
-    """What `evaluation.json` holds: figures with intervals over documents, and how they were made."""
+) -> Generation:
+    """Figures with intervals over documents, by domain and over `all` of them, and how they were made."""
+    options: dict[str, Any] = {"confidence": confidence, "num_samples": num_samples, "seed": seed}
     tables = continuation_figures(written, references)
-    summary: dict[str, Any] = {
-        name: {
-            "documents": len(next(iter(figures.values())).statistics),
-            "figures": {
-                key: asdict(bootstrap_figure(figure, confidence=confidence, num_samples=num_samples, seed=seed))
-                for key, figure in figures.items()
-            },
-        }
+    domains = {
+        name: GeneratedDomain(
+            documents=len(next(iter(figures.values())).statistics),
+            figures={key: bootstrap_figure(figure, **options) for key, figure in figures.items()},
+        )
         for name, figures in tables.items()
     }
     signatures = {key: figure.signature for table in tables.values() for key, figure in table.items()}
-    return {
-        "teacher": references.teacher_is,
-        "signatures": {key: signature for key, signature in signatures.items() if signature is not None},
-        "domains": summary,
-    }
+    prompts = next(iter(references.prompts.values()))
+    return Generation(
+        prompt_tokens=prompts.tokens.shape[1],
+        new_tokens=prompts.truth.shape[1],
+        teacher=references.teacher_is,
+        signatures={key: signature for key, signature in signatures.items() if signature is not None},
+        domains=domains,
+    )
 
 
 def compare_continuations(

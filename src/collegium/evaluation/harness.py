@@ -12,10 +12,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from collegium.base.errors import DataError, RecipeError, one_line, pass_on_full_disk
+from collegium.report.samples import HarnessScores
 
 
-KEPT = ("results", "groups", "versions", "n-shot", "n-samples", "higher_is_better")
-"""Parts of what lm-eval returns that are written down; the others describe this machine."""
+DETAILS = ("groups", "versions", "n-shot", "n-samples", "higher_is_better")
+"""Parts of what lm-eval returns that are written down beside results; the others describe this machine."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def require_harness(asked: HarnessTasks) -> None:
 
 def evaluate_with_harness(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, asked: HarnessTasks, *, device: torch.device
-) -> dict[str, Any]:
+) -> HarnessScores:
     """Scores of a model on tasks of lm-eval, with the versions of tasks and of lm-eval itself.
 
     Args:
@@ -81,8 +82,12 @@ def evaluate_with_harness(
             f"--lm-eval {','.join(asked.tasks)}: {type(error).__name__}: {one_line(error)}; the data of most "
             "tasks is fetched from the hub, once"
         ) from error
-    kept = {name: found[name] for name in KEPT if found.get(name)}
-    return {"lm_eval_version": lm_eval.__version__, "asked": asdict(asked), **kept}
+    return HarnessScores(
+        lm_eval_version=lm_eval.__version__,
+        asked={**asdict(asked), "tasks": list(asked.tasks)},
+        results=found["results"],
+        details={name: found[name] for name in DETAILS if found.get(name)},
+    )
 
 
 def _task_manager(lm_eval: Any, asked: HarnessTasks) -> Any:

@@ -26,14 +26,13 @@ from collegium.losses.divergences import entropy, forward_kl
 from collegium.losses.fusion import Fusion, mixture_logprobs
 from collegium.losses.precision import full_precision
 from collegium.losses.teacher_weights import uniform_weights
+from collegium.report import metric_names as names
 from collegium.signals.contracts import Batch, Capability, Positions, Teacher, TeacherStats, predicted_positions
 from collegium.signals.signals import Head, TeacherSignal, TopKSignal
 
 
 CONFIDENCE_BINS = 15
 """Of equal width, as in arXiv:1706.04599."""
-
-_GAPS, _COUNTS = "confidence_gaps", "confidence_counts"
 
 Trunk = Callable[[Batch], Tensor]
 """Runs a model below its head: a batch to hidden states [B S D]."""
@@ -196,10 +195,10 @@ class HeldOut:
     def measure_student(self, trunk: Trunk, head: Head, *, own: "Rule | None" = None) -> dict[str, DocumentSums]:
         """NLL, token accuracy, calibration, KL to each teacher and to fused targets, and top-1 agreement.
 
-        `kl/common` and `agreement` are with the uniform mixture of all teachers, whatever the student was
-        trained on: the only KL by which students may be ranked. `kl/own` is the KL to the target of the
-        student's own rule, and `entropy/own` that target's entropy: where rules differ, so do their targets,
-        and a target that is easy to match makes no better student. All are at temperature 1.
+        KL and agreement with the `common` target are with the uniform mixture of all teachers, whatever the
+        student was trained on: the only KL by which students may be ranked. KL and entropy of its `own` target
+        are of the student's own rule: where rules differ, so do their targets, and a target that is easy to
+        match makes no better student. All are at temperature 1.
 
         Args:
             trunk: The student below its head.
@@ -209,9 +208,9 @@ class HeldOut:
         return {name: _student_of(domain, trunk, head, own) for name, domain in self.domains.items()}
 
     def measure_targets(self, rules: Mapping[str, "Rule"]) -> dict[str, DocumentSums]:
-        """NLL and entropy of each teacher (`teacher/NAME/...`), NLL of each fusion rule (`rule/NAME/nll`)."""
-        names = [teacher.name for teacher in self.teachers]
-        return {name: _targets_of(domain, names, rules) for name, domain in self.domains.items()}
+        """NLL and entropy of each teacher, NLL of each fusion rule, by the names of `metric_names`."""
+        teachers = [teacher.name for teacher in self.teachers]
+        return {name: _targets_of(domain, teachers, rules) for name, domain in self.domains.items()}
 
 
 @dataclass(frozen=True)
@@ -238,23 +237,24 @@ class OwnTarget:
 
 
 def _student_of(domain: HeldOutDomain, trunk: Trunk, head: Head, own: Rule | None) -> DocumentSums:
-    names = [teacher.name for teacher in domain.teachers]
+    teachers = [teacher.name for teacher in domain.teachers]
 
     def figures() -> Iterator[tuple[HeldOutBatch, dict[str, Tensor]]]:
         for held_out in domain.batches():
             hidden = held_out.positions.select(trunk(held_out.batch))  # [N D]
             target = None if own is None else OwnTarget.of(own, held_out)
             parts = [
-                _student_chunk(held_out, hidden[rows], head, rows, names, target)
+                _student_chunk(held_out, hidden[rows], head, rows, teachers, target)
                 for rows in chunks(len(hidden), domain.chunk_size)
             ]
             yield held_out, _concatenate(parts)
 
     with torch.no_grad():
         sums = domain.sum_by_document(figures())
-    absent = domain.absent_teachers
-    kept = {key: total for key, total in sums.sums.items() if key.removeprefix("kl/") not in absent}
-    gaps, counts = kept.pop(_GAPS, None), kept.pop(_COUNTS, None)
+    absent = {names.of_teacher(name, names.KL) for name in domain.absent_teachers}
+    kept = {key: total for key, total in sums.sums.items() if key not in absent}
+    gaps = kept.pop(names.CONFIDENCE_GAPS, None)
+    counts = kept.pop(names.CONFIDENCE_COUNTS, None)
     return replace(sums, confidence_gaps=gaps, confidence_counts=counts, sums=kept)
 
 
@@ -263,7 +263,7 @@ def _student_chunk(
     hidden: Tensor,
     head: Head,
     rows: slice,
-    names: Sequence[str],
+    teachers: Sequence[str],
     own: OwnTarget | None,
 ) -> dict[str, Tensor]:
     labels = held_out.positions.labels[rows]
@@ -271,68 +271,69 @@ def _student_chunk(
     top, best = logprobs.max(-1)
     right = (best == labels).float()
     values = {
-        "nll": _nll(logprobs, labels),
-        "accuracy": right,
-        _GAPS: confidence_gaps(top.exp(), right, CONFIDENCE_BINS),
-        _COUNTS: confidence_bins(top.exp(), torch.ones_like(top), CONFIDENCE_BINS),
+        names.NLL: _nll(logprobs, labels),
+        names.ACCURACY: right,
+        names.CONFIDENCE_GAPS: confidence_gaps(top.exp(), right, CONFIDENCE_BINS),
+        names.CONFIDENCE_COUNTS: confidence_bins(top.exp(), torch.ones_like(top), CONFIDENCE_BINS),
     }
     if held_out.stats is None:
         return values
     valid = held_out.stats.valid[rows]
 
-    def teachers() -> Iterator[Tensor]:
-        for m, (name, signal) in enumerate(zip(names, held_out.signals, strict=True)):
+    def distributions() -> Iterator[Tensor]:
+        for m, (name, signal) in enumerate(zip(teachers, held_out.signals, strict=True)):
             teacher = target_logprobs(signal, rows, valid[:, m], student_logprobs=logprobs)
             kl = forward_kl(logprobs, teacher)
             if (
                 isinstance(signal, TopKSignal) and signal.drawn
             ):  # on average, with the entropy of what is drawn from
                 kl = -(teacher.exp() * logprobs).sum(-1) - signal.entropy[rows].to(logprobs.dtype)
-            values[f"kl/{name}"] = torch.where(valid[:, m], kl, 0.0)
+            values[names.of_teacher(name, names.KL)] = torch.where(valid[:, m], kl, 0.0)
             yield teacher
 
     if any(isinstance(signal, TopKSignal) and signal.drawn for signal in held_out.signals):
-        for _ in teachers():  # a mixture of draws is no distribution that a student can be held to
+        for _ in distributions():  # a mixture of draws is no distribution that a student can be held to
             pass
         return values
-    said = teachers() if own is None else list(teachers())  # one at a time where they are read once
+    said = distributions() if own is None else list(distributions())  # one at a time where they are read once
     common = mixture_logprobs(said, uniform_weights(valid, dtype=logprobs.dtype))
     covered = valid.any(-1)
     common = torch.where(covered[:, None], common, logprobs)
-    values["kl/common"] = forward_kl(logprobs, common)
-    values["agreement"] = (best == common.argmax(-1)).float()
+    values[names.KL_COMMON] = forward_kl(logprobs, common)
+    values[names.AGREEMENT] = (best == common.argmax(-1)).float()
     if own is not None:
         target = torch.where(covered[:, None], own.rule.fusion(said, own.weights[rows]), logprobs)
-        values |= {"kl/own": forward_kl(logprobs, target), "entropy/own": entropy(target)}
+        values |= {names.KL_OWN: forward_kl(logprobs, target), names.ENTROPY_OWN: entropy(target)}
     return values
 
 
-def _targets_of(domain: HeldOutDomain, names: Sequence[str], rules: Mapping[str, Rule]) -> DocumentSums:
+def _targets_of(domain: HeldOutDomain, teachers: Sequence[str], rules: Mapping[str, Rule]) -> DocumentSums:
     def figures() -> Iterator[tuple[HeldOutBatch, dict[str, Tensor]]]:
         for held_out in domain.batches():
             stats = held_out.stats
             assert stats is not None, "targets are measured with teachers"
-            values = teachers_alone(names, stats)
+            values = teachers_alone(teachers, stats)
             for name, rule in rules.items():
                 weights = covered_weights(rule.weighting(stats, held_out.positions))
-                values[f"rule/{name}/nll"] = rule_nll(rule.fusion, weights, held_out, domain.chunk_size)
+                values[names.rule_nll(name)] = rule_nll(rule.fusion, weights, held_out, domain.chunk_size)
             yield held_out, values
 
     with torch.no_grad():
         return domain.sum_by_document(figures())
 
 
-def teachers_alone(names: Sequence[str], stats: TeacherStats) -> dict[str, Tensor]:
+def teachers_alone(teachers: Sequence[str], stats: TeacherStats) -> dict[str, Tensor]:
     """Figures of each teacher. Where one is absent, the mean of the others, so that it neither gains nor loses."""
     values: dict[str, Tensor] = {}
-    for part, figure in {"nll": stats.cross_entropy, "weight_nll": stats.weight_cross_entropy}.items():
+    for part, figure in {names.NLL: stats.cross_entropy, names.WEIGHT_NLL: stats.weight_cross_entropy}.items():
         present = stats.valid.any(-1, keepdim=True)
         mean = (figure * stats.valid).sum(-1, keepdim=True) / stats.valid.sum(-1, keepdim=True).clamp_min(1)
         figure = torch.where(stats.valid | ~present, figure, mean)
-        values |= {f"teacher/{name}/{part}": figure[:, m] for m, name in enumerate(names)}
-    for m, name in enumerate(names):  # as calibrated as can be where it is absent
-        own = values[f"teacher/{name}/weight_nll"]
-        values[f"teacher/{name}/entropy"] = torch.where(stats.valid[:, m], stats.entropy[:, m], own)
+        values |= {names.of_teacher(name, part): figure[:, m] for m, name in enumerate(teachers)}
+    for m, name in enumerate(teachers):  # as calibrated as can be where it is absent
+        own = values[names.of_teacher(name, names.WEIGHT_NLL)]
+        entropies = torch.where(stats.valid[:, m], stats.entropy[:, m], own)
+        values[names.of_teacher(name, names.ENTROPY)] = entropies
     return values
 
 

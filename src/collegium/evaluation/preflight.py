@@ -13,7 +13,6 @@ from torch import Tensor
 
 from collegium.alignment.verdict import Comparison
 from collegium.evaluation.language_modeling import HeldOut, Rule
-from collegium.evaluation.resampling import Difference
 from collegium.evaluation.statistics import holm
 from collegium.evaluation.stratified import stratified_difference
 from collegium.evaluation.target_figures import TargetFigures, measure_target_figures
@@ -21,6 +20,8 @@ from collegium.losses.calibration import FittedTemperature
 from collegium.losses.fusion import geometric_logprobs
 from collegium.losses.joint_weighting import JointWeighting
 from collegium.losses.weighting import Weighting
+from collegium.report import metric_names as metrics
+from collegium.report.interval import Difference
 from collegium.signals.contracts import Positions, TeacherStats
 
 
@@ -128,24 +129,24 @@ def run_preflight(
     stretches = stretches_of(chosen)
     found = measure_target_figures(held_out, rules, chosen, stretches=stretches)
     names = [teacher.name for teacher in held_out.teachers]
-    teachers = {name: _means(found, f"teacher/{name}/nll") for name in names}
+    teachers = {name: _means(found, metrics.of_teacher(name, metrics.NLL)) for name in names}
     oracle = {domain: min(teachers[name][domain] for name in names) for domain in found}
-    best = min(names, key=lambda name: teachers[name]["mean"])
+    best_nll = metrics.of_teacher(min(names, key=lambda name: teachers[name]["mean"]), metrics.NLL)
     return Preflight(
         teachers=teachers,
-        rules={name: _means(found, f"rule/{name}/nll") for name in rules},
+        rules={name: _means(found, metrics.rule_nll(name)) for name in rules},
         oracle=_with_mean(oracle),
-        oracle_document=_means(found, "oracle/document"),
-        oracle_token=_means(found, "oracle/token"),
+        oracle_document=_means(found, metrics.ORACLE_DOCUMENT),
+        oracle_token=_means(found, metrics.ORACLE_TOKEN),
         calibration_gap={name: _gap(found, name) for name in names},
         ece={name: row for name in names if (row := _calibration_error(found, name)) is not None},
         certainty={stretch: _certainty(found, stretch) for stretch in stretches},
-        conflict=_means(found, "conflict"),
+        conflict=_means(found, metrics.CONFLICT),
         conflict_95=_with_mean({domain: figures.conflict_quantile(0.95) for domain, figures in found.items()}),
         pairs=_pairs(found, names),
-        weights={name: _means(found, f"teacher/{name}/weight") for name in names},
-        effective_teachers=_means(found, "effective_teachers"),
-        gains={name: _difference(found, f"teacher/{best}/nll", f"rule/{name}/nll", resampling) for name in rules},
+        weights={name: _means(found, metrics.of_teacher(name, metrics.WEIGHT)) for name in names},
+        effective_teachers=_means(found, metrics.EFFECTIVE_TEACHERS),
+        gains={name: _difference(found, best_nll, metrics.rule_nll(name), resampling) for name in rules},
         better=_better(found, [name for name in rules if name != "recipe"], resampling),
         temperatures={
             name: {key: fit for key, fit in fits.items() if fit.positions}  # not those read from a cache of lists
@@ -178,36 +179,38 @@ def _with_mean(row: Mapping[str, float]) -> Row:
 
 
 def _gap(found: Mapping[str, TargetFigures], name: str) -> Row:
-    losses, entropies = (_means(found, f"teacher/{name}/{key}") for key in ("weight_nll", "entropy"))
+    losses = _means(found, metrics.of_teacher(name, metrics.WEIGHT_NLL))
+    entropies = _means(found, metrics.of_teacher(name, metrics.ENTROPY))
     return {domain: losses[domain] - entropies[domain] for domain in losses}
 
 
 def _calibration_error(found: Mapping[str, TargetFigures], name: str) -> Row | None:
     """arXiv:1706.04599, equation 3, in bins of equal width; None for lists of draws."""
-    key, row = f"teacher/{name}/confidence_gaps", {}
+    key = metrics.of_teacher(name, metrics.CONFIDENCE_GAPS)
+    row = {}
     for domain, figures in found.items():
         sums = figures.sums.sums
         if key not in sums:
             return None
-        heard = float(sums[f"teacher/{name}/heard"].sum())
+        heard = float(sums[metrics.of_teacher(name, metrics.HEARD)].sum())
         row[domain] = float(sums[key].sum(0).abs().sum()) / heard if heard else math.nan
     return _with_mean(row)
 
 
 def _certainty(found: Mapping[str, TargetFigures], stretch: str) -> Certainty:
-    count = f"certain/{stretch}/count"
-    rows = (
-        _with_mean({domain: figures.ratio(f"certain/{stretch}/{key}", count) for domain, figures in found.items()})
-        for key in ("right", "chance")
-    )
-    return Certainty(*rows)
+    def share(part: str) -> Row:
+        above = metrics.certainty(stretch, part)
+        count = metrics.certainty(stretch, "count")
+        return _with_mean({domain: figures.ratio(above, count) for domain, figures in found.items()})
+
+    return Certainty(right=share("right"), chance=share("chance"))
 
 
 def _pairs(found: Mapping[str, TargetFigures], names: Sequence[str]) -> dict[str, dict[str, float]]:
     domains = []
     for figures in found.values():
         sums = figures.sums.sums
-        domains.append((sums["pairs"].sum(0) / sums["pair_counts"].sum(0)).tolist())
+        domains.append((sums[metrics.PAIRS].sum(0) / sums[metrics.PAIR_COUNTS].sum(0)).tolist())
 
     def mean(i: int, j: int) -> float:
         return _with_mean({str(number): matrix[i][j] for number, matrix in enumerate(domains)})["mean"]
@@ -218,7 +221,8 @@ def _pairs(found: Mapping[str, TargetFigures], names: Sequence[str]) -> dict[str
 def _better(
     found: Mapping[str, TargetFigures], names: Sequence[str], resampling: Resampling
 ) -> dict[str, Difference]:
-    differences = [_difference(found, "rule/recipe/nll", f"rule/{name}/nll", resampling) for name in names]
+    own = metrics.rule_nll("recipe")
+    differences = [_difference(found, own, metrics.rule_nll(name), resampling) for name in names]
     adjusted = holm([difference.p_value for difference in differences])
     return {
         name: Difference(d.value, d.low, d.high, float(p))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from collegium.base.terminal import duration, size
 from collegium.evaluation.cost import RunCost
 from collegium.evaluation.preflight import Preflight
-from collegium.evaluation.resampling import Difference
+from collegium.report.interval import Difference
 
 
 OVERCONFIDENT = 0.5

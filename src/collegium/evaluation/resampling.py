@@ -20,33 +20,6 @@ Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Interval:
-    """A figure and its confidence interval.
-
-    Attributes:
-        value: The figure on all documents.
-        low: Lower end; NaN if there was only one document, whose spread is unknown.
-        high: Upper end; NaN likewise.
-    """
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Difference(Interval):
-    """How far a figure is above a baseline's.
-
-    Attributes:
-        p_value: Two-sided; below 1 - confidence exactly where the interval leaves out 0, up to the
-            resolution of the resamples. NaN if there was only one document.
-    """
-
-    p_value: float
-
-
-@dataclass(frozen=True)
 class CorpusFigure:
     """A figure of a corpus that follows from sums over its documents, but is no ratio of two of them.
 

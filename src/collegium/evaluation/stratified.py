@@ -10,9 +10,7 @@ from numpy.typing import ArrayLike
 
 from collegium.evaluation.resampling import (
     CorpusFigure,
-    Difference,
     Floats,
-    Interval,
     check_pair,
     check_resampling,
     difference,
@@ -21,6 +19,7 @@ from collegium.evaluation.resampling import (
     resampled_ratios,
     resampled_scores,
 )
+from collegium.report.interval import Difference, Interval
 
 
 def stratified_difference(

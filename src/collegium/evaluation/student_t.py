@@ -8,7 +8,8 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
-from collegium.evaluation.resampling import Difference, check_confidence
+from collegium.evaluation.resampling import check_confidence
+from collegium.report.interval import Difference
 
 
 def paired_t_test(differences: ArrayLike, *, confidence: float) -> Difference:

@@ -1,74 +1,123 @@
-"""Sums per document, made into figures with intervals: what `evaluation.json` holds."""
+"""Sums per document, made into figures with intervals."""
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 
 from collegium.evaluation.language_modeling import DocumentSums
-from collegium.evaluation.resampling import CorpusFigure, Difference, Interval
+from collegium.evaluation.resampling import CorpusFigure
 from collegium.evaluation.statistics import bootstrap_figure, bootstrap_ratio, paired_bootstrap_difference
+from collegium.report import metric_names as names
+from collegium.report.figures import (
+    ConfidenceBins,
+    DomainFigures,
+    FusionFigures,
+    PairedDifferences,
+    StudentFigures,
+    StudentMeasured,
+    TeachersMeasured,
+)
+from collegium.report.interval import Difference, Interval
+
+
+ALL = "all"
+"""All documents together, beside the domains; no domain is called so."""
 
 
 def summarize(
     tables: Mapping[str, DocumentSums], *, confidence: float, num_samples: int, seed: int
-) -> dict[str, Any]:
-    """Figures of one model: per domain with intervals, and their plain mean over domains.
+) -> StudentMeasured:
+    """Figures of a student: per domain with intervals, and their plain means over domains.
 
-    `nll` and `kl/...` are nats per token; `perplexity` is the exponential of the domain's nll. `ece` is of a
-    student's most probable token, in 15 bins of confidence.
+    Perplexities are exponentials of the losses beside them. The calibration error is of the student's most
+    probable token, in 15 bins of confidence.
     """
     options = {"confidence": confidence, "num_samples": num_samples, "seed": seed}
-    domains = {name: _domain(table, options) for name, table in tables.items()}
+    figures = {name: _student_intervals(table, options) for name, table in tables.items()}
+    mean = _means(figures)
+    if names.NLL in mean:
+        mean[names.PERPLEXITY] = math.exp(mean[names.NLL])
+    domains = {
+        name: DomainFigures(
+            documents=int((table.tokens > 0).sum()),
+            tokens=int(table.tokens.sum()),
+            bytes=int(table.num_bytes.sum()),
+            figures=StudentFigures.of(figures[name]),
+            confidence_bins=_confidence_bins(table),
+        )
+        for name, table in tables.items()
+    }
+    return StudentMeasured(domains, StudentFigures.of(mean))
+
+
+def summarize_teachers(
+    tables: Mapping[str, DocumentSums], *, confidence: float, num_samples: int, seed: int
+) -> TeachersMeasured:
+    """Figures of the teachers, alone and fused, likewise."""
+    options = {"confidence": confidence, "num_samples": num_samples, "seed": seed}
+    figures = {name: _intervals(table, options) for name, table in tables.items()}
+    domains = {
+        name: DomainFigures(
+            documents=int((table.tokens > 0).sum()),
+            tokens=int(table.tokens.sum()),
+            bytes=int(table.num_bytes.sum()),
+            figures=FusionFigures.of(figures[name]),
+        )
+        for name, table in tables.items()
+    }
+    return TeachersMeasured(domains, FusionFigures.of(_means(figures)))
+
+
+def _means(figures: Mapping[str, Mapping[str, Interval]]) -> dict[str, float]:
+    """Plain means over the domains that have a figure: a teacher may say nothing about some."""
     mean = {}
-    for name in dict.fromkeys(name for domain in domains.values() for name in domain["figures"]):
-        values = [d["figures"][name]["value"] for d in domains.values() if name in d["figures"]]
-        if name != "perplexity":  # not of the domains that a teacher says nothing about
-            mean[name] = sum(values) / len(values)
-    if "nll" in mean:
-        mean["perplexity"] = math.exp(mean["nll"])
-    return {"confidence": confidence, "domains": domains, "mean": mean}
+    for metric in dict.fromkeys(metric for domain in figures.values() for metric in domain):
+        values = [domain[metric].value for domain in figures.values() if metric in domain]
+        mean[metric] = sum(values) / len(values)
+    return mean
 
 
-def _domain(table: DocumentSums, options: Mapping[str, Any]) -> dict[str, Any]:
+def _intervals(table: DocumentSums, options: Mapping[str, Any]) -> dict[str, Interval]:
     tokens = table.tokens.numpy()
     has_tokens = tokens > 0  # a document of one token predicts nothing
-    figures = {
+    return {
         name: bootstrap_ratio(sums.numpy()[has_tokens], tokens[has_tokens], **options)
         for name, sums in table.sums.items()
     }
-    if "nll" in figures:
-        nll = figures["nll"]
-        figures["perplexity"] = Interval(math.exp(nll.value), math.exp(nll.low), math.exp(nll.high))
+
+
+def _student_intervals(table: DocumentSums, options: Mapping[str, Any]) -> dict[str, Interval]:
+    figures = _intervals(table, options)
+    if (nll := figures.get(names.NLL)) is not None:
+        figures[names.PERPLEXITY] = Interval(math.exp(nll.value), math.exp(nll.low), math.exp(nll.high))
         num_bytes = table.num_bytes.numpy()
-        has_bytes = has_tokens & (num_bytes > 0)
-        bits = table.sums["nll"].numpy()[has_bytes] / math.log(2)
-        figures["bits_per_byte"] = bootstrap_ratio(bits, num_bytes[has_bytes], **options)
+        has_bytes = (table.tokens.numpy() > 0) & (num_bytes > 0)
+        bits = table.sums[names.NLL].numpy()[has_bytes] / math.log(2)
+        figures[names.BITS_PER_BYTE] = bootstrap_ratio(bits, num_bytes[has_bytes], **options)
     if table.confidence_gaps is not None:
-        figures["ece"] = bootstrap_figure(calibration_error(table), **options)
-    domain: dict[str, Any] = {
-        "documents": int(has_tokens.sum()),
-        "tokens": int(tokens.sum()),
-        "bytes": int(table.num_bytes.sum()),
-        "figures": {name: asdict(interval) for name, interval in figures.items()},
-    }
-    if table.confidence_gaps is not None and table.confidence_counts is not None:
-        gaps, counts = table.confidence_gaps.sum(0), table.confidence_counts.sum(0)
-        domain["confidence_bins"] = {"tokens": counts.int().tolist(), "gaps": _rounded(gaps / counts.clamp_min(1))}
-    return domain
+        figures[names.ECE] = bootstrap_figure(calibration_error(table), **options)
+    return figures
 
 
-def _rounded(values: torch.Tensor) -> list[float]:
-    return [round(float(value), 5) for value in values]
+def _confidence_bins(table: DocumentSums) -> ConfidenceBins | None:
+    if table.confidence_gaps is None or table.confidence_counts is None:
+        return None
+    gaps = table.confidence_gaps.sum(0)
+    counts = table.confidence_counts.sum(0)
+    return ConfidenceBins(tuple(counts.int().tolist()), _rounded(gaps / counts.clamp_min(1)))
+
+
+def _rounded(values: torch.Tensor) -> tuple[float, ...]:
+    return tuple(round(float(value), 5) for value in values)
 
 
 def calibration_error(table: DocumentSums) -> CorpusFigure:
     """Expected calibration error of a student's most probable token (arXiv:1706.04599, equation 3).
 
-    Over documents that are drawn anew the bins scatter more, and the error is a sum of absolute values: so
+    Over documents that are resampled the bins scatter more, and the error is a sum of absolute values: so
     the interval lies higher than it should where the error is near 0.
     """
     assert table.confidence_gaps is not None, "of students"
@@ -81,19 +130,25 @@ def compare(
     tables: Mapping[str, DocumentSums],
     baseline: Mapping[str, DocumentSums],
     *,
-    figure: str = "nll",
+    figure: str = names.NLL,
     confidence: float,
     num_samples: int,
     seed: int,
 ) -> dict[str, Difference]:
-    """Difference of one figure between two systems on the same documents, per domain and over all."""
-    ours, theirs = _columns(tables, figure), _columns(baseline, figure)
+    """Difference of one figure between two systems on the same documents, per domain and over `all`."""
+    ours = _columns(tables, figure)
+    theirs = _columns(baseline, figure)
     return {
         name: paired_bootstrap_difference(
             *ours[name], *theirs[name], confidence=confidence, num_samples=num_samples, seed=seed
         )
         for name in ours
     }
+
+
+def paired_differences(found: Mapping[str, Difference]) -> PairedDifferences:
+    """The result of `compare` as `evaluation.json` holds it."""
+    return PairedDifferences(found[ALL], {name: gap for name, gap in found.items() if name != ALL})
 
 
 def _columns(tables: Mapping[str, DocumentSums], figure: str) -> dict[str, tuple[Any, Any]]:
@@ -103,4 +158,4 @@ def _columns(tables: Mapping[str, DocumentSums], figure: str) -> dict[str, tuple
         has_tokens = table.tokens > 0
         columns[name] = (table.sums[figure][has_tokens].numpy(), table.tokens[has_tokens].numpy())
     parts = list(columns.values())
-    return {**columns, "all": (np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts]))}
+    return {**columns, ALL: (np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts]))}

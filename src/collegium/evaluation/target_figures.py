@@ -29,6 +29,7 @@ from collegium.losses.chunks import chunks
 from collegium.losses.divergences import entropy
 from collegium.losses.fusion import mixture_logprobs
 from collegium.losses.stretches import Stretches
+from collegium.report import metric_names as names
 from collegium.signals.contracts import Positions, TeacherStats
 from collegium.signals.signals import TopKSignal
 
@@ -38,10 +39,9 @@ class TargetFigures:
     """Figures of one domain.
 
     Attributes:
-        sums: Per document: `teacher/NAME/nll`, `weight_nll`, `entropy`, `weight`, `confidence_gaps` and `heard`
-            (positions where it says something); `rule/NAME/nll`; `oracle/document` and `oracle/token`;
-            `certain/STRETCH/right`, `chance` and `count`; `effective_teachers`, `conflict`, `pairs` and
-            `pair_counts`.
+        sums: Per document, by the names of `metric_names`: of each teacher its losses, entropy, weight, gaps of
+            confidence and the positions where it is heard; the loss of each rule; the oracles; of each stretch
+            how often certain teachers are right; conflict, effective teachers, and pairs with their counts.
         conflicts: Of every position, [N].
     """
 
@@ -96,26 +96,26 @@ def _figures_of(
     with_pairs: bool,
 ) -> TargetFigures:
     conflicts = []
-    names = [teacher.name for teacher in domain.teachers]
+    teachers = [teacher.name for teacher in domain.teachers]
 
     def figures() -> Iterator[tuple[HeldOutBatch, dict[str, Tensor]]]:
         for held_out in domain.batches():
             stats = held_out.stats
             assert stats is not None, "targets are measured with teachers"
-            values = teachers_alone(names, stats)
-            losses = torch.stack([values[f"teacher/{name}/nll"] for name in names], -1)
+            values = teachers_alone(teachers, stats)
+            losses = torch.stack([values[names.of_teacher(name, names.NLL)] for name in teachers], -1)
             values |= oracles(losses, held_out.positions)
             for name, rule in rules.items():
                 weights = covered_weights(rule.weighting(stats, held_out.positions))
-                values[f"rule/{name}/nll"] = rule_nll(rule.fusion, weights, held_out, domain.chunk_size)
+                values[names.rule_nll(name)] = rule_nll(rule.fusion, weights, held_out, domain.chunk_size)
             for stretch in stretches:
                 found = certain_is_right(stats, held_out.positions, stretch)
-                values |= {f"certain/{stretch}/{key}": figure for key, figure in found.items()}
+                values |= {names.certainty(stretch, key): figure for key, figure in found.items()}
             weights = covered_weights(chosen.weighting(stats, held_out.positions))
-            values |= {f"teacher/{name}/weight": weights[:, m] for m, name in enumerate(names)}
-            values["effective_teachers"] = effective_teachers(weights)
-            values |= _compared(held_out, stats, weights, names, domain.chunk_size, with_pairs)
-            conflicts.append(values["conflict"].float().cpu())
+            values |= {names.of_teacher(name, names.WEIGHT): weights[:, m] for m, name in enumerate(teachers)}
+            values[names.EFFECTIVE_TEACHERS] = effective_teachers(weights)
+            values |= _compared(held_out, stats, weights, teachers, domain.chunk_size, with_pairs)
+            conflicts.append(values[names.CONFLICT].float().cpu())
             yield held_out, values
 
     return TargetFigures(domain.sum_by_document(figures()), torch.cat(conflicts))
@@ -124,13 +124,13 @@ def _figures_of(
 def oracles(losses: Float[Tensor, "N M"], positions: Positions) -> dict[str, Float[Tensor, " N"]]:
     """Losses of choices that read the labels, and that no rule can make beforehand.
 
-    `oracle/document` takes the teacher with the least loss on the whole of each document (its part in the
-    block); `oracle/token` the one with the least at each token, which is a lower bound for every mixture:
+    That of the document takes the teacher with the least loss on the whole of each document (its part in the
+    block); that of the token the one with the least at each token, which is a lower bound for every mixture:
     sum_m w_m p_m(y) <= max_m p_m(y).
     """
     rows = slice(0, len(positions))
     best = Stretches(positions, "sequence").sums(losses.double(), rows).argmin(-1, keepdim=True)
-    return {"oracle/document": losses.gather(-1, best).squeeze(-1), "oracle/token": losses.amin(-1)}
+    return {names.ORACLE_DOCUMENT: losses.gather(-1, best).squeeze(-1), names.ORACLE_TOKEN: losses.amin(-1)}
 
 
 def certain_is_right(stats: TeacherStats, positions: Positions, stretch: str) -> dict[str, Float[Tensor, " N"]]:
@@ -174,7 +174,7 @@ def _compared(
     held_out: HeldOutBatch,
     stats: TeacherStats,
     weights: Tensor,
-    names: Sequence[str],
+    teachers: Sequence[str],
     chunk_size: int,
     with_pairs: bool,
 ) -> dict[str, Tensor]:
@@ -182,14 +182,14 @@ def _compared(
     parts = []
     for rows in chunks(len(weights), chunk_size):
         logprobs = list(teacher_logprobs(held_out, rows))
-        part = _calibration(held_out, stats, names, logprobs, rows)
+        part = _calibration(held_out, stats, teachers, logprobs, rows)
         own = torch.stack([entropy(p) for p in logprobs], -1)  # [n M]
         mixed = mixture_logprobs(logprobs, weights[rows])
-        part["conflict"] = entropy(mixed) - (weights[rows] * own).sum(-1)
+        part[names.CONFLICT] = entropy(mixed) - (weights[rows] * own).sum(-1)
         if with_pairs:
             both = stats.valid[rows].unsqueeze(-1) & stats.valid[rows].unsqueeze(-2)
-            part["pairs"] = jensen_shannon(logprobs) * both
-            part["pair_counts"] = both.double()
+            part[names.PAIRS] = jensen_shannon(logprobs) * both
+            part[names.PAIR_COUNTS] = both.double()
         parts.append(part)
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
@@ -197,18 +197,18 @@ def _compared(
 def _calibration(
     held_out: HeldOutBatch,
     stats: TeacherStats,
-    names: Sequence[str],
+    teachers: Sequence[str],
     logprobs: Sequence[Tensor],
     rows: slice,
 ) -> dict[str, Tensor]:
     """Bins of confidence of each teacher; drawn lists know no most probable token."""
     labels = held_out.positions.labels[rows]
     part = {}
-    for m, (name, signal) in enumerate(zip(names, held_out.signals, strict=True)):
+    for m, (name, signal) in enumerate(zip(teachers, held_out.signals, strict=True)):
         heard = stats.valid[rows, m]
-        part[f"teacher/{name}/heard"] = heard.double()
+        part[names.of_teacher(name, names.HEARD)] = heard.double()
         if not (isinstance(signal, TopKSignal) and signal.drawn):
             top, best = logprobs[m].max(-1)
             gaps = confidence_gaps(top.exp(), (best == labels).to(top.dtype), CONFIDENCE_BINS)
-            part[f"teacher/{name}/confidence_gaps"] = gaps * heard.unsqueeze(-1)
+            part[names.of_teacher(name, names.CONFIDENCE_GAPS)] = gaps * heard.unsqueeze(-1)
     return part

@@ -15,16 +15,18 @@ one has a chance. The prompts are those of training; nothing is shown before the
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from collegium.data.tasks.items import Task, TaskItem, with_distractors
 from collegium.evaluation.answers import AnswerSheet
-from collegium.evaluation.resampling import CorpusFigure, Difference
+from collegium.evaluation.resampling import CorpusFigure
 from collegium.evaluation.statistics import bootstrap_figure, paired_figure_difference
 from collegium.evaluation.task_figures import answer_f1, entity_f1, entity_token_f1, exact_match, f1, mean, rouge_l
+from collegium.report.interval import Difference, Interval
+from collegium.report.samples import TaskScores
 
 
 Figures = dict[str, CorpusFigure]
@@ -155,27 +157,26 @@ def summarize_tasks(
     confidence: float,
     num_samples: int,
     seed: int,
-) -> dict[str, Any]:
-    """What `evaluation.json` holds of a model and of its teachers, by task; all on the same items."""
+) -> dict[str, TaskScores]:
+    """Scores of a model and of its teachers, by task; all on the same items."""
     options: dict[str, Any] = {"confidence": confidence, "num_samples": num_samples, "seed": seed}
 
-    def intervals(figures: Figures) -> dict[str, Any]:
-        return {name: asdict(bootstrap_figure(figure, **options)) for name, figure in figures.items()}
+    def intervals(figures: Figures) -> dict[str, Interval]:
+        return {name: bootstrap_figure(figure, **options) for name, figure in figures.items()}
 
-    summary: dict[str, Any] = {}
+    summary = {}
     for number, result in enumerate(results):
         asked = result.items
-        own = {name: intervals(answered[number].figures) for name, answered in teachers.items()}
-        summary[asked.name] = {
-            "task": asked.task,
-            "items": len(asked.items),
-            "primary": asked.primary,
-            "figures": intervals(result.figures),
-            "baselines": baselines(asked),
-            "teachers": own,
-            "per_item": result.figures[asked.primary].statistics.tolist(),
-            "sample": _sample(result),
-        }
+        summary[asked.name] = TaskScores(
+            task=asked.task,
+            items=len(asked.items),
+            primary=asked.primary,
+            figures=intervals(result.figures),
+            baselines=baselines(asked),
+            teachers={name: intervals(answered[number].figures) for name, answered in teachers.items()},
+            per_item=tuple(tuple(row) for row in result.figures[asked.primary].statistics.tolist()),
+            sample=_sample(result),
+        )
     return summary
 
 

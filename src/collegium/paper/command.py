@@ -156,7 +156,7 @@ def _results(experiment: Experiment, specification: Specification, place: Place,
         place.read,
         targets=_read(_measured_path(experiment, place, "targets")),
         made={
-            teacher: read_teacher(place.output, teacher)["mean"]
+            teacher: read_teacher(place.output, teacher)
             for teacher in made_teachers(specification, experiment.teachers)
         },
         specialists=_read(_measured_path(experiment, place, "specialists")),

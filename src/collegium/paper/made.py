@@ -22,6 +22,7 @@ from collegium.paper.specification import Specification, in_folder
 from collegium.pipeline.run import prepare, train
 from collegium.recipe.file import read_mapping, validated
 from collegium.recipe.recipe import Recipe
+from collegium.report.evaluation_file import as_content, read_evaluation
 
 
 def claim_folder(specification: Specification, folder: Path, output: Path) -> None:
@@ -162,7 +163,10 @@ def alone(output: Path) -> Iterator[None]:
 
 
 def read_teacher(output: Path, name: str) -> dict[str, Any]:
-    """Evaluation of a teacher that was made."""
-    path = output / "teachers" / name / "evaluation.json"
-    evaluation: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return evaluation
+    """Figures of a teacher that was made, plain means over domains.
+
+    Raises:
+        DataError: it was measured by another version.
+    """
+    mean: dict[str, Any] = as_content(read_evaluation(output / "teachers" / name))["mean"]
+    return mean

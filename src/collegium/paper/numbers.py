@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
-from collegium.evaluation.resampling import Interval
 from collegium.evaluation.student_t import paired_t_test
+from collegium.report.interval import Interval
 
 
 CONFIDENCE: Final = 0.95

@@ -11,7 +11,6 @@ from importlib.metadata import version
 from typing import Any
 
 from collegium.base.digest import json_digest
-from collegium.evaluation.resampling import Difference
 from collegium.evaluation.statistics import holm
 from collegium.evaluation.stratified import stratified_difference
 from collegium.evaluation.student_t import paired_t_test
@@ -20,6 +19,7 @@ from collegium.paper.numbers import BOOTSTRAP, CONFIDENCE, over_seeds, rounded, 
 from collegium.paper.run_result import TEST, VALIDATION, RunResult, averaged
 from collegium.paper.specification import Specification
 from collegium.paper.task_scores import described, task_scores
+from collegium.report.interval import Difference
 
 
 FIGURES = ("nll", "accuracy", "kl/common", "kl/expert", "kl/own", "entropy/own", "agreement")

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from collegium.evaluation.resampling import CorpusFigure, Difference, Floats
+from collegium.evaluation.resampling import CorpusFigure, Floats
 from collegium.evaluation.statistics import bootstrap_figure, holm, paired_figure_difference
 from collegium.evaluation.stratified import stratified_figure_difference, stratified_figure_ratio
 from collegium.evaluation.student_t import paired_t_test
 from collegium.paper.numbers import BOOTSTRAP, CONFIDENCE, over_seeds, rounded, rounded_fields
 from collegium.paper.run_result import RunResult
+from collegium.report.interval import Difference
 
 
 Figures = Mapping[str, CorpusFigure]

@@ -4,9 +4,7 @@ It is whole or as it was before. That it comes after `student/` does no harm: th
 finished, and a card that is missing is written by the next `collegium evaluate`.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from collegium.base.durable import write_text
 from collegium.recipe.file import dump_mapping
@@ -14,9 +12,10 @@ from collegium.recipe.recipe import Recipe
 from collegium.report.card.on_disk import CARD_NAME
 from collegium.report.card.public_recipe import public
 from collegium.report.card.render import render_card
+from collegium.report.evaluation import Evaluation
 
 
-def write_card(run_dir: Path, recipe: Recipe, evaluation: Mapping[str, Any]) -> Path:
+def write_card(run_dir: Path, recipe: Recipe, evaluation: Evaluation) -> Path:
     """Write `student/README.md` of a finished run."""
     path = run_dir / "student" / CARD_NAME
     write_text(path, render_card(evaluation, recipe_text(recipe)))

@@ -1,14 +1,14 @@
-"""What the report shows of a finished student beside its own figures, as sections of `evaluation.json`.
+"""The figures of a finished student, and what the report shows beside them.
 
 The student before training, its teachers and what they come to when fused, paired differences from each of them
-on the same documents, passages token by token, continuations side by side, and the course of the training. It
+on the same documents, passages token by token, continuations side by side, and what was logged in training. It
 costs a pass of the student before training over held-out text, one comparison of the teachers' distributions, and
 the few texts that are written.
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +17,27 @@ from transformers import PreTrainedModel
 
 from collegium.assembly.run import Run
 from collegium.assembly.samples import build_samples
+from collegium.assembly.training import describe_held_out
 from collegium.evaluation.cost import Clock, folder_bytes, peak_bytes
 from collegium.evaluation.language_modeling import DocumentSums, Rule
 from collegium.evaluation.model_figures import measure_model
-from collegium.evaluation.summary import compare, summarize
+from collegium.evaluation.summary import compare, paired_differences, summarize, summarize_teachers
 from collegium.evaluation.target_figures import measure_target_figures
 from collegium.losses.weighting import Weighting
 from collegium.models.pretrained import place
 from collegium.recipe.recipe import Recipe
+from collegium.report import metric_names as names
 from collegium.report.curves import curves_of
+from collegium.report.evaluation import ActualCost, Cost, Curve, DocumentLosses, Evaluation
+from collegium.report.figures import Differences, PairedDifferences
 from collegium.signals.metrics import read_jsonl
 
 
 PREFLIGHT = "preflight.json"
 """What a pre-flight found, in the run folder."""
+
+STUDENT = "student"
+"""The model that is measured after training."""
 
 Tables = Mapping[str, DocumentSums]
 
@@ -43,48 +50,82 @@ def initial_student(run: Run) -> PreTrainedModel:
     return placed
 
 
-def portray(run: Run, tables: Tables, students: Mapping[str, PreTrainedModel]) -> dict[str, Any]:
-    """Sections `documents`, `before`, `teachers`, `differences`, `passages` and `continuations`.
+def student_evaluation(run: Run, tables: Tables, *, model: str = STUDENT) -> Evaluation:
+    """The student's own figures with intervals, as the recipe asks for them.
 
     Args:
         run: The run.
         tables: Figures of the student on held-out text.
-        students: `student`, and before it `student before`, if that is known.
+        model: What was measured: `student`, or a model in its place.
     """
-    section = run.recipe.evaluation
-    options: dict[str, Any] = {
-        "confidence": section.confidence,
-        "num_samples": section.bootstrap_samples,
-        "seed": run.recipe.seed,
-    }
-    others: dict[str, Tables] = {}
-    found: dict[str, Any] = {"documents": _documents(tables)}
-    if (before := students.get("student before")) is not None:
-        others["student before"] = measure_model(before, run.held_out, run.vocab_size)
-        found["before"] = summarize(others["student before"], **options)
+    measured = summarize(tables, **_resampling(run.recipe))
+    return Evaluation(
+        recipe=run.recipe.fingerprint,
+        model=model,
+        held_out=describe_held_out(run, sum(domain.tokens for domain in measured.domains.values())),
+        confidence=run.recipe.evaluation.confidence,
+        domains=measured.domains,
+        mean=measured.mean,
+    )
+
+
+def beside_others(
+    evaluation: Evaluation, run: Run, tables: Tables, student: PreTrainedModel, before: PreTrainedModel | None
+) -> Evaluation:
+    """Add single documents, the student before, teachers, differences, passages and continuations.
+
+    Args:
+        evaluation: Of the student.
+        run: The run.
+        tables: Figures of the student on held-out text.
+        student: The student.
+        before: The same before training, if that is known.
+    """
+    options = _resampling(run.recipe)
+    differences = Differences()
+    measured_before = measured_teachers = None
+    if before is not None:
+        past = measure_model(before, run.held_out, run.vocab_size)
+        measured_before = summarize(past, **options)
+        differences = replace(differences, before=paired_differences(compare(tables, past, **options)))
     if run.teachers:
         rule = run.rule or Rule(Weighting("uniform"))
-        said = measure_target_figures(run.held_out, {"fused": rule}, rule, stretches=(), with_pairs=False)
-        told = {name: _per_token(figures.sums) for name, figures in said.items()}
-        found["teachers"] = summarize(told, **options)
-        others["teachers, fused"] = _renamed(told, "rule/fused/nll")
-        others |= {
-            f"teacher {teacher.name}": _renamed(told, f"teacher/{teacher.name}/nll") for teacher in run.teachers
-        }
-    found["differences"] = {
-        name: {domain: asdict(gap) for domain, gap in compare(tables, other, **options).items()}
-        for name, other in others.items()
-    }
-    return found | build_samples(run, students)
+        found = measure_target_figures(run.held_out, {names.FUSED: rule}, rule, stretches=(), with_pairs=False)
+        others = {name: _per_token(figures.sums) for name, figures in found.items()}
+        measured_teachers = summarize_teachers(others, **options)
+
+        def gaps(figure: str) -> PairedDifferences:
+            return paired_differences(compare(tables, _renamed(others, figure), **options))
+
+        differences = replace(
+            differences,
+            fused=gaps(names.rule_nll(names.FUSED)),
+            teachers={t.name: gaps(names.of_teacher(t.name, names.NLL)) for t in run.teachers},
+        )
+    samples = build_samples(run, student, before)
+    return replace(
+        evaluation,
+        documents=_documents(tables),
+        before=measured_before,
+        teachers=measured_teachers,
+        differences=differences,
+        passages=samples.passages,
+        continuations=samples.continuations,
+    )
 
 
-def course(run_dir: Path) -> dict[str, Any] | None:
-    """What was logged while the student was trained, thinned out; None if nothing was."""
-    path = run_dir / "metrics.jsonl"
-    return curves_of(read_jsonl(path)) if path.exists() else None
+def _resampling(recipe: Recipe) -> dict[str, Any]:
+    section = recipe.evaluation
+    return {"confidence": section.confidence, "num_samples": section.bootstrap_samples, "seed": recipe.seed}
 
 
-def cost_of(run: Run, run_dir: Path, clock: Clock, *, resumed: bool) -> dict[str, Any]:
+def logged_curves(run_dir: Path | None) -> dict[str, Curve]:
+    """What was logged while the student was trained, thinned out; empty if nothing was."""
+    path = None if run_dir is None else run_dir / "metrics.jsonl"
+    return {} if path is None or not path.exists() else curves_of(read_jsonl(path))
+
+
+def cost_of(run: Run, run_dir: Path, clock: Clock, *, resumed: bool) -> Cost:
     """What the run took, beside what its pre-flight said it would.
 
     Args:
@@ -96,14 +137,14 @@ def cost_of(run: Run, run_dir: Path, clock: Clock, *, resumed: bool) -> dict[str
     disk = {"text": folder_bytes(run.text.directory)}
     disk |= {name: folder_bytes(run_dir / name) for name in ("checkpoints", "student", "adapter")}
     on_gpu = torch.cuda.is_available()
-    actual = {
-        "seconds": {name: round(seconds, 2) for name, seconds in clock.seconds.items()},
-        "memory_bytes": peak_bytes(),
-        "device_memory_bytes": torch.cuda.max_memory_reserved() if on_gpu else None,
-        "disk_bytes": {name: size for name, size in disk.items() if size},
-        "resumed": resumed,
-    }
-    return {"plan": _plan(run.recipe, run_dir), "actual": actual}
+    actual = ActualCost(
+        seconds={name: round(seconds, 2) for name, seconds in clock.seconds.items()},
+        memory_bytes=peak_bytes(),
+        device_memory_bytes=torch.cuda.max_memory_reserved() if on_gpu else None,
+        disk_bytes={name: size for name, size in disk.items() if size},
+        resumed=resumed,
+    )
+    return Cost(actual, _plan(run.recipe, run_dir))
 
 
 def _plan(recipe: Recipe, run_dir: Path) -> dict[str, Any] | None:
@@ -113,13 +154,13 @@ def _plan(recipe: Recipe, run_dir: Path) -> dict[str, Any] | None:
     return told.get("estimate") if told.get("recipe") == recipe.fingerprint else None
 
 
-def _documents(tables: Tables) -> dict[str, Any]:
+def _documents(tables: Tables) -> dict[str, DocumentLosses]:
     """Tokens and loss of each held-out document, so that runs can be compared document by document."""
     return {
-        name: {
-            "tokens": [int(count) for count in table.tokens],
-            "nll": [round(float(total), 4) for total in table.sums["nll"]],
-        }
+        name: DocumentLosses(
+            tokens=tuple(int(count) for count in table.tokens),
+            nll=tuple(round(float(total), 4) for total in table.sums[names.NLL]),
+        )
         for name, table in tables.items()
     }
 
@@ -130,4 +171,4 @@ def _per_token(table: DocumentSums) -> DocumentSums:
 
 
 def _renamed(tables: Tables, figure: str) -> dict[str, DocumentSums]:
-    return {name: replace(table, sums={"nll": table.sums[figure]}) for name, table in tables.items()}
+    return {name: replace(table, sums={names.NLL: table.sums[figure]}) for name, table in tables.items()}

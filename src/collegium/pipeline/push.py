@@ -6,13 +6,11 @@ variable, and is in no message: errors are told by their status alone. An upload
 with by the same command, since the hub knows what it has already.
 """
 
-import copy
-import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,8 @@ from collegium.base.terminal import say, show_json, show_table
 from collegium.report.card.licences import obstacles
 from collegium.report.card.on_disk import CARD_NAME, is_hub_id
 from collegium.report.card.public_recipe import public_path
+from collegium.report.evaluation import Evaluation
+from collegium.report.evaluation_file import NAME, evaluation_text, read_evaluation
 
 
 NEEDED = ("config.json", CARD_NAME)
@@ -76,7 +76,8 @@ def plan_upload(
             f"REPO_ID: {repo_id!r} is no id of a repository on the hub; give OWNER/NAME in letters, digits, "
             "`-`, `_` and `.`"
         )
-    student, evaluation = run_dir / "student", _evaluation_of(run_dir)
+    evaluation = _evaluation_of(run_dir)
+    student = run_dir / "student"
     files: dict[str, Path | bytes] = {
         path.relative_to(student).as_posix(): path
         for path in sorted(student.rglob("*"))
@@ -86,7 +87,7 @@ def plan_upload(
         raise DataError(
             f"{student}: holds no {missing[0]}; run `collegium evaluate {run_dir}`, which writes the card"
         )
-    found = obstacles(evaluation["lineage"])
+    found = obstacles(evaluation.lineage or {})
     if found and not private and not accept_licences:
         raise RecipeError(
             "not made public, since the licences of what the student was made from may not allow it:\n  "
@@ -94,25 +95,21 @@ def plan_upload(
             + "\nleave out --public; or read them, name those that are missing in the recipe (`licence:`) and run "
             "`collegium evaluate`, or say --accept-licences"
         )
-    files["evaluation.json"] = json.dumps(_without_paths(evaluation), indent=1).encode()
+    files[NAME] = evaluation_text(_without_paths(evaluation)).encode()
     if (run_dir / "report.html").is_file():
         files["report.html"] = run_dir / "report.html"
     return Upload(repo_id, private, revision, files)
 
 
-def _evaluation_of(run_dir: Path) -> dict[str, Any]:
+def _evaluation_of(run_dir: Path) -> Evaluation:
     if not (run_dir / "student").is_dir():
         raise DataError(f"{run_dir}: holds no finished run (no `student` folder); `collegium train` finishes it")
-    path = run_dir / "evaluation.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    evaluation = read_evaluation(run_dir)
+    if evaluation.lineage is None:
         raise DataError(
-            f"{path}: cannot be read ({one_line(error)}); run `collegium evaluate {run_dir}`"
-        ) from None
-    if not isinstance(content, dict) or not isinstance(content.get("lineage"), dict):
-        raise DataError(f"{path}: says nothing of the student's lineage; run `collegium evaluate {run_dir}`")
-    return content
+            f"{run_dir / NAME}: says nothing of the student's lineage; run `collegium evaluate {run_dir}`"
+        )
+    return evaluation
 
 
 def _is_plain(path: Path, root: Path) -> bool:
@@ -121,15 +118,16 @@ def _is_plain(path: Path, root: Path) -> bool:
     return path.is_file() and not path.is_symlink() and not any(part.startswith(".") for part in parts)
 
 
-def _without_paths(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+def _without_paths(evaluation: Evaluation) -> Evaluation:
     """The evaluation with earlier runs' folders, and that of one's own task files, by their last name."""
-    content: dict[str, Any] = copy.deepcopy(dict(evaluation))
-    continual, asked = content.get("continual"), content.get("lm_eval", {}).get("asked", {})
+    continual = evaluation.continual
     if continual is not None:
-        continual["runs"] = [public_path(str(run)) for run in continual["runs"]]
-    if asked.get("include_path"):
-        asked["include_path"] = public_path(str(asked["include_path"]))
-    return content
+        continual = replace(continual, runs=tuple(public_path(run) for run in continual.runs))
+    scores = evaluation.lm_eval
+    if scores is not None and scores.asked.get("include_path"):
+        asked = {**scores.asked, "include_path": public_path(str(scores.asked["include_path"]))}
+        scores = replace(scores, asked=asked)
+    return replace(evaluation, continual=continual, lm_eval=scores)
 
 
 def push(upload: Upload, *, token_env: str | None = None) -> dict[str, Any]:

@@ -10,9 +10,10 @@ import numpy as np
 from collegium import __version__
 from collegium.base.durable import write_text
 from collegium.base.errors import RecipeError
-from collegium.evaluation.resampling import Difference
 from collegium.evaluation.statistics import holm, paired_bootstrap_difference
-from collegium.report.cells import UNKNOWN, Cell, Table
+from collegium.report.cells import UNKNOWN, Cell, Table, mean_cell
+from collegium.report.evaluation import DocumentLosses
+from collegium.report.interval import Difference
 from collegium.report.page import Comparison, render, summary_of_page
 from collegium.report.records import RunRecord, read_run
 
@@ -48,16 +49,16 @@ def _compared(runs: Sequence[RunRecord]) -> Comparison:
     )
     rows = []
     for run, gap, p_value in zip(runs, gaps, p_values, strict=True):
-        perplexities = [run.figure(domain, "perplexity") for domain in domains]
-        cells = [Cell(UNKNOWN if figure is None else f"{figure.value:.1f}") for figure in perplexities]
-        mean, common = run.mean("perplexity"), run.mean("kl/common")
-        cells.append(Cell(UNKNOWN if mean is None else f"{mean:.1f}"))
-        cells.append(Cell(UNKNOWN if common is None else f"{common:.3f}"))
+        measured = run.evaluation.domains
+        perplexities = [measured[domain].figures.perplexity if domain in measured else None for domain in domains]
+        cells = [Cell(UNKNOWN if figure is None else figure.shown(1)) for figure in perplexities]
+        mean = run.evaluation.mean
+        cells += [mean_cell(mean.perplexity, 1), mean_cell(mean.kl_common, 3)]
         rows.append([Cell(run.name, str(run.folder)), *cells, *_gap_cells(run is first, gap, p_value)])
     columns = ["", *domains, "mean", "KL to the common target", f"nats above {first.name}", "p (Holm)"]
     note = (
         f"Perplexity by domain. Differences are paired over the same held-out documents, with "
-        f"{first.evaluation['confidence']:.0%} intervals; p is adjusted for the number of runs."
+        f"{first.evaluation.confidence:.0%} intervals; p is adjusted for the number of runs."
     )
     return Comparison(note, Table("All runs", columns, rows))
 
@@ -68,19 +69,18 @@ def _gap_cells(is_first: bool, gap: Difference | None, p_value: float) -> Iterat
     elif gap is None:
         yield from (Cell("other held-out text"), Cell(UNKNOWN))
     else:
-        yield Cell(f"{gap.value:+.3f}", f"{gap.low:+.3f} to {gap.high:+.3f}")
+        yield Cell(gap.shown(3, sign="+"), gap.ends(3, between=" to ", sign="+"))
         yield Cell(UNKNOWN if math.isnan(p_value) else f"{p_value:.3g}")
 
 
 def _difference(run: RunRecord, first: RunRecord) -> Difference | None:
     """None where the runs were not measured on the same documents."""
-    ours, theirs = run.evaluation.get("documents"), first.evaluation.get("documents")
-    if not ours or not theirs or _tokens(ours) != _tokens(theirs):
+    ours = run.evaluation.documents
+    theirs = first.evaluation.documents
+    if not ours or _tokens(ours) != _tokens(theirs):
         return None
-    tokens = np.concatenate([np.array(ours[name]["tokens"], np.float64) for name in ours])
-    losses = [
-        np.concatenate([np.array(side[name]["nll"], np.float64) for name in ours]) for side in (ours, theirs)
-    ]
+    tokens = np.concatenate([np.array(ours[name].tokens, np.float64) for name in ours])
+    losses = [np.concatenate([np.array(side[name].nll, np.float64) for name in ours]) for side in (ours, theirs)]
     counted = tokens > 0
     section = first.recipe.evaluation
     return paired_bootstrap_difference(
@@ -94,5 +94,5 @@ def _difference(run: RunRecord, first: RunRecord) -> Difference | None:
     )
 
 
-def _tokens(documents: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: domain["tokens"] for name, domain in documents.items()}
+def _tokens(documents: Mapping[str, DocumentLosses]) -> dict[str, tuple[int, ...]]:
+    return {name: domain.tokens for name, domain in documents.items()}

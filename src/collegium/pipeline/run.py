@@ -5,9 +5,9 @@ Face folder) and `evaluation.json`; `temperatures.json` too where some were fitt
 under another name and renamed.
 """
 
-import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from collegium.assembly.generation import measure_generation
 from collegium.assembly.lineage import lineage_of
 from collegium.assembly.run import Run
 from collegium.assembly.tasks import measure_tasks
-from collegium.assembly.training import build_trainer, describe_held_out
-from collegium.base.durable import disk_errors, write_text
+from collegium.assembly.training import build_trainer
+from collegium.base.durable import disk_errors
 from collegium.base.errors import DataError
 from collegium.base.terminal import is_main_rank, say
 from collegium.evaluation.continual import continual_figures
@@ -29,20 +29,23 @@ from collegium.evaluation.cost import Clock
 from collegium.evaluation.harness import HarnessTasks, evaluate_with_harness, require_harness
 from collegium.evaluation.language_modeling import DocumentSums
 from collegium.evaluation.model_figures import measure_model
-from collegium.evaluation.summary import summarize
 from collegium.models.pretrained import check_model, load_model, load_tokenizer, place
 from collegium.pipeline.card import write_card
-from collegium.pipeline.comparison import cost_of, course, initial_student, portray
+from collegium.pipeline.comparison import (
+    STUDENT,
+    beside_others,
+    cost_of,
+    initial_student,
+    logged_curves,
+    student_evaluation,
+)
 from collegium.pipeline.run_folder import claim_run_dir
 from collegium.recipe.recipe import Recipe
-from collegium.recipe.sections.evaluation import EvaluationSection
+from collegium.report.evaluation import Continual, Evaluation
+from collegium.report.evaluation_file import NAME, read_evaluation, save_evaluation, stored_cost
 from collegium.report.words import verdict
 from collegium.training.callbacks import MetricsFile, StopOnSignal, TrainingProgress
 from collegium.training.trainer import DistillationTrainer, measure_student
-
-
-LISTS = ("documents", "passages", "course")
-"""Sections of `evaluation.json` that are for programs."""
 
 
 def prepare(recipe: Recipe) -> dict[str, Any]:
@@ -56,7 +59,7 @@ def prepare(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def train(recipe: Recipe) -> dict[str, Any]:
+def train(recipe: Recipe) -> Evaluation:
     """Train the student, or go on where a stopped run was; returns its evaluation.
 
     Raises:
@@ -67,7 +70,7 @@ def train(recipe: Recipe) -> dict[str, Any]:
     claim_run_dir(recipe, run_dir)
     if (run_dir / "student").exists():
         say(f"{run_dir}: finished already; delete it or set another output_dir to run again")
-        return read_evaluation(run_dir)
+        return finished_evaluation(run_dir)
     run = Run(recipe, folder=run_dir)
     clock = Clock()
     resumed = any(run_dir.glob("checkpoints/checkpoint-*"))
@@ -80,29 +83,31 @@ def train(recipe: Recipe) -> dict[str, Any]:
     with clock.timed("evaluation"):
         tables = measure_student(run.trainer.distillation_model, run.held_out, own=run.rule)
         student = place(load_model(str(run_dir / "student"), dtype=torch.float32), run.device).eval()
-        sections = measure_all(run, tables, student)
-    sections["cost"] = cost_of(run, run_dir, clock, resumed=resumed)
-    return write_evaluation(run, run_dir, tables, model="student", sections=sections)
+        evaluation = measure_all(run, tables, student)
+    cost = cost_of(run, run_dir, clock, resumed=resumed)
+    return write_evaluation(run, run_dir, replace(evaluation, cost=cost))
 
 
-def measure_all(run: Run, tables: Mapping[str, DocumentSums], student: PreTrainedModel) -> dict[str, Any]:
-    """All that is measured beside the student's figures, as sections of `evaluation.json`.
+def measure_all(
+    run: Run, tables: Mapping[str, DocumentSums], student: PreTrainedModel, *, model: str = STUDENT
+) -> Evaluation:
+    """All that is measured of a student.
 
     Args:
         run: Without a folder if the student came from elsewhere.
         tables: The student's figures on held-out text.
         student: The student.
+        model: `student`, or what is measured in its place.
     """
-    students = {"student": student}
-    if run.folder is not None:
-        students = {"student before": initial_student(run), **students}
-    return {
-        **portray(run, tables, students),
-        "course": None if run.folder is None else course(run.folder),
-        "continual": compare_with_past(run, tables),
-        "generation": measure_generation(run, student),
-        "tasks": measure_tasks(run, student),
-    }
+    before = None if run.folder is None else initial_student(run)
+    evaluation = student_evaluation(run, tables, model=model)
+    return replace(
+        beside_others(evaluation, run, tables, student, before),
+        curves=logged_curves(run.folder),
+        continual=compare_with_past(run, tables),
+        generation=measure_generation(run, student),
+        tasks=measure_tasks(run, student) or {},
+    )
 
 
 def train_student(run: Run) -> dict[str, DocumentSums]:
@@ -139,7 +144,7 @@ def publish_student(trainer: DistillationTrainer, run_dir: Path) -> None:
     trainer.accelerator.wait_for_everyone()
 
 
-def evaluate_run(run_dir: Path, harness: HarnessTasks | None = None) -> dict[str, Any]:
+def evaluate_run(run_dir: Path, harness: HarnessTasks | None = None) -> Evaluation:
     """Measure the student of a finished run again, on tasks of lm-eval too if there are some.
 
     Raises:
@@ -153,7 +158,7 @@ def evaluate_run(run_dir: Path, harness: HarnessTasks | None = None) -> dict[str
 
 def evaluate_model(
     recipe: Recipe, model: str, output_dir: Path, harness: HarnessTasks | None = None
-) -> dict[str, Any]:
+) -> Evaluation:
     """Measure any model with the recipe's tokenizer on its held-out text, against its teachers."""
     if harness is not None:
         require_harness(harness)
@@ -164,15 +169,16 @@ def evaluate_model(
     student = place(load_model(model, dtype=torch.float32), run.device)
     check_model(student, run.vocab_size, name=model)
     tables = measure_model(student, run.held_out, run.vocab_size, own=run.rule)
-    sections = measure_all(run, tables, student.eval())
-    if (output_dir / "evaluation.json").exists():  # what it took to train, which is not measured again
-        sections["cost"] = _read(output_dir / "evaluation.json").get("cost")
+    is_runs_own = model == str(output_dir / STUDENT)
+    evaluation = measure_all(run, tables, student.eval(), model=STUDENT if is_runs_own else model)
+    evaluation = replace(evaluation, cost=stored_cost(output_dir))  # what it took to train is not measured again
     if harness is not None:
-        sections["lm_eval"] = evaluate_with_harness(student, run.tokenizer, harness, device=run.device)
-    return write_evaluation(run, output_dir, tables, model=model, sections=sections)
+        scores = evaluate_with_harness(student, run.tokenizer, harness, device=run.device)
+        evaluation = replace(evaluation, lm_eval=scores)
+    return write_evaluation(run, output_dir, evaluation)
 
 
-def compare_with_past(run: Run, tables: Mapping[str, DocumentSums]) -> dict[str, Any] | None:
+def compare_with_past(run: Run, tables: Mapping[str, DocumentSums]) -> Continual | None:
     """What the student forgot of the runs that it continues and what it gained; None if it continues none."""
     if not run.past_runs:
         return None
@@ -193,58 +199,18 @@ def compare_with_past(run: Run, tables: Mapping[str, DocumentSums]) -> dict[str,
     )
 
 
-def write_evaluation(
-    run: Run,
-    folder: Path,
-    tables: Mapping[str, DocumentSums],
-    *,
-    model: str,
-    sections: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Summarise and write `evaluation.json`; sections that are None are left out."""
-    recipe = run.recipe
-    is_runs_own = model in ("student", str(folder / "student"))
-    summary = summary_of(tables, recipe.evaluation, recipe.seed)
-    num_tokens = sum(domain["tokens"] for domain in summary["domains"].values())
-    result = {
-        "recipe": recipe.fingerprint,
-        "model": "student" if is_runs_own else model,
-        "held_out": {**describe_held_out(run), "predicted_tokens": num_tokens},
-        **summary,
-        **{name: section for name, section in (sections or {}).items() if section is not None},
-        **({"lineage": lineage_of(run, folder)} if is_runs_own else {}),
-    }
-    result["verdict"] = verdict(result)
+def write_evaluation(run: Run, folder: Path, evaluation: Evaluation) -> Evaluation:
+    """Add lineage and verdict, and write `evaluation.json`; the model card too if the student is the run's own."""
+    is_runs_own = evaluation.model == STUDENT
+    lineage = lineage_of(run, folder) if is_runs_own else None
+    evaluation = replace(evaluation, lineage=lineage, verdict=tuple(verdict(evaluation)))
     if is_main_rank():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "evaluation.json", evaluation_text(result))
-        if "lineage" in result:
-            write_card(folder, recipe, result)
-    return result
+        save_evaluation(evaluation, folder)
+        if is_runs_own:
+            write_card(folder, run.recipe, evaluation)
+    return evaluation
 
 
-def evaluation_text(result: Mapping[str, Any]) -> str:
-    """As JSON; sections that are long lists take a line each, and the others are laid out to be read."""
-    lines = (
-        f"{json.dumps(name)}: {json.dumps(section, indent=None if name in LISTS else 1)}"
-        for name, section in result.items()
-    )
-    return "{\n" + ",\n".join(lines) + "\n}\n"
-
-
-def summary_of(tables: Mapping[str, DocumentSums], section: EvaluationSection, seed: int) -> dict[str, Any]:
-    """Figures with intervals, as the recipe asks for them."""
-    return summarize(tables, confidence=section.confidence, num_samples=section.bootstrap_samples, seed=seed)
-
-
-def read_evaluation(run_dir: Path) -> dict[str, Any]:
+def finished_evaluation(run_dir: Path) -> Evaluation:
     """The evaluation of a finished run; measured now if the run was stopped before."""
-    path = run_dir / "evaluation.json"
-    if not path.exists():
-        return evaluate_run(run_dir)
-    return _read(path)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return result
+    return read_evaluation(run_dir) if (run_dir / NAME).exists() else evaluate_run(run_dir)

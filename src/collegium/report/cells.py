@@ -1,9 +1,9 @@
-"""What tables of the page are made of."""
+"""Cells and tables of the page."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from collegium.report.records import Figure
+from collegium.report.interval import Interval
 
 
 UNKNOWN = "-"
@@ -11,7 +11,7 @@ UNKNOWN = "-"
 
 @dataclass(frozen=True)
 class Cell:
-    """What stands in a place of a table, and smaller beneath it."""
+    """A text in a table, and a smaller one beneath it."""
 
     text: str
     note: str = ""
@@ -27,11 +27,13 @@ class Table:
     is_text: bool = False
 
 
-def with_interval(figure: Figure | None, digits: int) -> Cell:
+def with_interval(figure: Interval | None, digits: int) -> Cell:
     """A figure over its interval."""
-    if figure is None:
+    if figure is None or not figure.is_known:
         return Cell(UNKNOWN)
-    text = f"{figure.value:.{digits}f}"
-    if figure.low is None or figure.high is None:
-        return Cell(text)
-    return Cell(text, f"{figure.low:.{digits}f} to {figure.high:.{digits}f}")
+    return Cell(figure.shown(digits), figure.ends(digits, between=" to ") if figure.has_ends else "")
+
+
+def mean_cell(value: float | None, digits: int) -> Cell:
+    """A mean, whose interval is not known."""
+    return Cell(UNKNOWN if value is None else f"{value:.{digits}f}")

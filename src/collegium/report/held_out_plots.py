@@ -1,10 +1,12 @@
-"""Figures of held-out text. Each returns whether the run has anything to be drawn."""
+"""Plots of held-out text. Each function returns whether the run has anything to be drawn."""
 
 import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from collegium.report.records import Figure, RunRecord
+from collegium.report.figures import StudentMeasured
+from collegium.report.interval import Interval
+from collegium.report.records import RunRecord
 from collegium.report.series_style import colour, label, legend_above, marker, plain_ticks
 from collegium.report.svg import INK, LINE, MUTED, PAPER, STUDENT
 
@@ -16,14 +18,14 @@ if TYPE_CHECKING:
 def losses(axes: "Axes", run: RunRecord) -> bool:
     """Perplexities of student, teachers and their fusion, a row a domain."""
     rows = list(reversed(run.domains))
-    series: list[tuple[str, str, str, Callable[[str], Figure | None]]] = [
-        ("student before", MUTED, "x", lambda domain: run.figure(domain, "nll", "before")),
+    series: list[tuple[str, str, str, Callable[[str], Interval | None]]] = [
+        ("student before", MUTED, "x", lambda domain: run.before.figures(domain).nll),
         *(
             (name, colour(index), marker(index), _teacher_loss(run, name))
             for index, name in enumerate(run.teachers)
         ),
-        ("teachers, fused", INK, "|", lambda domain: run.figure(domain, "rule/fused/nll", "teachers")),
-        ("student", STUDENT, "D", lambda domain: run.figure(domain, "nll")),
+        ("teachers, fused", INK, "|", lambda domain: run.measured_teachers.figures(domain).fused_nll),
+        ("student", STUDENT, "D", lambda domain: run.student.figures(domain).nll),
     ]
     for who, ink, mark, loss in series:
         found = [(row, figure) for row, domain in enumerate(rows) if (figure := loss(domain)) is not None]
@@ -39,13 +41,12 @@ def losses(axes: "Axes", run: RunRecord) -> bool:
     return True
 
 
-def _teacher_loss(run: RunRecord, name: str) -> Callable[[str], Figure | None]:
-    return lambda domain: run.figure(domain, f"teacher/{name}/nll", "teachers")
+def _teacher_loss(run: RunRecord, name: str) -> Callable[[str], Interval | None]:
+    return lambda domain: run.measured_teachers.figures(domain).teacher(name).nll
 
 
-def _interval(axes: "Axes", row: int, nll: Figure, ink: str, mark: str, name: str | None) -> None:
-    ends = (nll.value if end is None else end for end in (nll.low, nll.high))
-    low, high = (math.exp(end) for end in ends)
+def _interval(axes: "Axes", row: int, nll: Interval, ink: str, mark: str, name: str | None) -> None:
+    low, high = (math.exp(end if math.isfinite(end) else nll.value) for end in (nll.low, nll.high))
     axes.plot([low, high], [row, row], color=ink, linewidth=1.5)
     size = 9 if mark in "|D" else 7
     axes.plot([math.exp(nll.value)], [row], mark, color=ink, markersize=size, label=name, linestyle="none")
@@ -56,7 +57,7 @@ def shares(axes: "Axes", run: RunRecord) -> bool:
     rows = list(reversed(run.domains))
     starts = [0.0] * len(rows)
     for index, name in enumerate(run.teachers):
-        figures = [run.figure(domain, f"teacher/{name}/weight", "teachers") for domain in rows]
+        figures = [run.measured_teachers.figures(domain).teacher(name).weight for domain in rows]
         parts = [0.0 if figure is None else figure.value for figure in figures]
         hatch = ("", "//", "..", "xx")[index % 4]
         bars = axes.barh(range(len(rows)), parts, left=starts, color=colour(index), label=label(name), height=0.7)
@@ -78,9 +79,11 @@ def reliability(axes: "Axes", run: RunRecord) -> bool:
     """Confidence against being right, before training and after."""
     axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=":")
     drawn = False
-    looks = {"before": ("student before", MUTED, "x"), None: ("student", STUDENT, "D")}
-    for section, (who, ink, mark) in looks.items():
-        if points := list(_bins(run, section)):
+    for who, measured, ink, mark in (
+        ("student before", run.before, MUTED, "x"),
+        ("student", run.student, STUDENT, "D"),
+    ):
+        if points := list(_bins(measured)):
             axes.plot(*zip(*points, strict=True), marker=mark, color=ink, linewidth=1.3, label=who)
             drawn = True
     axes.set(
@@ -90,17 +93,16 @@ def reliability(axes: "Axes", run: RunRecord) -> bool:
     return drawn
 
 
-def _bins(run: RunRecord, section: str | None, least: int = 30) -> Iterator[tuple[float, float]]:
+def _bins(measured: StudentMeasured, least: int = 30) -> Iterator[tuple[float, float]]:
     """Middle of each bin of confidence and how often its tokens were right, over all domains."""
-    content = run.evaluation if section is None else run.evaluation.get(section, {})
-    found = [d["confidence_bins"] for d in content.get("domains", {}).values() if "confidence_bins" in d]
+    found = [d.confidence_bins for d in measured.domains.values() if d.confidence_bins is not None]
     if not found:
         return
-    num_bins = len(found[0]["tokens"])
+    num_bins = len(found[0].tokens)
     for index in range(num_bins):
-        tokens = sum(bins["tokens"][index] for bins in found)
+        tokens = sum(bins.tokens[index] for bins in found)
         if tokens >= least:
-            gap = sum(bins["gaps"][index] * bins["tokens"][index] for bins in found) / tokens
+            gap = sum(bins.gaps[index] * bins.tokens[index] for bins in found) / tokens
             middle = (index + 0.5) / num_bins
             yield middle, min(1.0, max(0.0, middle - gap))
 
@@ -109,11 +111,11 @@ def certainty(axes: "Axes", run: RunRecord) -> bool:
     """Entropy of each teacher against its loss, both at its weight temperature."""
     points: list[float] = []
     for index, name in enumerate(run.teachers):
+        figures = [run.measured_teachers.figures(domain).teacher(name) for domain in run.domains]
         places = [
-            (sure.value, right.value)
-            for domain in run.domains
-            if (sure := run.figure(domain, f"teacher/{name}/entropy", "teachers")) is not None
-            and (right := run.figure(domain, f"teacher/{name}/weight_nll", "teachers")) is not None
+            (teacher.entropy.value, teacher.weight_nll.value)
+            for teacher in figures
+            if teacher.entropy is not None and teacher.weight_nll is not None
         ]
         if places:
             look: dict[str, Any] = {"marker": marker(index), "color": colour(index), "linestyle": "none"}

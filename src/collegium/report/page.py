@@ -16,8 +16,10 @@ from collegium.base.visible import visible
 from collegium.recipe.file import dump_mapping
 from collegium.report.card.public_recipe import public
 from collegium.report.cells import Table
+from collegium.report.evaluation_file import as_content
 from collegium.report.plots import Plot, draw_all
 from collegium.report.records import RunRecord
+from collegium.report.samples import Continuation
 from collegium.report.series_style import colour_class
 from collegium.report.tables import detail_tables, figure_tables
 from collegium.report.tokens import PassageView, passages
@@ -115,10 +117,16 @@ def _contents(views: Sequence[_RunView], comparison: Comparison | None) -> Itera
         yield {"id": "runs", "title": "Runs beside each other"}
     for view in views:
         before = f"{view.name}: " if len(views) > 1 else ""
-        parts = [("verdict", "verdict"), ("figures", "figures")]
-        parts += [("tokens", "tokens")] * bool(view.passages) + [("texts", "texts")] * bool(view.continuations)
-        for part, title in [*parts, ("tables", "tables"), ("details", "details")]:
-            yield {"id": f"{view.id}{part}", "title": f"{before}{title}"}
+        shown = {
+            "verdict": True,
+            "figures": True,
+            "tokens": bool(view.passages),
+            "texts": bool(view.continuations),
+            "tables": True,
+            "details": True,
+        }
+        for part in (part for part, is_there in shown.items() if is_there):
+            yield {"id": f"{view.id}{part}", "title": f"{before}{part}"}
 
 
 def _view(run: RunRecord, prefix: str) -> _RunView:
@@ -128,58 +136,65 @@ def _view(run: RunRecord, prefix: str) -> _RunView:
         name=visible(run.name),
         summary=visible(summary(run.recipe, run.evaluation)),
         facts=list(_facts(run)),
-        verdict=[visible(line) for line in run.evaluation.get("verdict") or verdict(run.evaluation)],
+        verdict=[visible(line) for line in run.evaluation.verdict or verdict(run.evaluation)],
         plots=drawn,
         tables=list(figure_tables(run)),
         teachers=[_Named(visible(name), colour=colour_class(run.teachers, name)) for name in run.teachers],
         passages=list(passages(run, prefix)),
         continuations=list(_samples(run)),
         details=list(detail_tables(run)),
-        notes=[visible(note) for note in ((run.evaluation.get("cost") or {}).get("plan") or {}).get("notes", ())],
+        notes=[visible(note) for note in _notes(run)],
         recipe=visible(dump_mapping(public(run.recipe.model_dump(mode="json")))),
     )
 
 
+def _notes(run: RunRecord) -> Sequence[str]:
+    """Notes of the pre-flight on its estimate."""
+    plan = None if run.evaluation.cost is None else run.evaluation.cost.plan
+    return () if plan is None else plan.get("notes", ())
+
+
 def _facts(run: RunRecord) -> Iterator[_Named]:
     """The few figures that people look for first."""
-    if (after := run.mean("perplexity")) is not None:
-        before = run.mean("perplexity", "before")
-        yield _Named("perplexity", f"{after:.1f}")
-        if before is not None:
+    mean = run.student.mean
+    if mean.perplexity is not None:
+        yield _Named("perplexity", f"{mean.perplexity:.1f}")
+        if (before := run.before.mean.perplexity) is not None:
             yield _Named("before training", f"{before:.1f}")
-    bits = [figure.value for domain in run.domains if (figure := run.figure(domain, "bits_per_byte")) is not None]
-    if bits:
-        yield _Named("bits per byte", f"{sum(bits) / len(bits):.3f}")
-    if (kl := run.mean("kl/common")) is not None:
-        yield _Named("KL to the teachers", f"{kl:.3f} nats")
-    if (ece := run.mean("ece")) is not None:
-        yield _Named("calibration error", f"{ece:.1%}")
+    bits = [domain.figures.bits_per_byte for domain in run.evaluation.domains.values()]
+    if known := [figure.value for figure in bits if figure is not None]:
+        yield _Named("bits per byte", f"{sum(known) / len(known):.3f}")
+    if mean.kl_common is not None:
+        yield _Named("KL to the teachers", f"{mean.kl_common:.3f} nats")
+    if mean.ece is not None:
+        yield _Named("calibration error", f"{mean.ece:.1%}")
 
 
 def _samples(run: RunRecord) -> Iterator[_Sample]:
-    for domain, content in (run.evaluation.get("continuations") or {}).items():
-        written = [
-            _Text(visible(name), visible(text), _colour_of_author(run, name))
-            for name, text in content["written"].items()
-        ]
-        yield _Sample(visible(domain), visible(content["prompt"]), visible(content["document"]), written)
+    for domain, content in run.evaluation.continuations.items():
+        written = list(_written(run, content))
+        yield _Sample(visible(domain), visible(content.prompt), visible(content.document), written)
 
 
-def _colour_of_author(run: RunRecord, name: str) -> str:
-    teacher = name.removeprefix("teacher ")
-    if teacher != name and teacher in run.teachers:
-        return colour_class(run.teachers, teacher)
-    return "mine" if name == "student" else ""
+def _written(run: RunRecord, content: Continuation) -> Iterator[_Text]:
+    for name, text in content.teachers.items():
+        colour = colour_class(run.teachers, name) if name in run.teachers else ""
+        yield _Text(f"teacher {visible(name)}", visible(text), colour)
+    if content.fused is not None:
+        yield _Text("teachers, fused", visible(content.fused), "")
+    if content.before is not None:
+        yield _Text("student before", visible(content.before), "")
+    yield _Text("student", visible(content.student), "mine")
 
 
 def summary_of_page(runs: Sequence[RunRecord], comparison: Comparison | None) -> dict[str, Any]:
     """What `--json` prints: verdicts and comparison; all other figures are in the runs' `evaluation.json`."""
-    told: dict[str, Any] = {
+    listed: dict[str, Any] = {
         run.name: {
             "folder": str(run.folder),
-            "verdict": list(run.evaluation.get("verdict") or verdict(run.evaluation)),
-            "mean": dict(run.evaluation["mean"]),
+            "verdict": list(run.evaluation.verdict or verdict(run.evaluation)),
+            "mean": as_content(run.evaluation)["mean"],
         }
         for run in runs
     }
-    return {"runs": told, "comparison": None if comparison is None else asdict(comparison)}
+    return {"runs": listed, "comparison": None if comparison is None else asdict(comparison)}

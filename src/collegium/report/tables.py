@@ -1,17 +1,27 @@
 """Tables of the page: figures with their intervals beneath."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import Any
 
 from collegium.base.terminal import duration, size
 from collegium.base.visible import visible
-from collegium.report.cells import UNKNOWN, Cell, Table, with_interval
+from collegium.report.cells import Cell, Table, mean_cell, with_interval
+from collegium.report.figures import FusionFigures, StudentFigures, StudentMeasured
 from collegium.report.lineage import lineage_tables
-from collegium.report.records import Figure, RunRecord
+from collegium.report.records import RunRecord
 from collegium.report.task_tables import task_tables
 
 
+StudentFigure = Callable[[StudentFigures[Any]], Any]
+"""Reads one figure, of a domain with its interval, or of the mean."""
+
+TeachersFigure = Callable[[FusionFigures[Any]], Any]
+"""Likewise."""
+
+
 def figure_tables(run: RunRecord) -> Iterator[Table]:
-    """What stands beneath the plots."""
+    """Tables beneath the plots."""
     yield _student(run)
     if run.teachers:
         yield _losses(run)
@@ -21,66 +31,75 @@ def figure_tables(run: RunRecord) -> Iterator[Table]:
 
 
 def detail_tables(run: RunRecord) -> Iterator[Table]:
-    """What the run was made of, and its plan beside what it took."""
-    yield from lineage_tables(run.evaluation.get("lineage") or {})
+    """Tables of what the run was made of, of its cost beside the plan, and of its text."""
+    yield from lineage_tables(run.evaluation.lineage or {})
     yield from _cost(run)
-    yield _plain(
-        "How held-out text was read",
-        [[key.replace("_", " "), str(value)] for key, value in run.evaluation.get("held_out", {}).items()],
-    )
+    yield _held_out(run)
 
 
-_STUDENT_FIGURES = {
-    "perplexity": ("perplexity", 2),
-    "bits_per_byte": ("bits per byte", 4),
-    "accuracy": ("token accuracy", 4),
-    "ece": ("calibration error (ECE)", 4),
-    "kl/common": ("KL to the teachers' uniform mixture, nats: ranks students", 4),
-    "kl/own": ("KL to its own target, nats: not for ranking", 4),
-    "agreement": ("same most probable token as that mixture", 4),
-}
+_STUDENT_FIGURES: list[tuple[str, int, StudentFigure]] = [
+    ("perplexity", 2, lambda figures: figures.perplexity),
+    ("bits per byte", 4, lambda figures: figures.bits_per_byte),
+    ("token accuracy", 4, lambda figures: figures.accuracy),
+    ("calibration error (ECE)", 4, lambda figures: figures.ece),
+    ("KL to the teachers' uniform mixture, nats: ranks students", 4, lambda figures: figures.kl_common),
+    ("KL to its own target, nats: not for ranking", 4, lambda figures: figures.kl_own),
+    ("same most probable token as that mixture", 4, lambda figures: figures.agreement),
+]
 
 
 def _student(run: RunRecord) -> Table:
-    rows = []
-    for name, (label, digits) in _STUDENT_FIGURES.items():
-        if any(run.figure(domain, name) for domain in run.domains):
-            cells = [with_interval(run.figure(domain, name), digits) for domain in run.domains]
-            rows.append([Cell(label), *cells, _mean(run.mean(name), digits)])
-    caption = f"The student on held-out text; {run.evaluation['confidence']:.0%} intervals over documents"
-    return Table(caption, ["", *map(visible, run.domains), "mean"], rows)
+    rows = [
+        _student_row(run, run.student, label, figure, digits)
+        for label, digits, figure in _STUDENT_FIGURES
+        if any(figure(run.student.figures(domain)) is not None for domain in run.domains)
+    ]
+    caption = f"The student on held-out text; {run.evaluation.confidence:.0%} intervals over documents"
+    return Table(caption, _columns(run), rows)
 
 
 def _losses(run: RunRecord) -> Table:
     """Nats per token of everybody."""
+    rows = []
+    if run.evaluation.before is not None:
+        rows.append(_student_row(run, run.before, "student before training", lambda figures: figures.nll, 3))
+    rows.append(_student_row(run, run.student, "student", lambda figures: figures.nll, 3))
+    for name in run.teachers:
+        rows.append(_teachers_row(run, f"teacher {visible(name)}", _teacher_loss(name)))
+    rows.append(_teachers_row(run, "teachers, fused", lambda figures: figures.fused_nll))
+    return Table("Loss, nats per token", _columns(run), rows)
 
-    def row(label: str, name: str, section: str | None) -> list[Cell]:
-        cells = [with_interval(run.figure(domain, name, section), 3) for domain in run.domains]
-        return [Cell(label), *cells, _mean(run.mean(name, section), 3)]
 
-    rows = [row("student before training", "nll", "before")] if run.evaluation.get("before") else []
-    rows.append(row("student", "nll", None))
-    rows += [row(f"teacher {visible(name)}", f"teacher/{name}/nll", "teachers") for name in run.teachers]
-    rows.append(row("teachers, fused", "rule/fused/nll", "teachers"))
-    return Table("Loss, nats per token", ["", *map(visible, run.domains), "mean"], rows)
+def _teacher_loss(name: str) -> TeachersFigure:
+    return lambda figures: figures.teacher(name).nll
+
+
+def _kl_to(name: str) -> StudentFigure:
+    return lambda figures: figures.teacher(name).kl
 
 
 def _against_teachers(run: RunRecord) -> Table:
     """Distance to each teacher, conflict, and who decided."""
-    sections: Sequence[tuple[str, str, str | None]] = [
-        *((f"KL from {visible(name)} to the student", f"kl/{name}", None) for name in run.teachers),
-        ("conflict among the teachers", "conflict", "teachers"),
-        ("effective number of teachers", "effective_teachers", "teachers"),
-    ]
     rows = [
-        [
-            Cell(label),
-            *(with_interval(run.figure(domain, name, section), 3) for domain in run.domains),
-            _mean(run.mean(name, section), 3),
-        ]
-        for label, name, section in sections
+        _student_row(run, run.student, f"KL from {visible(name)} to the student", _kl_to(name), 3)
+        for name in run.teachers
     ]
+    rows.append(_teachers_row(run, "conflict among the teachers", lambda figures: figures.conflict))
+    rows.append(_teachers_row(run, "effective number of teachers", lambda figures: figures.effective_teachers))
     return Table("Student against each teacher, and the teachers among themselves, nats", _columns(run), rows)
+
+
+def _student_row(
+    run: RunRecord, measured: StudentMeasured, label: str, figure: StudentFigure, digits: int
+) -> list[Cell]:
+    cells = [with_interval(figure(measured.figures(domain)), digits) for domain in run.domains]
+    return [Cell(label), *cells, mean_cell(figure(measured.mean), digits)]
+
+
+def _teachers_row(run: RunRecord, label: str, figure: TeachersFigure) -> list[Cell]:
+    measured = run.measured_teachers
+    cells = [with_interval(figure(measured.figures(domain)), 3) for domain in run.domains]
+    return [Cell(label), *cells, mean_cell(figure(measured.mean), 3)]
 
 
 def _columns(run: RunRecord) -> list[str]:
@@ -88,34 +107,32 @@ def _columns(run: RunRecord) -> list[str]:
 
 
 def _generation(run: RunRecord) -> Iterator[Table]:
-    section = run.evaluation.get("generation")
-    if not section:
+    section = run.evaluation.generation
+    if section is None:
         return
-    domains = section["domains"]
-    figures = list(dict.fromkeys(key for domain in domains.values() for key in domain["figures"]))
+    domains = section.domains
     rows = [
-        [
-            Cell(key.replace("_", " ")),
-            *(with_interval(Figure.of(domain["figures"].get(key)), 2) for domain in domains.values()),
-        ]
-        for key in figures
+        [Cell(key.replace("_", " ")), *(with_interval(domain.figures.get(key), 2) for domain in domains.values())]
+        for key in dict.fromkeys(key for domain in domains.values() for key in domain.figures)
     ]
-    caption = f"Continuations of {section['new_tokens']} tokens; the teacher is {visible(section['teacher'])}"
+    caption = f"Continuations of {section.new_tokens} tokens; the teacher is {visible(section.teacher)}"
     yield Table(caption, ["", *map(visible, domains)], rows)
 
 
 def _cost(run: RunRecord) -> Iterator[Table]:
-    cost = run.evaluation.get("cost")
-    if not cost:
+    cost = run.evaluation.cost
+    if cost is None:
         return
-    actual, plan = cost["actual"], cost.get("plan") or {}
-    rows = [[f"time: {visible(name)}", "", duration(value)] for name, value in actual["seconds"].items()]
-    took = sum(actual["seconds"].values())
-    rows.append(["time, all of it", *_both(plan.get("total_seconds"), took, duration)])
-    for key, label in (("memory_bytes", "memory, at most"), ("device_memory_bytes", "memory of the GPU, at most")):
-        if actual.get(key):
-            rows.append([label, *_both(plan.get(key), actual[key], size)])
-    for name, value in actual["disk_bytes"].items():
+    actual = cost.actual
+    plan = cost.plan or {}
+    rows = [[f"time: {visible(name)}", "", duration(value)] for name, value in actual.seconds.items()]
+    rows.append(["time, all of it", *_both(plan.get("total_seconds"), sum(actual.seconds.values()), duration)])
+    memories = {"memory": actual.memory_bytes, "device_memory": actual.device_memory_bytes}
+    labels = {"memory": "memory, at most", "device_memory": "memory of the GPU, at most"}
+    for key, value in memories.items():
+        if value:
+            rows.append([labels[key], *_both(plan.get(f"{key}_bytes"), value, size)])
+    for name, value in actual.disk_bytes.items():
         rows.append([f"disk: {visible(name)}", *_both(plan.get("disk_bytes", {}).get(name), value, size)])
     caption = "What the pre-flight said it would take, and what it took"
     yield Table(caption, ["", "plan", "actual"], [[Cell(text) for text in row] for row in rows])
@@ -127,9 +144,10 @@ def _both(plan: float | None, actual: float, shown: Callable[[float], str]) -> l
     return [shown(plan), f"{shown(actual)} ({actual / plan - 1:+.0%})"]
 
 
-def _plain(caption: str, rows: Sequence[Sequence[str]]) -> Table:
-    return Table(caption, ["", ""], [[Cell(visible(text)) for text in row] for row in rows], is_text=True)
-
-
-def _mean(value: float | None, digits: int) -> Cell:
-    return Cell(UNKNOWN if value is None else f"{value:.{digits}f}")
+def _held_out(run: RunRecord) -> Table:
+    rows = [
+        [Cell(key.replace("_", " ")), Cell(visible(str(value)))]
+        for key, value in asdict(run.evaluation.held_out).items()
+        if value is not None
+    ]
+    return Table("How held-out text was read", ["", ""], rows, is_text=True)

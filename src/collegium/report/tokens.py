@@ -1,11 +1,12 @@
 """The token view: passages of held-out text, each token with what everybody would have said in its place."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from collegium.base.visible import visible, visible_token
+from collegium.report import samples
 from collegium.report.records import RunRecord
+from collegium.report.samples import Passage
 from collegium.report.series_style import colour_class
 
 
@@ -29,11 +30,11 @@ class View:
     """What student, target or a teacher says in one place."""
 
     name: str
-    colour: str
-    weight: str
-    entropy: str
     probability: str
     alternatives: Sequence[Alternative]
+    colour: str = ""
+    weight: str = ""
+    entropy: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,52 +65,57 @@ def passages(run: RunRecord, prefix: str) -> Iterator[PassageView]:
         run: The run.
         prefix: Of ids, unique to the run.
     """
-    for number, (domain, content) in enumerate((run.evaluation.get("passages") or {}).items()):
+    for number, (domain, passage) in enumerate(run.evaluation.passages.items()):
         name = f"{prefix}p{number}"
-        tokens = [_token(run, content, place, f"{name}-{place}") for place in range(len(content["text"]))]
-        yield PassageView(name, visible(domain), visible(content["lead"]), tokens)
+        tokens = [_token(run, passage, place, f"{name}-{place}") for place in range(len(passage.text))]
+        yield PassageView(name, visible(domain), visible(passage.lead), tokens)
 
 
-def _token(run: RunRecord, content: Mapping[str, Any], place: int, name: str) -> Token:
-    text = content["text"][place]
+def _token(run: RunRecord, passage: Passage, place: int, name: str) -> Token:
+    text = passage.text[place]
     return Token(
         id=name,
         text=visible_token(text) + ("\n" if "\n" in text else ""),
-        classes=" ".join(["tok", *_classes(run.teachers, content, place)]),
-        conflict=f"{content['conflict'][place]:.2f}",
-        views=[_view(run.teachers, content, place, view) for view in content["probability"]],
+        classes=" ".join(["tok", *_classes(run.teachers, passage, place)]),
+        conflict=f"{passage.conflict[place]:.2f}",
+        views=list(_views(run.teachers, passage, place)),
     )
 
 
-def _classes(teachers: Sequence[str], content: Mapping[str, Any], place: int) -> Iterator[str]:
-    weights = {name: values[place] for name, values in content["weight"].items()}
+def _classes(teachers: Sequence[str], passage: Passage, place: int) -> Iterator[str]:
+    weights = {name: view.weight[place] for name, view in passage.teachers.items()}
     if any(weights.values()):
         first = max(weights, key=weights.__getitem__)
-        entropy = content["entropy"][first][place]
+        entropy = passage.teachers[first].entropy[place]
         yield colour_class(teachers, first)
         yield f"s{sum(entropy is not None and entropy < bound for bound in CERTAIN)}"
-    if steps := sum(content["conflict"][place] > bound for bound in CONFLICTS):
+    if steps := sum(passage.conflict[place] > bound for bound in CONFLICTS):
         yield f"c{steps}"
-    said = content["alternatives"]["student"][place]
-    if said and said[0][0] == content["text"][place]:
+    best = passage.student.alternatives[place]
+    if best and best[0][0] == passage.text[place]:
         yield "right"
 
 
-def _view(teachers: Sequence[str], content: Mapping[str, Any], place: int, view: str) -> View:
-    name = view.removeprefix("teacher/")
-    is_teacher = name != view
-    weight = content["weight"][name][place] if is_teacher else None
-    entropy = content["entropy"][name][place] if is_teacher else None
-    is_absent = is_teacher and entropy is None
+def _views(teachers: Sequence[str], passage: Passage, place: int) -> Iterator[View]:
+    yield _view("student", passage.student, place)
+    if passage.target is not None:
+        yield _view("target (fused)", passage.target, place)
+    for name, view in passage.teachers.items():
+        entropy = view.entropy[place]
+        yield replace(
+            _view(visible(name), view, place),
+            colour=colour_class(teachers, name),
+            weight=f"{view.weight[place]:.0%}",
+            entropy="absent" if entropy is None else f"{entropy:.2f}",
+            probability="" if entropy is None else _percent(view.probability[place]),
+        )
+
+
+def _view(name: str, view: samples.View, place: int) -> View:
     return View(
-        name=visible(name) if is_teacher else {"target": "target (fused)"}.get(view, view),
-        colour=colour_class(teachers, name) if is_teacher else "",
-        weight="" if weight is None else f"{weight:.0%}",
-        entropy="absent" if is_absent else "" if entropy is None else f"{entropy:.2f}",
-        probability="" if is_absent else _percent(content["probability"][view][place]),
-        alternatives=[
-            Alternative(visible_token(text), _percent(p)) for text, p in content["alternatives"][view][place]
-        ],
+        name=name,
+        probability=_percent(view.probability[place]),
+        alternatives=[Alternative(visible_token(text), _percent(p)) for text, p in view.alternatives[place]],
     )
 
 

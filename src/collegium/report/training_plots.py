@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from collegium.report import metric_names as names
 from collegium.report.records import RunRecord
 from collegium.report.series_style import colour, label, legend_above, stroke
 from collegium.report.svg import INK, STUDENT, TEACHERS
@@ -13,33 +14,34 @@ if TYPE_CHECKING:
 
 def learning(axes: "Axes", run: RunRecord) -> bool:
     """Held-out loss where it was measured on the way, with teachers and their fusion as levels."""
-    nll = run.course.get("eval/nll")
+    nll = run.evaluation.curves.get(names.while_evaluating(names.NLL))
     if nll is None:
         return False
-    steps, values = list(nll["step"]), list(nll["value"])
-    if (before := run.mean("nll", "before")) is not None:
-        steps, values = [0, *steps], [before, *values]
-    if (after := run.mean("nll")) is not None and (last := _last_step(run)) is not None and last > steps[-1]:
-        steps, values = [*steps, last], [*values, after]
-    axes.plot(steps, values, color=STUDENT, marker="D", markersize=4, label="student")
+    points = list(zip(nll.step, nll.value, strict=True))
+    if (before := run.before.mean.nll) is not None:
+        points.insert(0, (0, before))
+    if (after := run.student.mean.nll) is not None and (last := _last_step(run)) > nll.step[-1]:
+        points.append((last, after))
+    axes.plot(*zip(*points, strict=True), color=STUDENT, marker="D", markersize=4, label="student")
+    teachers = run.measured_teachers.mean
     for index, name in enumerate(run.teachers):
-        if (mean := run.mean(f"teacher/{name}/nll", "teachers")) is not None:
+        if (mean := teachers.teacher(name).nll) is not None:
             axes.axhline(mean, color=colour(index), linestyle=stroke(index), linewidth=1, label=label(name))
-    if (fused := run.mean("rule/fused/nll", "teachers")) is not None:
-        axes.axhline(fused, color=INK, linewidth=1, label="teachers, fused")
+    if teachers.fused_nll is not None:
+        axes.axhline(teachers.fused_nll, color=INK, linewidth=1, label="teachers, fused")
     return _over_steps(axes, "nats per token")
 
 
-def _last_step(run: RunRecord) -> int | None:
-    return max((int(series["step"][-1]) for series in run.course.values()), default=None)
+def _last_step(run: RunRecord) -> int:
+    return max(curve.step[-1] for curve in run.evaluation.curves.values())
 
 
 _TERMS = {
-    "train/loss": ("all of it", INK, "-"),
-    "train/kd_loss": ("divergence from the target", TEACHERS[0], "-"),
-    "train/cross_entropy": ("cross-entropy of the text", TEACHERS[1], "--"),
-    "train/target_entropy": ("entropy of the target", TEACHERS[2], "-."),
-    "train/feature_loss": ("inner states", TEACHERS[3], ":"),
+    names.LOSS: ("all of it", INK, "-"),
+    names.KD_LOSS: ("divergence from the target", TEACHERS[0], "-"),
+    names.CROSS_ENTROPY: ("cross-entropy of the text", TEACHERS[1], "--"),
+    names.TARGET_ENTROPY: ("entropy of the target", TEACHERS[2], "-."),
+    names.FEATURE_LOSS: ("inner states", TEACHERS[3], ":"),
 }
 
 
@@ -47,8 +49,8 @@ def terms(axes: "Axes", run: RunRecord) -> bool:
     """The loss and what it is made of."""
     drawn = False
     for name, (what, ink, line) in _TERMS.items():
-        if (series := run.course.get(name)) is not None:
-            axes.plot(series["step"], series["value"], color=ink, linestyle=line, linewidth=1.3, label=what)
+        if (curve := run.evaluation.curves.get(names.while_training(name))) is not None:
+            axes.plot(curve.step, curve.value, color=ink, linestyle=line, linewidth=1.3, label=what)
             drawn = True
     return drawn and _over_steps(axes, "nats per token")
 
@@ -57,10 +59,11 @@ def weights(axes: "Axes", run: RunRecord) -> bool:
     """A line for each teacher."""
     drawn = False
     for index, name in enumerate(run.teachers):
-        if (series := run.course.get(f"train/teacher/{name}/weight")) is not None:
+        weight = names.while_training(names.of_teacher(name, names.WEIGHT))
+        if (curve := run.evaluation.curves.get(weight)) is not None:
             axes.plot(
-                series["step"],
-                series["value"],
+                curve.step,
+                curve.value,
                 label=label(name),
                 color=colour(index),
                 linestyle=stroke(index),
@@ -73,10 +76,10 @@ def weights(axes: "Axes", run: RunRecord) -> bool:
 
 def conflict(axes: "Axes", run: RunRecord) -> bool:
     """Divergence among the teachers."""
-    series = run.course.get("train/conflict")
-    if series is None or len(run.teachers) < 2:
+    curve = run.evaluation.curves.get(names.while_training(names.CONFLICT))
+    if curve is None or len(run.teachers) < 2:
         return False
-    axes.plot(series["step"], series["value"], color=INK, linewidth=1.3, label="conflict")
+    axes.plot(curve.step, curve.value, color=INK, linewidth=1.3, label="conflict")
     axes.set_ylim(bottom=0)
     return _over_steps(axes, "nats")
 

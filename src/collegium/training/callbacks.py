@@ -12,6 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.integrations.integration_utils import rewrite_logs
 
 from collegium.base.terminal import ProgressLine, duration, rate_and_eta, say
+from collegium.report.metric_names import CROSS_ENTROPY, KD_LOSS, LOSS, STEP
 from collegium.signals.metrics import JsonlWriter, max_over_ranks
 
 
@@ -38,7 +39,7 @@ class MetricsFile(TrainerCallback):
     ) -> None:
         """Append one line."""
         if state.is_world_process_zero and logs:
-            self._writer.write({"step": state.global_step, **rewrite_logs(logs)})
+            self._writer.write({STEP: state.global_step, **rewrite_logs(logs)})
 
 
 class Stopped(Exception):
@@ -117,10 +118,9 @@ class TrainingProgress(TrainerCallback):
         **_: Any,
     ) -> None:
         """Show the newest figures."""
-        if not state.is_world_process_zero or not logs or "loss" not in logs:
+        if not state.is_world_process_zero or not logs or LOSS not in logs:
             return
-        figures = {"loss": logs["loss"], "kd": logs.get("kd_loss"), "ce": logs.get("cross_entropy")}
-        shown = ", ".join(f"{name} {value:.3f}" for name, value in figures.items() if value is not None)
+        shown = ", ".join(f"{name} {logs[name]:.3f}" for name in (LOSS, KD_LOSS, CROSS_ENTROPY) if name in logs)
         done, total = state.global_step - self._first_step, state.max_steps - self._first_step
         rate = rate_and_eta(done, total, time.monotonic() - self._start, "steps")
         self._line.update(

@@ -22,6 +22,16 @@ from collegium.fused.teacher_stats import TeacherWeighting
 from collegium.losses.divergences import forward_kl
 from collegium.losses.fusion import mixture_logprobs
 from collegium.losses.weighting import GivenScores, Weighting
+from collegium.report.metric_names import (
+    CROSS_ENTROPY,
+    FEATURE_LOSS,
+    INVALID_FRACTION,
+    KD_LOSS,
+    ROUTER_LOSS,
+    STUDENT_UNCERTAINTY,
+    feature_term,
+    of_teacher,
+)
 from collegium.signals.contracts import Batch, Capability, ItemCounts, LossOutput, Positions, TeacherOutput
 from collegium.signals.inner_states import InnerLayers, InnerStates
 from collegium.signals.metrics import Mean
@@ -206,11 +216,11 @@ class Objective(nn.Module):
         metrics = loss_metrics(sums, self.teacher_names, signals)
         terms = {"kd": self.kd_weight * sums.kd / predicted, "ce": self.ce_weight * sums.cross_entropy / predicted}
         if guidance is not None:
-            metrics["student_uncertainty"] = Mean(guidance.uncertainty.sum(), predicted_here)
+            metrics[STUDENT_UNCERTAINTY] = Mean(guidance.uncertainty.sum(), predicted_here)
         if self.router is not None and scores is not None:
             missed = self.router.loss(scores, sums.stats.cross_entropy, sums.stats.valid)
             loss = loss + self.router.loss_weight * missed / predicted
-            metrics["router_loss"] = Mean(missed.detach(), predicted_here)
+            metrics[ROUTER_LOSS] = Mean(missed.detach(), predicted_here)
         rows = StudentRows(student_hidden, student_head, batch, positions, vocab_size, chunk_size, student_embed)
         others, logged = self._others(rows, student_states, outputs, guidance, counts)
         loss = sum((factors.get(name, 1.0) * value for name, value in others.items()), start=loss)
@@ -294,7 +304,7 @@ class Objective(nn.Module):
             else:  # for now; but its parameters must have a gradient on every rank
                 value = sum((0.0 * parameter.sum() for parameter in term.parameters()), start=nothing)
             terms[name] = weight * value
-        metrics["feature_loss"] = Mean(_total(terms.values()).detach(), attended)
+        metrics[FEATURE_LOSS] = Mean(_total(terms.values()).detach(), attended)
         return terms, metrics
 
     def _weight_of(self, feature: str) -> float:
@@ -314,22 +324,22 @@ class Objective(nn.Module):
             weights |= {name: self._weight_of(name) for name, _ in self._named_features()}
             if self.cross_tokenizer is not None:
                 weights |= self.cross_tokenizer.weights(self.progress)
-            metrics = {"kd": "kd_loss", "ce": "cross_entropy"}
+            metrics = {"kd": KD_LOSS, "ce": CROSS_ENTROPY}
             present = [name for name, weight in weights.items() if weight > 0]
             self.balancer.after_step({name: means.get(metrics.get(name, name), 0.0) for name in present})
         if self.divergence_schedule is not None and self.divergence_schedule.watches:
-            self.divergence_schedule.after_step(means.get("kd_loss", 0.0), self.progress)
+            self.divergence_schedule.after_step(means.get(KD_LOSS, 0.0), self.progress)
 
     @property
     def watches(self) -> frozenset[str]:
         """Metrics that must be known after each step; their reading waits for the device."""
         names: set[str] = set()
         if self.balancer is not None and self.balancer.watches:
-            names |= {"kd_loss", "cross_entropy", *(name for name, _ in self._named_features())}
+            names |= {KD_LOSS, CROSS_ENTROPY, *(name for name, _ in self._named_features())}
             if self.cross_tokenizer is not None:
                 names |= self.cross_tokenizer.weights(self.progress).keys()
         if self.divergence_schedule is not None and self.divergence_schedule.watches:
-            names.add("kd_loss")
+            names.add(KD_LOSS)
         return frozenset(names)
 
     def _named_features(self) -> list[tuple[str, FeatureTerm]]:
@@ -337,13 +347,13 @@ class Objective(nn.Module):
 
     def unreliable_teachers(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """Teachers that were bad more often than allowed, with the share of bad positions."""
-        shares = {name: metrics.get(f"teacher/{name}/invalid_fraction", 0.0) for name in self.teacher_names}
+        shares = {name: metrics.get(of_teacher(name, INVALID_FRACTION), 0.0) for name in self.teacher_names}
         return {name: share for name, share in shares.items() if share > self.max_invalid_fraction}
 
 
 def term_names(num_features: int, num_cross_tokenizer: int = 0) -> tuple[str, ...]:
     """Names of the terms that a balancer weighs."""
-    features = (f"feature/{i}" for i in range(num_features))
+    features = (feature_term(i) for i in range(num_features))
     return ("kd", "ce", *features, *cross_tokenizer_names(num_cross_tokenizer))
 
 

@@ -37,6 +37,7 @@ from collegium.losses.policy import (
 from collegium.losses.weighting import Weighting
 from collegium.models.head import ProjectionHead
 from collegium.models.pretrained import trunk_of
+from collegium.report.metric_names import IMPORTANCE_WEIGHT, ON_POLICY_BLOCKS, REWARD, ROLLOUT_TOKENS
 from collegium.signals.contracts import Batch, Capability, PositionWeights, Teacher, predicted_positions
 from collegium.signals.metrics import Mean
 from collegium.signals.signals import TeacherSignal
@@ -146,8 +147,8 @@ class OnPolicy:
         author = self._author(model, teachers)
         judge = _Judge(teachers, model.objective, self.policy, model.vocab_size)
         device = step_inputs[0]["input_ids"].device
-        names = ["on_policy_blocks", "rollout_tokens"]
-        metrics = _Metrics(names if self.policy is None else [*names, "reward", "importance_weight"], device)
+        names = [ON_POLICY_BLOCKS, ROLLOUT_TOKENS]
+        metrics = _Metrics(names if self.policy is None else [*names, REWARD, IMPORTANCE_WEIGHT], device)
         scored = []
         for inputs in step_inputs:
             rollout = roll_out(inputs, author, self.sampling, step=step)
@@ -220,10 +221,10 @@ class _Judge:
         positions, written = predicted_positions(batch), rollout.continuations
         assert batch.on_policy is not None
         mask = batch.on_policy[batch.blocks_at(positions.index)]  # [N]
-        metrics.add("on_policy_blocks", batch.on_policy.double())
+        metrics.add(ON_POLICY_BLOCKS, batch.on_policy.double())
         if written is None:
             return _Scored(rollout.inputs, mask, None, None)
-        metrics.add("rollout_tokens", written.mask.sum(-1).double())
+        metrics.add(ROLLOUT_TOKENS, written.mask.sum(-1).double())
         if self.policy is None:
             return _Scored(rollout.inputs, mask, None, None)
         need = frozenset({Capability.TOP_K})
@@ -232,8 +233,8 @@ class _Judge:
         grid = torch.zeros_like(written.student_logprobs).masked_scatter(written.mask, reward)
         returns = discounted_returns(grid, written.mask, self.policy.gamma)[written.mask]
         importance = (written.student_logprobs - written.sampled_logprobs)[written.mask]
-        metrics.add("reward", reward)
-        metrics.add("importance_weight", importance.exp())
+        metrics.add(REWARD, reward)
+        metrics.add(IMPORTANCE_WEIGHT, importance.exp())
         return _Scored(rollout.inputs, mask, returns, importance)
 
     def _rewards(

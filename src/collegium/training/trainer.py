@@ -10,6 +10,7 @@ import copy
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,6 +36,7 @@ from collegium.evaluation.domain_mixing import DomainMixing
 from collegium.evaluation.language_modeling import DocumentSums, HeldOut, Rule
 from collegium.evaluation.model_figures import measure_model
 from collegium.models.pretrained import check_model, load_model, load_tokenizer
+from collegium.report import metric_names as names
 from collegium.signals.contracts import Batch, ItemCounts, Teacher, predicted_positions
 from collegium.signals.metrics import MeanAccumulator
 from collegium.teachers.collect import as_teachers, read_inner_layers, reading_ahead
@@ -207,7 +209,7 @@ class DistillationTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the objective's metrics to a training log line; stop on a teacher that is bad too often."""
-        if "loss" in logs:
+        if names.LOSS in logs:
             means = self._means.pop()
             logs |= means
             self._require_reliable_teachers(means)
@@ -270,13 +272,13 @@ class DistillationTrainer(Trainer):
             raise ValueError("there is nothing to evaluate on: give eval_dataset")
         sums = measure_student(self.distillation_model, held_out)
         logs: dict[str, float] = {}
-        names = dict.fromkeys(name for table in sums.values() for name in table.sums)
-        for name in names:
-            by_domain = {domain: table.mean(name) for domain, table in sums.items() if name in table.sums}
-            logs |= {f"{metric_key_prefix}_{domain}/{name}": value for domain, value in by_domain.items()}
-            logs[f"{metric_key_prefix}_{name}"] = sum(by_domain.values()) / len(by_domain)
-        logs[f"{metric_key_prefix}_loss"] = logs[f"{metric_key_prefix}_nll"]
-        logs[f"{metric_key_prefix}_perplexity"] = math.exp(logs[f"{metric_key_prefix}_nll"])
+        key = partial(names.evaluated, metric_key_prefix)
+        for metric in dict.fromkeys(metric for table in sums.values() for metric in table.sums):
+            by_domain = {domain: table.mean(metric) for domain, table in sums.items() if metric in table.sums}
+            logs |= {key(metric, domain): value for domain, value in by_domain.items()}
+            logs[key(metric)] = sum(by_domain.values()) / len(by_domain)
+        logs[key(names.LOSS)] = logs[key(names.NLL)]
+        logs[key(names.PERPLEXITY)] = math.exp(logs[key(names.NLL)])
         self.log(logs)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logs)
         return logs

@@ -11,18 +11,21 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from collegium.report import metric_names as names
 from collegium.report.card.licences import student_licence
+from collegium.report.evaluation import Evaluation
+from collegium.report.figures import StudentDomain
 
 
 TAGS = ("collegium", "knowledge-distillation")
-FIGURES = {"perplexity": "Perplexity", "bits_per_byte": "Bits per byte"}
 
 
-def metadata_of(evaluation: Mapping[str, Any]) -> ModelCardData:
-    """Metadata of a card, from what `evaluation.json` holds."""
-    lineage = evaluation["lineage"]
+def metadata_of(evaluation: Evaluation) -> ModelCardData:
+    """Metadata of a card."""
+    lineage = evaluation.lineage
+    assert lineage is not None, "of a run's own student"
     licence, _ = student_licence(lineage)
-    results = [*_language_modeling(evaluation), *_tasks(evaluation), *_harness(evaluation)]
+    results = [*_language_modeling(evaluation.domains, lineage), *_tasks(evaluation), *_harness(evaluation)]
     data = ModelCardData(
         language=_languages(lineage) or None,
         license=licence,
@@ -64,14 +67,17 @@ def _languages(lineage: Mapping[str, Any]) -> list[str]:
     return sorted({source["language"] for source in lineage["data"] if source["language"]})
 
 
-def _language_modeling(evaluation: Mapping[str, Any]) -> Iterator[EvalResult]:
-    sources = {source["name"]: source for source in evaluation["lineage"]["data"]}
-    for domain, content in evaluation["domains"].items():
+def _language_modeling(domains: Mapping[str, StudentDomain], lineage: Mapping[str, Any]) -> Iterator[EvalResult]:
+    sources = {source["name"]: source for source in lineage["data"]}
+    for domain, content in domains.items():
         source = sources.get(domain, {})
         is_hub = bool(source.get("dataset")) and source.get("origin") == "hub"
-        for name, title in FIGURES.items():
-            value = content["figures"].get(name, {}).get("value")
-            if _is_finite(value):
+        figures = {
+            (names.PERPLEXITY, "Perplexity"): content.figures.perplexity,
+            (names.BITS_PER_BYTE, "Bits per byte"): content.figures.bits_per_byte,
+        }
+        for (name, title), figure in figures.items():
+            if figure is not None and figure.is_known:
                 yield EvalResult(
                     task_type="text-generation",
                     task_name="Language modelling",
@@ -81,33 +87,35 @@ def _language_modeling(evaluation: Mapping[str, Any]) -> Iterator[EvalResult]:
                     dataset_revision=source.get("revision") if is_hub else None,
                     metric_type=name,
                     metric_name=title,
-                    metric_value=_rounded(value),
+                    metric_value=_rounded(figure.value),
                 )
 
 
-def _tasks(evaluation: Mapping[str, Any]) -> Iterator[EvalResult]:
-    for name, task in evaluation.get("tasks", {}).items():
-        value = task["figures"].get(task["primary"], {}).get("value")
-        if _is_finite(value):
+def _tasks(evaluation: Evaluation) -> Iterator[EvalResult]:
+    for name, task in evaluation.tasks.items():
+        figure = task.figures.get(task.primary)
+        if figure is not None and figure.is_known:
             yield EvalResult(
                 task_type="text-generation",
                 task_name=name,
                 dataset_type=name,
-                dataset_name=f"{name}, {task['items']} items",
-                metric_type=task["primary"],
-                metric_value=_rounded(value),
+                dataset_name=f"{name}, {task.items} items",
+                metric_type=task.primary,
+                metric_value=_rounded(figure.value),
             )
 
 
-def _harness(evaluation: Mapping[str, Any]) -> Iterator[EvalResult]:
-    found = evaluation.get("lm_eval", {})
-    for task, figures in found.get("results", {}).items():
+def _harness(evaluation: Evaluation) -> Iterator[EvalResult]:
+    found = evaluation.lm_eval
+    if found is None:
+        return
+    for task, figures in found.results.items():
         for key, value in figures.items():
             metric = key.split(",")[0]
             if _is_finite(value) and not metric.endswith("_stderr") and metric != "sample_len":
                 yield EvalResult(
                     task_type="text-generation",
-                    task_name=f"{task} (lm-eval {found['lm_eval_version']})",
+                    task_name=f"{task} (lm-eval {found.lm_eval_version})",
                     dataset_type=task,
                     dataset_name=task,
                     metric_type=metric,

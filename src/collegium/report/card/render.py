@@ -4,7 +4,7 @@ No date and no path of this machine is in it, so a card that changes says that t
 did.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from huggingface_hub import ModelCard
@@ -13,6 +13,9 @@ from collegium.report.card import words
 from collegium.report.card.licences import NOT_STATED, Licensed, models_in, student_licence, texts_in
 from collegium.report.card.markup import code_block, escaped, table
 from collegium.report.card.metadata import metadata_of
+from collegium.report.evaluation import Evaluation
+from collegium.report.figures import StudentFigures
+from collegium.report.interval import Interval
 
 
 SNIPPET = """\
@@ -25,23 +28,24 @@ inputs = tokenizer("Once upon a time", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0], skip_special_tokens=True))
 """
 
-FIGURES = {
-    "perplexity": ("perplexity", 2),
-    "bits_per_byte": ("bits per byte", 4),
-    "accuracy": ("next token right", 3),
-    "ece": ("calibration error", 3),
-    "kl/own": ("KL to what it learnt from", 3),
-}
+FIGURES: Sequence[tuple[str, int, Callable[[StudentFigures[Interval]], Interval | None]]] = (
+    ("perplexity", 2, lambda figures: figures.perplexity),
+    ("bits per byte", 4, lambda figures: figures.bits_per_byte),
+    ("next token right", 3, lambda figures: figures.accuracy),
+    ("calibration error", 3, lambda figures: figures.ece),
+    ("KL to what it learnt from", 3, lambda figures: figures.kl_own),
+)
 
 
-def render_card(evaluation: Mapping[str, Any], recipe: str) -> str:
+def render_card(evaluation: Evaluation, recipe: str) -> str:
     """The model card.
 
     Args:
-        evaluation: What `evaluation.json` holds, with a lineage.
+        evaluation: Of a student whose lineage is known.
         recipe: The recipe as YAML, without paths of this machine.
     """
-    lineage = evaluation["lineage"]
+    lineage = evaluation.lineage
+    assert lineage is not None, "of a run's own student"
     parts = [
         f"# {escaped(lineage['name'])}",
         _summary(lineage),
@@ -67,7 +71,9 @@ def render_card(evaluation: Mapping[str, Any], recipe: str) -> str:
 
 
 def _summary(lineage: Mapping[str, Any]) -> str:
-    student, training, teachers = lineage["student"], lineage["training"], lineage["teachers"]
+    student = lineage["student"]
+    training = lineage["training"]
+    teachers = lineage["teachers"]
     size = "a causal language model"
     if student["parameters"] is not None:
         size += f" of {words.count(student['parameters'])} parameters"
@@ -157,7 +163,8 @@ def _warnings(items: Sequence[Licensed]) -> list[str]:
 
 
 def _training(lineage: Mapping[str, Any]) -> list[str]:
-    training, versions = lineage["training"], lineage["versions"]
+    training = lineage["training"]
+    versions = lineage["versions"]
     blocks = training["batch_size"] * training["gradient_accumulation"]
     rows = [
         ["method", escaped(training["method"] or "none named")],
@@ -177,32 +184,31 @@ def _training(lineage: Mapping[str, Any]) -> list[str]:
     return parts
 
 
-def _evaluation(evaluation: Mapping[str, Any]) -> list[str]:
-    domains, held_out = evaluation["domains"], evaluation["held_out"]
+def _evaluation(evaluation: Evaluation) -> list[str]:
+    domains = evaluation.domains
     rows = [
-        [title, *(_interval(domain["figures"].get(name), digits) for domain in domains.values())]
-        for name, (title, digits) in FIGURES.items()
-        if any(name in domain["figures"] for domain in domains.values())
+        [title, *(_interval(figure(domain.figures), digits) for domain in domains.values())]
+        for title, digits, figure in FIGURES
+        if any(figure(domain.figures) is not None for domain in domains.values())
     ]
-    counts = ", ".join(f"{escaped(name)}: {d['documents']} documents" for name, d in domains.items())
+    counts = ", ".join(f"{escaped(name)}: {domain.documents} documents" for name, domain in domains.items())
     parts = [
-        f"On documents that were held out of training ({counts}), with {evaluation['confidence']:.0%} intervals "
-        f"over documents; contexts of {held_out['context_length']} tokens that do not overlap.",
+        f"On documents that were held out of training ({counts}), with {evaluation.confidence:.0%} intervals "
+        f"over documents; contexts of {evaluation.held_out.context_length} tokens that do not overlap.",
         table(["", *(escaped(name) for name in domains)], rows),
     ]
     tasks = [
-        [escaped(name), str(task["items"]), escaped(figure), _interval(interval, 3)]
-        for name, task in evaluation.get("tasks", {}).items()
-        for figure, interval in task["figures"].items()
+        [escaped(name), str(task.items), escaped(figure), _interval(interval, 3)]
+        for name, task in evaluation.tasks.items()
+        for figure, interval in task.figures.items()
     ]
     return [*parts, table(["task", "items", "figure", "student"], tasks)] if tasks else parts
 
 
-def _interval(figure: Mapping[str, float] | None, digits: int) -> str:
+def _interval(figure: Interval | None, digits: int) -> str:
     if figure is None:
         return ""
-    low, high = (words.decimal(figure[key], digits) for key in ("low", "high"))
-    return f"{words.decimal(figure['value'], digits)} ({low} to {high})"
+    return f"{figure.shown(digits)} ({figure.ends(digits, between=' to ')})"
 
 
 def _limits(lineage: Mapping[str, Any]) -> str:

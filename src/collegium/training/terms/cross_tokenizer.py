@@ -16,6 +16,14 @@ from collegium.alignment.common_spans import CommonSpans, common_spans
 from collegium.base.schedule import Schedule, largest, smallest, value_at
 from collegium.losses.cross_tokenizer import hybrid, label_and_boundary, sorted_l1, sum_by, with_chain, with_path
 from collegium.signals.contracts import Capability, TeacherOutput
+from collegium.report.metric_names import (
+    COMPARED,
+    CROSS_TOKENIZER_LOSS,
+    MATCHED,
+    UNMATCHED,
+    below,
+    cross_tokenizer_term,
+)
 from collegium.signals.metrics import Mean
 from collegium.signals.own_vocabulary import OwnView
 from collegium.training.terms.features import normalized_importance
@@ -75,7 +83,7 @@ class CrossTokenizerTerm(nn.Module):
         for m, (name, beta, output) in enumerate(zip(self.teacher_names, self.betas, outputs, strict=True)):
             value, logged = self.of_teacher(m, student, own_view(name, output, student))
             total = total + beta * value
-            metrics |= {f"{name}/{key}": mean for key, mean in logged.items()}
+            metrics |= {below(name, key): mean for key, mean in logged.items()}
         return total, metrics
 
     def of_teacher(self, m: int, student: StudentRows, view: OwnView) -> tuple[Tensor, Mapping[str, Mean]]:
@@ -131,7 +139,7 @@ class UldTerm(CrossTokenizerTerm):
             return sorted_l1(mine.exp(), teacher.exp()).masked_fill(bad, 0.0).sum(), (~bad).sum()
 
         value, count = summed(distance, student.chunks(len(spans), vocab_size_of_signal(signal)))
-        return value, {"compared": compared(count, student)}
+        return value, {COMPARED: compared(count, student)}
 
 
 Merge = Literal["bayesian", "first"]
@@ -190,8 +198,8 @@ class GoldTerm(CrossTokenizerTerm):
             return weights[0] * matched + weights[1] * rest, matched.detach(), rest.detach(), (~bad).sum()
 
         value, matched, rest, count = summed(divergence, student.chunks(len(spans), size))
-        logged = {"matched": Mean(matched, count), "unmatched": Mean(rest, count)}
-        return value, {**logged, "compared": compared(count, student)}
+        logged = {MATCHED: Mean(matched, count), UNMATCHED: Mean(rest, count)}
+        return value, {**logged, COMPARED: compared(count, student)}
 
     def _base(self, spans: CommonSpans) -> tuple[Int[Tensor, " G"], Int[Tensor, " G"]]:
         """Rows of student and teacher whose distributions are merged."""
@@ -279,11 +287,11 @@ class CrossTokenizerLoss(nn.Module):
             if weights[name] > 0:
                 value, logged = term(student, outputs)
                 metrics[name] = Mean(value.detach(), count)
-                metrics |= {f"{name}/{key}": mean for key, mean in logged.items()}
+                metrics |= {below(name, key): mean for key, mean in logged.items()}
             else:  # for now; but its parameters must have a gradient on every rank
                 value = sum((0.0 * p.sum() for p in term.parameters()), start=student.hidden.new_zeros(()))
             values[name] = weights[name] * value
-        metrics["cross_tokenizer_loss"] = Mean(torch.stack(list(values.values())).sum().detach(), count)
+        metrics[CROSS_TOKENIZER_LOSS] = Mean(torch.stack(list(values.values())).sum().detach(), count)
         return values, metrics
 
     def _named(self) -> dict[str, CrossTokenizerTerm]:
@@ -293,4 +301,4 @@ class CrossTokenizerLoss(nn.Module):
 
 def cross_tokenizer_names(num_terms: int) -> tuple[str, ...]:
     """Names of terms in metrics, and of what a balancer weighs."""
-    return tuple(f"cross_tokenizer/{i}" for i in range(num_terms))
+    return tuple(cross_tokenizer_term(i) for i in range(num_terms))

@@ -12,6 +12,7 @@ from collegium.base.schedule import Schedule
 from collegium.losses.cross_model_attention import attend, frozen, keys_of, scaled_by_segment
 from collegium.losses.divergences import forward_kl
 from collegium.losses.precision import full_precision
+from collegium.report.metric_names import PROJECTED_ACCURACY, PROJECTED_CROSS_ENTROPY
 from collegium.signals.metrics import Mean
 from collegium.signals.own_vocabulary import OwnView
 from collegium.signals.signals import ProjectedSignal
@@ -109,7 +110,7 @@ class DualSpaceTerm(CrossTokenizerTerm):
         to_student = self._teacher_to_student(student, mine, theirs)
         value, right = self._student_to_teacher(signal, rows, student, mine, theirs), to_student[1]
         count = mine.meets(theirs).sum()
-        logged = {"projected_accuracy": Mean(right, count), "projected_cross_entropy": Mean(to_student[2], count)}
+        logged = {PROJECTED_ACCURACY: Mean(right, count), PROJECTED_CROSS_ENTROPY: Mean(to_student[2], count)}
         return to_student[0] + value, logged
 
     def _sides(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from collegium.fused.chunked import DistillationSums
+from collegium.report import metric_names as names
 from collegium.signals.metrics import Mean
 from collegium.signals.signals import CarriedSignal, TeacherSignal
 
@@ -16,17 +17,17 @@ def loss_metrics(
     """Terms of the loss, how far teachers agree, and each teacher's figures under its name."""
     weights = sums.weights
     num_positions = torch.tensor(len(weights), device=weights.device)
-    metrics = {"cross_entropy": Mean(sums.cross_entropy.detach(), num_positions)}
+    metrics = {names.CROSS_ENTROPY: Mean(sums.cross_entropy.detach(), num_positions)}
     if weights.shape[1] == 0:
         return metrics
     effective = (-torch.special.xlogy(weights, weights).sum(-1)).exp()  # [N]
     covered = weights.sum(-1) > 0
     metrics |= {
-        "kd_loss": Mean(sums.kd.detach(), sums.covered),
-        "kd_coverage": Mean(sums.covered, num_positions),
-        "target_entropy": Mean(sums.target_entropy, sums.covered),
-        "conflict": Mean(sums.conflict, sums.covered),
-        "effective_teachers": Mean((effective * covered).sum(), sums.covered),
+        names.KD_LOSS: Mean(sums.kd.detach(), sums.covered),
+        names.KD_COVERAGE: Mean(sums.covered, num_positions),
+        names.TARGET_ENTROPY: Mean(sums.target_entropy, sums.covered),
+        names.CONFLICT: Mean(sums.conflict, sums.covered),
+        names.EFFECTIVE_TEACHERS: Mean((effective * covered).sum(), sums.covered),
     }
     for m, name in enumerate(teacher_names):
         metrics |= _of_teacher(name, m, sums, num_positions, signals[m].valid)
@@ -40,8 +41,8 @@ def _carried(name: str, signal: TeacherSignal, num_positions: Tensor) -> dict[st
         return {}
     exact = (signal.exact & signal.valid).sum()
     return {
-        f"teacher/{name}/exact_fraction": Mean(exact, num_positions),
-        f"teacher/{name}/approximate_fraction": Mean(signal.valid.sum() - exact, num_positions),
+        names.of_teacher(name, names.EXACT_FRACTION): Mean(exact, num_positions),
+        names.of_teacher(name, names.APPROXIMATE_FRACTION): Mean(signal.valid.sum() - exact, num_positions),
     }
 
 
@@ -52,10 +53,11 @@ def _of_teacher(
     valid = stats.valid[:, m]
     num_valid = valid.sum()
     num_present = num_positions if present is None else present.sum()
-    return {
-        f"teacher/{name}/weight": Mean(sums.weights[:, m].sum(), num_positions),
-        f"teacher/{name}/entropy": Mean((stats.entropy[:, m] * valid).sum(), num_valid),
-        f"teacher/{name}/cross_entropy": Mean((stats.cross_entropy[:, m] * valid).sum(), num_valid),
-        f"teacher/{name}/kl": Mean(sums.teacher_kl[m], num_valid),
-        f"teacher/{name}/invalid_fraction": Mean(num_present - num_valid, num_present),
+    figures = {
+        names.WEIGHT: Mean(sums.weights[:, m].sum(), num_positions),
+        names.ENTROPY: Mean((stats.entropy[:, m] * valid).sum(), num_valid),
+        names.CROSS_ENTROPY: Mean((stats.cross_entropy[:, m] * valid).sum(), num_valid),
+        names.KL: Mean(sums.teacher_kl[m], num_valid),
+        names.INVALID_FRACTION: Mean(num_present - num_valid, num_present),
     }
+    return {names.of_teacher(name, metric): mean for metric, mean in figures.items()}

@@ -106,7 +106,7 @@ def _seconds(
     running = 1 - len(caches) / max(1, len(recipe.teachers))  # the others will be read from their caches
     parts["held-out text, teachers"] = took["asked"] * running
     parts["held-out text, student"] = took["evaluation"] * evaluations + took["summary"]
-    parts["report"] = took["student"] + took["portrait"]
+    parts["report"] = took["student"] + took["others"]
     if took["generation"]:
         parts["continuations"] = took["generation"]
     return parts

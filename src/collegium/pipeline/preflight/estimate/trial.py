@@ -22,9 +22,10 @@ from collegium.assembly.run import Run
 from collegium.assembly.training import build_trainer
 from collegium.evaluation.cost import Clock, folder_bytes
 from collegium.evaluation.language_modeling import HeldOut
-from collegium.pipeline.comparison import portray
-from collegium.pipeline.run import evaluation_text, publish_student, summary_of
+from collegium.pipeline.comparison import beside_others, student_evaluation
+from collegium.pipeline.run import publish_student
 from collegium.recipe.recipe import Recipe
+from collegium.report.evaluation_file import evaluation_text
 from collegium.training.callbacks import MetricsFile
 from collegium.training.checkpoint import CheckpointDirectory
 from collegium.training.trainer import DistillationTrainer, measure_student
@@ -88,7 +89,7 @@ class Trial:
 
     Attributes:
         seconds: `student` (making it), `first` (the trainer, up to the end of the first step), `evaluation`,
-            `summary` (its intervals), `portrait` (what the report shows beside them), `checkpoint`, `published`
+            `summary` (its intervals), `others` (what the report shows beside them), `checkpoint`, `published`
             (writing the student), `remix` (one measurement of the domains, where they are mixed), `asked`
             (held-out text, by the teachers), `generation`.
         steps: Seconds of each step after the first.
@@ -160,11 +161,11 @@ def _measure(run: Run, trainer: DistillationTrainer, clock: Clock) -> int:
     with clock.timed("evaluation"):
         tables = measure_student(trainer.distillation_model, run.held_out, own=run.rule)
     with clock.timed("summary"):
-        summary = summary_of(tables, run.recipe.evaluation, run.recipe.seed)
+        evaluation = student_evaluation(run, tables)
     model = trainer.distillation_model.causal_lm.eval()
-    with clock.timed("portrait"):
-        summary |= portray(run, tables, {"student before": model, "student": model})
-    return len(evaluation_text(summary))
+    with clock.timed("others"):
+        evaluation = beside_others(evaluation, run, tables, model, before=model)
+    return len(evaluation_text(evaluation))
 
 
 def _ask(held_out: HeldOut) -> None:

@@ -1,0 +1,94 @@
+"""A figure with its confidence interval, and the one way in which its ends are written."""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from pydantic import BeforeValidator, ConfigDict, PlainSerializer
+
+
+def _or_unknown(value: object) -> object:
+    return math.nan if value is None else value
+
+
+def _or_null(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+Number = Annotated[float, BeforeValidator(_or_unknown), PlainSerializer(_or_null, return_type=float | None)]
+"""A number that JSON says as null where it is not known."""
+
+
+class Stored:
+    """Kept in JSON: a key that nobody knows is refused there."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, eq=False)
+class Interval(Stored):
+    """A figure and its confidence interval.
+
+    Attributes:
+        value: The figure on all documents.
+        low: Lower end; NaN if there was only one document, whose spread is unknown.
+        high: Upper end; NaN likewise.
+    """
+
+    value: Number
+    low: Number = math.nan
+    high: Number = math.nan
+
+    def __eq__(self, other: object) -> bool:
+        """The same numbers; unlike floats, one that is not known equals another."""
+        return type(self) is type(other) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def _key(self) -> tuple[float | None, ...]:
+        return tuple(_or_null(value) for value in vars(self).values())
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there is a figure."""
+        return math.isfinite(self.value)
+
+    @property
+    def has_ends(self) -> bool:
+        """Whether its spread is known."""
+        return math.isfinite(self.low) and math.isfinite(self.high)
+
+    def shown(self, digits: int, *, sign: str = "") -> str:
+        """The figure alone.
+
+        Args:
+            digits: Behind the point.
+            sign: `+` to write it before positive figures too.
+        """
+        return f"{self.value:{sign}.{digits}f}"
+
+    def ends(self, digits: int, *, between: str, sign: str = "") -> str:
+        """Both ends, see `shown`; `not known` for one that is not."""
+        ends = (f"{end:{sign}.{digits}f}" if math.isfinite(end) else "not known" for end in (self.low, self.high))
+        return between.join(ends)
+
+    def with_ends(self, digits: int) -> str:
+        """The figure and its interval on one line."""
+        return f"{self.shown(digits)} [{self.ends(digits, between=', ')}]"
+
+
+@dataclass(frozen=True, eq=False)
+class Difference(Interval):
+    """How far a figure is above a baseline's.
+
+    Attributes:
+        p_value: Two-sided; below 1 - confidence exactly where the interval leaves out 0, up to the
+            resolution of the resamples. NaN if there was only one document.
+    """
+
+    p_value: Number = math.nan
+
+    def may_be_chance(self, confidence: float) -> bool:
+        """Whether a test was made and does not tell it from 0."""
+        return not math.isnan(self.p_value) and self.p_value >= 1 - confidence
