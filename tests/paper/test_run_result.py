@@ -65,12 +65,12 @@ def test_calibration_error_is_none_where_it_was_not_measured(tables):
 def test_each_domain_is_measured_against_its_expert(result, tables):
     by_domain = result.by_domain("kl/expert", VALIDATION)
     for domain in tables:
-        figures, tokens = tables[domain]["figures"][f"kl/{domain}"], tables[domain]["tokens"]
+        figures, tokens = tables[domain]["figures"][f"teacher/{domain}/kl"], tables[domain]["tokens"]
         assert by_domain[domain] == pytest.approx(sum(figures[::2]) / sum(tokens[::2]))
 
 
 def test_has_is_of_all_domains(tables):
-    del tables["dogs"]["figures"]["accuracy"], tables["dogs"]["figures"]["kl/dogs"]
+    del tables["dogs"]["figures"]["accuracy"], tables["dogs"]["figures"]["teacher/dogs/kl"]
     result = RunResult(outcome(tables))
     assert result.has("nll")
     assert not result.has("accuracy")

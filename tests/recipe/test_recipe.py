@@ -106,7 +106,7 @@ def test_differences_name_the_key_and_both_values(path):
         ("student.device_map=auto", "student.device_map: unknown key"),
         ("data.sources.0.license=mit", "data.sources.0.license: unknown key"),
         ("data.sources.0.name=mean", "sources may not be named 'mean'"),
-        ("teachers.0.name=common", "teachers may not be named 'common'"),
+        ("data.sources.0.name=common", "sources may not be named 'common'"),
         (f"student={{kind: config, model: x, trust_remote_code: true, revision: {'a' * 40}}}", "`kind: config`"),
         ("student={kind: pruned, model: x}", "student: give at least one size to cut: hidden_size, "),
         ("student={kind: pruned, model: x, num_heads: 4, num_key_value_heads: 3}", "got 4 and 3"),
@@ -116,6 +116,11 @@ def test_differences_name_the_key_and_both_values(path):
 )
 def test_what_is_refused(path, override, message):
     assert message in error_of(path, override)
+
+
+@pytest.mark.parametrize("name", ["own", "all", "common", "fused", "student", "before", "mean"])
+def test_a_teacher_may_have_any_name(path, name):
+    assert load_recipe(path, [f"teachers.0.name={name}"]).teachers[0].name == name
 
 
 def test_lists_and_whole_numbers_are_taken_as_they_are_written(path):

@@ -94,8 +94,8 @@ def table(documents: int, seed: int, *, nll: float = 3.0, noise: float = 0.1) ->
             "nll": [n * (nll + base.gauss(0, 0.5) + chance.gauss(0, noise)) for n in tokens],
             "accuracy": [n * chance.random() for n in tokens],
             "kl/common": [n * chance.random() for n in tokens],
-            "kl/cats": [n * chance.random() for n in tokens],
-            "kl/dogs": [n * chance.random() for n in tokens],
+            "teacher/cats/kl": [n * chance.random() for n in tokens],
+            "teacher/dogs/kl": [n * chance.random() for n in tokens],
         },
         "confidence_gaps": [[chance.gauss(0, 1) for _ in range(5)] for _ in tokens],
     }

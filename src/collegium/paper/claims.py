@@ -12,6 +12,7 @@ from typing import Literal
 
 from collegium.paper.measured import Comparison, Measured, MeasuredRow
 from collegium.paper.spread import Spread
+from collegium.report.metric_names import KL_COMMON, PERPLEXITY
 
 
 SIGNIFICANT = 0.05
@@ -45,7 +46,7 @@ BEATEN = {
 PUBLISHED = ("tinybert", "mobilebert", "minilm", "dkd")
 
 WORST_BASELINE = 20.8 / 24.7 - 1.0
-MORE_TEACHERS = {"perplexity": 20.8 / 25.4 - 1.0, "kl/common": 1.64 / 2.42 - 1.0}
+MORE_TEACHERS = {PERPLEXITY: 20.8 / 25.4 - 1.0, KL_COMMON: 1.64 / 2.42 - 1.0}
 """Changes that the paper reports: its method from the worst baseline, five teachers from one."""
 
 ACCURACIES = {"summarization": 88.7, "paraphrase": 87.3, "ner": 86.1, "qa": 85.2, "sentiment": 83.5}
@@ -133,7 +134,7 @@ def _claim(text: str, paper: str, spread: Spread | None, verdict: Verdict, kind:
 
 def _beats(results: Measured, name: str, label: str) -> Claim:
     row = results.row(name)
-    change = results.change("perplexity", "ours", name)
+    change = results.change(PERPLEXITY, "ours", name)
     verdict = _beaten(None if row is None else row.against_baseline)
     return _claim(f"Our rule has a lower perplexity than {label}", "no test", change, verdict)
 
@@ -162,9 +163,9 @@ def _at_least(spread: Spread | None, wanted: float) -> Verdict:
 
 
 def _worst_baseline(results: Measured) -> Claim:
-    known = {row.name: s.mean for row in results.named(PUBLISHED) if (s := row.spread("perplexity"))}
+    known = {row.name: s.mean for row in results.named(PUBLISHED) if (s := row.spread(PERPLEXITY))}
     worst = max(known, key=known.__getitem__) if known else ""
-    spread = results.change("perplexity", "ours", worst)
+    spread = results.change(PERPLEXITY, "ours", worst)
     verdict = _at_least(spread, WORST_BASELINE)
     text = f"Perplexity relative to the worst of {len(PUBLISHED)} published baselines"
     text += f" (here {BEATEN[worst]})" if worst else ""
@@ -175,7 +176,7 @@ def _worst_baseline(results: Measured) -> Claim:
 
 def _papers_weights(results: Measured) -> Claim:
     text = "The paper's weights as written (each token, tau 1, not calibrated) beat uniform ones in perplexity"
-    spread = results.change("perplexity", "paper", "uniform")
+    spread = results.change(PERPLEXITY, "paper", "uniform")
     verdict = ONE_SEED
     if spread is not None and spread.low is not None and spread.high is not None:
         why = "Decided by the interval over seeds, a test by itself; uniform fusion is not in the paper."
@@ -190,7 +191,7 @@ def _own_target(results: Measured, name: str, loss: float) -> Claim:
     )
     text = f"Distillation loss lower than {BEATEN[name]}'s"
     paper = f"{loss:g} to 1.64: {_percent(1.64 / loss - 1.0)}"
-    return _claim(text, paper, results.change("kl/common", "ours", name), Verdict(None, why))
+    return _claim(text, paper, results.change(KL_COMMON, "ours", name), Verdict(None, why))
 
 
 def _bleu(results: Measured) -> Claim:
@@ -209,7 +210,7 @@ def figure2_claims(results: Measured) -> list[Claim]:
     claims = [
         _more(results, figure, noun, design, *names)
         for design, names in designs.items()
-        for figure, noun in (("perplexity", "Perplexity"), ("kl/common", "KL to the common target"))
+        for figure, noun in ((PERPLEXITY, "Perplexity"), (KL_COMMON, "KL to the common target"))
     ]
     bad = {"bad_uniform": "uniform", "bad_paper": "paper", "bad_raw": "ours", "bad_ours": "ours"}
     return [*claims, *(_bad(results, *names) for names in bad.items() if results.row(names[0]) is not None)]
@@ -218,7 +219,7 @@ def figure2_claims(results: Measured) -> list[Claim]:
 def _more(results: Measured, figure: str, noun: str, design: str, name: str, reference: str) -> Claim:
     spread = results.change(figure, name, reference)
     wanted = MORE_TEACHERS[figure]
-    reported = {"perplexity": "25.4 to 20.8", "kl/common": "2.42 to 1.64, not said against what"}[figure]
+    reported = {PERPLEXITY: "25.4 to 20.8", KL_COMMON: "2.42 to 1.64, not said against what"}[figure]
     text = f"{noun} of all teachers against one, {design}"
     return _claim(text, f"{reported}: {_percent(wanted)}", spread, _at_least(spread, wanted))
 
@@ -229,7 +230,7 @@ def _bad(results: Measured, name: str, reference: str) -> Claim:
     assert row is not None
     label = row.label if without is None else f"{row.label} (against {without.label})"
     text = f"What a bad teacher costs in perplexity: {label}"
-    spread = results.change("perplexity", name, reference)
+    spread = results.change(PERPLEXITY, name, reference)
     return _claim(text, "not examined", spread, Verdict(None, "Nothing was claimed."))
 
 

@@ -43,6 +43,7 @@ from collegium.paper.task_work import measure_specialists
 from collegium.paper.work import Training, measure_targets, result_path, train_and_measure
 from collegium.paper.workers import Workers, finished, worker_pool
 from collegium.recipe.file import validated
+from collegium.report.metric_names import NLL
 
 
 EXPERIMENTS = {"table1": table1, "figure2": figure2, "figure3": figure3, "conditions": conditions}
@@ -71,7 +72,7 @@ class Place:
         """Return the validation loss of a run, None if it is not finished; NaN counts as the worst."""
         if not result_path(self.output, run.key).exists():
             return None
-        loss = self.read(run.key).mean("nll", VALIDATION)
+        loss = self.read(run.key).mean(NLL, VALIDATION)
         return math.inf if math.isnan(loss) else loss
 
     def lacks(self, run: PlannedRun, own: Set[str]) -> bool:

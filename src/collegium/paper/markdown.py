@@ -7,6 +7,7 @@ from typing import Literal
 from collegium.paper.claims import Claim
 from collegium.paper.measured import Measured, MeasuredRow
 from collegium.paper.spread import Spread, finite
+from collegium.report.metric_names import BITS_PER_BYTE, ECE, KL_COMMON, KL_EXPERT, KL_OWN, PERPLEXITY
 
 
 NOTHING = "–"  # noqa: RUF001 (an en dash is what stands in an empty cell)
@@ -99,10 +100,10 @@ LABEL = Column("student", lambda row: row.label)
 
 QUALITY = (
     LABEL,
-    Column("perplexity", _spread("perplexity", 2)),
-    Column("bits per byte", _figure("bits_per_byte", 4)),
+    Column(PERPLEXITY, _spread(PERPLEXITY, 2)),
+    Column("bits per byte", _figure(BITS_PER_BYTE, 4)),
     Column("accuracy, %", _figure("accuracy", 2, 100.0)),
-    Column("ECE, %", _figure("ece", 2, 100.0)),
+    Column("ECE, %", _figure(ECE, 2, 100.0)),
     Column("nats above ours", _above_baseline),
     Column("p (Holm)", _holm),
     Column("seeds", lambda row: str(len(row.seeds))),
@@ -111,9 +112,9 @@ QUALITY = (
 
 LEARNT = (
     LABEL,
-    Column("KL to the common target", _spread("kl/common", 4)),
-    Column("KL to the domain's expert", _figure("kl/expert", 4)),
-    Column("KL to its own target (not for ranking)", _figure("kl/own", 4)),
+    Column("KL to the common target", _spread(KL_COMMON, 4)),
+    Column("KL to the domain's expert", _figure(KL_EXPERT, 4)),
+    Column("KL to its own target (not for ranking)", _figure(KL_OWN, 4)),
     Column("learning rate", lambda row: f"{row.learning_rate:g}"),
 )
 """Distance of a student from its teachers."""
@@ -197,7 +198,7 @@ def _measured(claim: Claim) -> str:
 def targets_table(targets: Mapping[str, Mapping[str, float]], domains: Sequence[str], noun: str) -> str:
     """Loss of teachers or fused targets themselves in each domain, and their perplexity over all."""
     lines = [
-        [name, *(number(row.get(domain), 3) for domain in domains), number(row["perplexity"], 2)]
+        [name, *(number(row.get(domain), 3) for domain in domains), number(row[PERPLEXITY], 2)]
         for name, row in targets.items()
     ]
-    return table([noun, *(f"{domain}, nats" for domain in domains), "perplexity"], lines)
+    return table([noun, *(f"{domain}, nats" for domain in domains), PERPLEXITY], lines)

@@ -16,6 +16,7 @@ from collegium.base.terminal import say
 from collegium.paper.markdown import group_rows
 from collegium.paper.measured import Measured, MeasuredRow, Task
 from collegium.paper.spread import Spread
+from collegium.report.metric_names import ECE, KL_COMMON, PERPLEXITY
 
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ STYLE: Any = {
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
 }
-PERPLEXITY = "perplexity (less is better)"
+PERPLEXITY_AXIS = "perplexity (less is better)"
 
 
 def fingerprint(results: Measured) -> str:
@@ -117,10 +118,10 @@ class Dot:
 def _table1(results: Measured) -> "Figure":
     lines: list[Dot | str] = []
     for group in results.groups:
-        lines += [group, *_dots_of(_sorted(results.in_group(group)), "perplexity")]
+        lines += [group, *_dots_of(_sorted(results.in_group(group)), PERPLEXITY)]
     height = sum(_height(line) for line in lines)
     figure, axes = _panels(0.6 + height, 1, 1, [1])
-    _draw_dots(axes[0][0], lines, PERPLEXITY)
+    _draw_dots(axes[0][0], lines, PERPLEXITY_AXIS)
     return figure
 
 
@@ -130,7 +131,7 @@ def _dots_of(rows: Sequence[MeasuredRow], figure: str) -> list[Dot]:
 
 def _sorted(rows: Sequence[MeasuredRow]) -> list[MeasuredRow]:
     def perplexity(row: MeasuredRow) -> float:
-        spread = row.spread("perplexity")
+        spread = row.spread(PERPLEXITY)
         return math.inf if spread is None else spread.mean
 
     return sorted(rows, key=perplexity)
@@ -191,10 +192,10 @@ def _draw_line(
 
 
 def _figure2(results: Measured) -> "Figure":
-    bad = _dots_of(group_rows(results, "bad"), "perplexity") if "bad" in results.groups else []
+    bad = _dots_of(group_rows(results, "bad"), PERPLEXITY) if "bad" in results.groups else []
     figure, axes = _panels(4.2 + sum(map(_height, bad)), 3, 2, [1.7, 1.7, 0.4 + sum(map(_height, bad))])
     copies = results.numbered("copies")
-    for column, (name, title) in enumerate((("perplexity", "perplexity"), ("kl/common", "KL, nats"))):
+    for column, (name, title) in enumerate(((PERPLEXITY, PERPLEXITY), (KL_COMMON, "KL, nats"))):
         for axis, noun in ((axes[0][column], "domains"), (axes[1][column], "copies")):
             axis.set(xlabel=f"teachers ({noun})", ylabel=title)
             axis.grid(alpha=0.25)
@@ -242,14 +243,14 @@ def _conditions(results: Measured) -> "Figure":
         "overconfident": "perplexity, one teacher over-confident",
         "switching": "perplexity, documents that change their domain",
     }
-    lines = {group: _dots_of(group_rows(results, group), "perplexity") for group in (*titles, "cache")}
+    lines = {group: _dots_of(group_rows(results, group), PERPLEXITY) for group in (*titles, "cache")}
     heights = [0.3 + sum(map(_height, of_group)) for of_group in lines.values()]
     figure, axes = _panels(3.2 + sum(heights), 1 + len(lines), 2, [2.0, *heights])
     _amounts(_merged(axes[0]), results)
     for line, (group, title) in zip(axes[1:], titles.items(), strict=False):
         _draw_dots(_merged(line), lines[group], title)
     _draw_dots(axes[-1][0], lines["cache"], "perplexity, by cache")
-    calibration = _dots_of(group_rows(results, "cache"), "ece")
+    calibration = _dots_of(group_rows(results, "cache"), ECE)
     _draw_dots(axes[-1][1], calibration, "calibration error (ECE), %", 100.0)
     axes[-1][1].tick_params(axis="y", labelleft=False)
     return figure
@@ -269,7 +270,7 @@ def _amounts(axis: "Axes", results: Measured) -> None:
         points = {tokens * sources: row for tokens, row in results.numbered(name).items()}
         if points and whole is not None:
             points |= {round(whole): row for row in results.named([with_all])}
-        _draw_line(axis, dict(sorted(points.items())), "perplexity", label, colour, marker)
+        _draw_line(axis, dict(sorted(points.items())), PERPLEXITY, label, colour, marker)
         shown |= set(points)
     if shown:
         axis.set(xscale="log", yscale="log")
@@ -277,5 +278,5 @@ def _amounts(axis: "Axes", results: Measured) -> None:
         axis.yaxis.set_major_formatter("{x:,.0f}")
         axis.legend(frameon=False)
     axis.minorticks_off()
-    axis.set(xlabel="text that the student reads, thousands of tokens", ylabel=PERPLEXITY)
+    axis.set(xlabel="text that the student reads, thousands of tokens", ylabel=PERPLEXITY_AXIS)
     axis.grid(alpha=0.25)

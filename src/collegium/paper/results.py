@@ -20,9 +20,24 @@ from collegium.paper.run_result import TEST, VALIDATION, RunResult, averaged
 from collegium.paper.specification import Specification
 from collegium.paper.task_scores import described, task_scores
 from collegium.report.interval import Difference
+from collegium.report.metric_names import (
+    AGREEMENT,
+    BITS_PER_BYTE,
+    ECE,
+    ENTROPY_OWN,
+    KL_COMMON,
+    KL_EXPERT,
+    KL_OWN,
+    NLL,
+    PERPLEXITY,
+    by_rule,
+    by_teacher,
+    of_teacher,
+    rule_nll,
+)
 
 
-FIGURES = ("nll", "accuracy", "kl/common", "kl/expert", "kl/own", "entropy/own", "agreement")
+FIGURES = (NLL, "accuracy", KL_COMMON, KL_EXPERT, KL_OWN, ENTROPY_OWN, AGREEMENT)
 """Figures of a student on test documents; of the KLs only `kl/common` ranks students."""
 
 SIGNIFICANT = 0.05
@@ -71,7 +86,7 @@ def collect(
         "seconds": round(seconds),
         "student_tokens": (specification.student_tokens or 0) * len(specification.sources) or None,
         "text": _text(specification, origins or {}, baseline[0]),
-        "teachers": {"made": made, "alone": _targets(targets, "teacher/"), "fused": _targets(targets, "rule/")},
+        "teachers": {"made": made, "alone": _teachers_alone(targets), "fused": _fused(targets)},
         "rows": rows,
     }
     if specialists:
@@ -109,29 +124,40 @@ def _text(
         domain: {
             "source": source(domain),
             "licence": specification.licences.get(domain),
-            "test_documents": len(result.sums("nll", domain, TEST)[1]),
-            "test_tokens": int(result.sums("nll", domain, TEST)[1].sum()),
-            "validation_documents": len(result.sums("nll", domain, VALIDATION)[1]),
+            "test_documents": len(result.sums(NLL, domain, TEST)[1]),
+            "test_tokens": int(result.sums(NLL, domain, TEST)[1].sum()),
+            "validation_documents": len(result.sums(NLL, domain, VALIDATION)[1]),
         }
         for domain in result.domains
     }
 
 
-def _targets(sums: Mapping[str, Any], prefix: str) -> dict[str, dict[str, float]]:
-    if not sums:
-        return {}
+def _teachers_alone(sums: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    return _losses(sums, {name: of_teacher(name, NLL) for name in by_teacher(_figures(sums))})
+
+
+def _fused(sums: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    return _losses(sums, {name: rule_nll(name) for name in by_rule(_figures(sums))})
+
+
+def _figures(sums: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Figures of the first domain, by metric; all domains have the same."""
+    figures: Mapping[str, Any] = next(iter(sums.values()))["figures"] if sums else {}
+    return figures
+
+
+def _losses(sums: Mapping[str, Any], metrics: Mapping[str, str]) -> dict[str, dict[str, float]]:
+    """Losses by domain and their mean, by the names that `metrics` gives them."""
     result = RunResult({"tables": sums})
-    names = next(iter(sums.values()))["figures"]
     found = {}
-    for name in names:
-        if name.startswith(prefix) and name.endswith("/nll"):
-            row = result.by_domain(name)
-            mean = sum(row.values()) / len(row)
-            found[name.removeprefix(prefix).removesuffix("/nll")] = {
-                **{domain: round(value, 4) for domain, value in row.items()},
-                "mean": round(mean, 4),
-                "perplexity": round(math.exp(mean), 2),
-            }
+    for name, metric in metrics.items():
+        row = result.by_domain(metric)
+        mean = sum(row.values()) / len(row)
+        found[name] = {
+            **{domain: round(value, 4) for domain, value in row.items()},
+            "mean": round(mean, 4),
+            PERPLEXITY: round(math.exp(mean), 2),
+        }
     return found
 
 
@@ -143,12 +169,12 @@ def _row(plan: Plan, name: str, results: Sequence[RunResult]) -> dict[str, Any]:
         for figure in FIGURES
         if all(result.has(figure) for result in results)
     }
-    figures["perplexity"] = over_seeds([math.exp(result.mean("nll")) for result in results])
-    on_validation = [math.exp(result.mean("nll", VALIDATION)) for result in results]
+    figures[PERPLEXITY] = over_seeds([math.exp(result.mean(NLL)) for result in results])
+    on_validation = [math.exp(result.mean(NLL, VALIDATION)) for result in results]
     figures["validation_perplexity"] = over_seeds(on_validation)
-    figures["bits_per_byte"] = over_seeds([result.bits_per_byte for result in results])
+    figures[BITS_PER_BYTE] = over_seeds([result.bits_per_byte for result in results])
     if all(result.ece is not None for result in results):
-        figures["ece"] = over_seeds([result.ece or 0.0 for result in results])
+        figures[ECE] = over_seeds([result.ece or 0.0 for result in results])
     written = [result.continuations for result in results if result.continuations is not None]
     if len(written) == len(results):
         figures |= {key: over_seeds([w[key] for w in written]) for key in written[0]}
@@ -166,7 +192,7 @@ def _row(plan: Plan, name: str, results: Sequence[RunResult]) -> dict[str, Any]:
         "seconds": round(sum(result.seconds for result in results) / len(results), 1),
         "figures": figures,
         "nll_by_domain": {
-            domain: round(sum(r.by_domain("nll")[domain] for r in results) / len(results), 4)
+            domain: round(sum(r.by_domain(NLL)[domain] for r in results) / len(results), 4)
             for domain in results[0].domains
         },
     }
@@ -197,10 +223,10 @@ def _differences(
 def _difference(results: Sequence[RunResult], baseline: Sequence[RunResult]) -> dict[str, Difference]:
     count = min(len(results), len(baseline))
     pairs = zip(results[:count], baseline[:count], strict=True)
-    seeds = paired_t_test([a.mean("nll") - b.mean("nll") for a, b in pairs], confidence=CONFIDENCE)
+    seeds = paired_t_test([a.mean(NLL) - b.mean(NLL) for a, b in pairs], confidence=CONFIDENCE)
     documents = stratified_difference(
-        averaged(results[:count], "nll"),
-        averaged(baseline[:count], "nll"),
+        averaged(results[:count], NLL),
+        averaged(baseline[:count], NLL),
         **BOOTSTRAP,
     )
     return {"over_seeds": seeds, "over_documents": documents}

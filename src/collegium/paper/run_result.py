@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from collegium.report.metric_names import CONFIDENCE_GAPS, KL, KL_EXPERT, NLL, kl_of_earlier_results, of_teacher
+
 
 Floats = NDArray[np.float64]
 
@@ -78,12 +80,13 @@ class RunResult:
         """Return the sum of a figure and the number of tokens for each document."""
         table = self.content["tables"][domain]
         tokens = np.array(table["tokens"], np.float64)[split]
-        return np.array(table["figures"][_key(figure, domain)], np.float64)[split], tokens
+        figures = table["figures"]
+        return np.array(figures[_key(figure, domain, figures)], np.float64)[split], tokens
 
     def has(self, figure: str) -> bool:
         """Tell whether a figure was measured in all domains."""
         tables = self.content["tables"].items()
-        return all(_key(figure, domain) in table["figures"] for domain, table in tables)
+        return all(_key(figure, domain, table["figures"]) in table["figures"] for domain, table in tables)
 
     def by_domain(self, figure: str, split: slice = TEST) -> dict[str, float]:
         """Ratio of a figure's sum to the tokens, for each domain."""
@@ -103,7 +106,7 @@ class RunResult:
         """Plain mean over domains, on test documents."""
         values = []
         for table in self.content["tables"].values():
-            nll = np.array(table["figures"]["nll"], np.float64)[TEST].sum()
+            nll = np.array(table["figures"][NLL], np.float64)[TEST].sum()
             values.append(float(nll / math.log(2) / np.array(table["bytes"])[TEST].sum()))
         return sum(values) / len(values)
 
@@ -112,16 +115,19 @@ class RunResult:
         """Expected calibration error of the most probable token, plain mean over domains, on test documents."""
         values = []
         for table in self.content["tables"].values():
-            if "confidence_gaps" not in table:
+            if CONFIDENCE_GAPS not in table:
                 return None
-            gaps = np.array(table["confidence_gaps"], np.float64)[TEST].sum(0)
+            gaps = np.array(table[CONFIDENCE_GAPS], np.float64)[TEST].sum(0)
             values.append(float(np.abs(gaps).sum() / np.array(table["tokens"])[TEST].sum()))
         return sum(values) / len(values)
 
 
-def _key(figure: str, domain: str) -> str:
-    """Key of a figure in the tables; `kl/expert` is the KL to the teacher of the domain's name."""
-    return f"kl/{domain}" if figure == "kl/expert" else figure
+def _key(figure: str, domain: str, figures: Mapping[str, Any]) -> str:
+    """Key of a figure in the tables; `KL_EXPERT` is the KL to the teacher of the domain's name."""
+    if figure != KL_EXPERT:
+        return figure
+    metric = of_teacher(domain, KL)
+    return metric if metric in figures else kl_of_earlier_results(domain)
 
 
 def averaged(results: Sequence[RunResult], figure: str) -> dict[str, tuple[Floats, Floats]]:

@@ -31,6 +31,7 @@ from collegium.pipeline.cache import cache as build_caches
 from collegium.pipeline.run import fit_student
 from collegium.pipeline.run_folder import claim_run_dir
 from collegium.recipe.recipe import Recipe
+from collegium.report.metric_names import CONFIDENCE_GAPS, ENTROPY_OWN, KL_OWN
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def train_and_measure(training: Training, output: Path) -> None:
 
 
 def _tables(model: PreTrainedModel, judge: Run, taught: Run | None, output: Path) -> dict[str, DocumentSums]:
-    """Against the judge; `kl/own` against what the student learnt from, which may be other teachers."""
+    """Against the judge; its own target against what the student learnt from, which may be other teachers."""
     rule = None if taught is None else taught.rule
     if taught is None or rule is None:
         return _measured(model, judge)
@@ -102,12 +103,11 @@ def _tables(model: PreTrainedModel, judge: Run, taught: Run | None, output: Path
         return _measured(model, judge, rule)
     tables = _measured(model, judge)
     measured = _measured(model, _judge(_own_judge(judge, plain), output), rule)
-    return {
-        name: replace(
-            table, sums=table.sums | {k: v for k, v in measured[name].sums.items() if k.endswith("/own")}
-        )
-        for name, table in tables.items()
-    }
+    return {name: replace(table, sums=table.sums | _own(measured[name])) for name, table in tables.items()}
+
+
+def _own(table: DocumentSums) -> dict[str, torch.Tensor]:
+    return {metric: sums for metric, sums in table.sums.items() if metric in (KL_OWN, ENTROPY_OWN)}
 
 
 def _measured(model: PreTrainedModel, judge: Run, own: Rule | None = None) -> dict[str, DocumentSums]:
@@ -161,7 +161,7 @@ def as_numbers(table: DocumentSums) -> dict[str, Any]:
         "figures": {name: _rounded(sums) for name, sums in table.sums.items()},
     }
     if table.confidence_gaps is not None:
-        numbers["confidence_gaps"] = [_rounded(row) for row in table.confidence_gaps]
+        numbers[CONFIDENCE_GAPS] = [_rounded(row) for row in table.confidence_gaps]
     return numbers
 
 

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from collegium.base.digest import json_digest
 from collegium.recipe.methods import with_method
-from collegium.recipe.sections.base import DESCRIBING, Dtype, Many, Name, Section, names_differ
+from collegium.recipe.sections.base import DESCRIBING, Dtype, Many, Name, Section, domains_differ, names_differ
 from collegium.recipe.sections.evaluation import EvaluationSection
 from collegium.recipe.sections.models import (
     CacheSection,
@@ -57,7 +57,7 @@ class MixingSection(Section):
 class DataSection(Section):
     """Text, from sources to packed blocks on disk."""
 
-    sources: Annotated[Many[Source], Field(min_length=1), AfterValidator(names_differ)]
+    sources: Annotated[Many[Source], Field(min_length=1), AfterValidator(domains_differ)]
     """One per domain."""
     directory: str | None = None
     """Folder of the prepared text; by default a folder of the cache named by its fingerprint."""

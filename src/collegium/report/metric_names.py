@@ -20,6 +20,8 @@ KL_COMMON: Final = "kl/common"
 KL_OWN: Final = "kl/own"
 ENTROPY_OWN: Final = "entropy/own"
 AGREEMENT: Final = "agreement"
+KL_EXPERT: Final = "kl/expert"
+"""In the paper's results: the KL to the teacher that is the expert of the text."""
 CONFIDENCE_GAPS: Final = "confidence_gaps"
 CONFIDENCE_COUNTS: Final = "confidence_counts"
 
@@ -100,9 +102,9 @@ def by_teacher(values: Mapping[str, T]) -> dict[str, dict[str, T]]:
     return found
 
 
-def not_of_teachers(values: Mapping[str, T]) -> dict[str, T]:
-    """Values of all other metrics."""
-    return {key: value for key, value in values.items() if not key.startswith(_TEACHER)}
+def kl_of_earlier_results(teacher: str) -> str:
+    """The KL to a teacher in results of runs that were made before it had a namespace."""
+    return f"kl/{teacher}"
 
 
 def is_kl(metric: str) -> bool:

@@ -17,6 +17,7 @@ from collegium.recipe.file import dump_mapping
 from collegium.report.card.public_recipe import public
 from collegium.report.cells import Table
 from collegium.report.evaluation_file import as_content
+from collegium.report.metric_names import PERPLEXITY
 from collegium.report.plots import Plot, draw_all
 from collegium.report.records import RunRecord
 from collegium.report.samples import Continuation
@@ -158,7 +159,7 @@ def _facts(run: RunRecord) -> Iterator[_Named]:
     """The few figures that people look for first."""
     mean = run.student.mean
     if mean.perplexity is not None:
-        yield _Named("perplexity", f"{mean.perplexity:.1f}")
+        yield _Named(PERPLEXITY, f"{mean.perplexity:.1f}")
         if (before := run.before.mean.perplexity) is not None:
             yield _Named("before training", f"{before:.1f}")
     bits = [domain.figures.bits_per_byte for domain in run.evaluation.domains.values()]

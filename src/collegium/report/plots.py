@@ -45,7 +45,7 @@ class _Drawing:
 
 
 _DRAWINGS = {
-    "perplexity": _Drawing(
+    "losses": _Drawing(
         "Perplexity on held-out text", "Lower is better; bars are intervals over documents.", losses, has_rows=True
     ),
     "learning": _Drawing("Loss on held-out text while training", "Mean over domains.", learning),

@@ -9,6 +9,7 @@ from collegium.base.visible import visible
 from collegium.report.cells import Cell, Table, mean_cell, with_interval
 from collegium.report.figures import FusionFigures, StudentFigures, StudentMeasured
 from collegium.report.lineage import lineage_tables
+from collegium.report.metric_names import PERPLEXITY
 from collegium.report.records import RunRecord
 from collegium.report.task_tables import task_tables
 
@@ -38,7 +39,7 @@ def detail_tables(run: RunRecord) -> Iterator[Table]:
 
 
 _STUDENT_FIGURES: list[tuple[str, int, StudentFigure]] = [
-    ("perplexity", 2, lambda figures: figures.perplexity),
+    (PERPLEXITY, 2, lambda figures: figures.perplexity),
     ("bits per byte", 4, lambda figures: figures.bits_per_byte),
     ("token accuracy", 4, lambda figures: figures.accuracy),
     ("calibration error (ECE)", 4, lambda figures: figures.ece),

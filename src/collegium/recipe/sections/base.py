@@ -18,13 +18,18 @@ DESCRIBING = {"licence", "language"}
 
 
 def names_differ(items: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:
-    """Refuse a name that is there twice, or that every table has already."""
+    """Refuse a name that is there twice."""
     names = [item.name for item in items]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{info.field_name} must have different names, but {', '.join(repeated)} is there twice")
-    if taken := sorted({"all", "common", "mean"} & set(names)):
-        raise ValueError(f"{info.field_name} may not be named {taken[0]!r}, which is a column of every table")
     return items
+
+
+def domains_differ(items: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:
+    """Refuse a name of a domain that is there twice, or that every table has already beside the domains."""
+    if taken := sorted({"all", "common", "mean"} & {item.name for item in items}):
+        raise ValueError(f"{info.field_name} may not be named {taken[0]!r}, which is a column of every table")
+    return names_differ(items, info)
 
 
 def can_be_trained(dtype: str) -> str:

@@ -16,6 +16,7 @@ from collegium.report.card.metadata import metadata_of
 from collegium.report.evaluation import Evaluation
 from collegium.report.figures import StudentFigures
 from collegium.report.interval import Interval
+from collegium.report.metric_names import PERPLEXITY
 
 
 SNIPPET = """\
@@ -29,7 +30,7 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0], skip_spec
 """
 
 FIGURES: Sequence[tuple[str, int, Callable[[StudentFigures[Interval]], Interval | None]]] = (
-    ("perplexity", 2, lambda figures: figures.perplexity),
+    (PERPLEXITY, 2, lambda figures: figures.perplexity),
     ("bits per byte", 4, lambda figures: figures.bits_per_byte),
     ("next token right", 3, lambda figures: figures.accuracy),
     ("calibration error", 3, lambda figures: figures.ece),

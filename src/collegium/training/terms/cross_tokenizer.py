@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from collegium.alignment.common_spans import CommonSpans, common_spans
 from collegium.base.schedule import Schedule, largest, smallest, value_at
 from collegium.losses.cross_tokenizer import hybrid, label_and_boundary, sorted_l1, sum_by, with_chain, with_path
-from collegium.signals.contracts import Capability, TeacherOutput
 from collegium.report.metric_names import (
     COMPARED,
     CROSS_TOKENIZER_LOSS,
@@ -24,6 +23,7 @@ from collegium.report.metric_names import (
     below,
     cross_tokenizer_term,
 )
+from collegium.signals.contracts import Capability, TeacherOutput
 from collegium.signals.metrics import Mean
 from collegium.signals.own_vocabulary import OwnView
 from collegium.training.terms.features import normalized_importance

@@ -10,6 +10,7 @@ from torch import Tensor
 from collegium.base.schedule import Schedule
 from collegium.fused.teacher_stats import teacher_stats
 from collegium.losses.cross_tokenizer import binary_kl, chunk_of_spans, label_and_boundary, sum_by
+from collegium.report.metric_names import COMPARED
 from collegium.signals.contracts import Capability
 from collegium.signals.metrics import Mean
 from collegium.signals.own_vocabulary import OwnView
@@ -89,7 +90,7 @@ class AlmTerm(CrossTokenizerTerm):
             )
         )
         value = binary_kl(of_student, of_teacher, self.tau).sum()
-        return value, {"compared": compared(num_chunks, student)}
+        return value, {COMPARED: compared(num_chunks, student)}
 
     def _student(self, student: StudentRows, boundary: Tensor | None) -> tuple[Tensor, Tensor]:
         """Log-probability of each label and of a boundary."""
