@@ -31,6 +31,7 @@ from collegium.models.head import ProjectionHead
 from collegium.models.pretrained import causal_lm_of, last_hidden_states, load_model
 from collegium.pipeline.run import train
 from collegium.recipe.recipe import Recipe
+from collegium.report.evaluation_file import as_content
 from collegium.signals.contracts import Batch, Capability, Positions, predicted_positions
 from collegium.signals.signals import ProjectedSignal, TopKSignal
 from collegium.teachers.cached import CachedTeacher
@@ -74,13 +75,13 @@ def main() -> None:
 def _training(run: Run, runs: Path) -> dict[str, Any]:
     """Held-out loss of students trained from the teachers themselves and from caches."""
     recipe = run.recipe
-    online = train(recipe.model_copy(update={"output_dir": str(runs / "online")}))
+    online = as_content(train(recipe.model_copy(update={"output_dir": str(runs / "online")})))
     results = {"online": _losses(online)}
     for name in TRAINED:
         directory = runs / "caches" / name
         sizes = [_derived(run, runs, m, name).bytes_per_token for m in range(len(recipe.teachers))]
         results[name] = {
-            **_losses(train(_from_caches(recipe, directory, runs / name))),
+            **_losses(as_content(train(_from_caches(recipe, directory, runs / name)))),
             "bytes": sum(sizes) / len(sizes),
         }
         print(name, results[name], flush=True)

@@ -24,6 +24,7 @@ from collegium.pipeline.cache import cache
 from collegium.pipeline.run import train
 from collegium.recipe.file import load_recipe
 from collegium.recipe.recipe import Recipe
+from collegium.report.evaluation_file import as_content
 
 
 HERE = Path(__file__).parent
@@ -50,7 +51,7 @@ def run(variant: str, seed: int, steps: int) -> dict[str, Any]:
         "output_dir": str(RUNS / f"{variant.replace(' ', '-')}-{seed}"),
     }
     start = time.monotonic()
-    result = train(recipe_of(VARIANTS[variant], overrides))
+    result = as_content(train(recipe_of(VARIANTS[variant], overrides)))
     return {"bits_per_byte": bits_per_byte(result), "seconds": round(time.monotonic() - start)}
 
 

@@ -22,6 +22,7 @@ from collegium.paper.made import byte_level_bpe
 from collegium.pipeline.cache import cache
 from collegium.pipeline.run import train
 from collegium.recipe.file import load_recipe
+from collegium.report.evaluation_file import as_content
 
 
 HERE = Path(__file__).parent
@@ -81,7 +82,7 @@ def run(recipe: str, name: str, **changes: Any) -> dict[str, Any]:
     loaded = load_recipe(HERE / recipe, [*overrides, f"output_dir={folder}"])
     if any(teacher.kind == "local" and teacher.cached for teacher in loaded.teachers):
         cache(loaded)
-    return train(loaded)
+    return as_content(train(loaded))
 
 
 def train_teachers(**changes: Any) -> dict[str, dict[str, Any]]:

@@ -19,7 +19,20 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if path not in {SPELT, *FO
 CONSTANTS = {value for name, value in vars(metric_names).items() if name.isupper() and isinstance(value, str)}
 
 ORDINARY = {
-    *("loss", "weight", "entropy", "conflict", "accuracy", "step", "epoch", "pairs", "target", "fused", "kl"),
+    *(
+        "loss",
+        "cross_entropy",
+        "weight",
+        "entropy",
+        "conflict",
+        "accuracy",
+        "step",
+        "epoch",
+        "pairs",
+        "target",
+        "fused",
+        "kl",
+    ),
 }
 """Words that name other things too: keys of recipes, columns of caches, kinds of weighting."""
 

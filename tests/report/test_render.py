@@ -25,7 +25,7 @@ def body_of(made) -> str:
 
 def test_metadata_in_the_hubs_format():
     scores = {"f1": figure(0.4), "exact": figure(0.3)}
-    task = {"task": "qa", "items": 20, "primary": "f1", "figures": scores, "baselines": {}}
+    task = {"task": "qa", "items": 20, "primary": "f1", "figures": scores, "baselines": {}, "teachers": {}}
     whole = evaluation_of(content() | {"tasks": {"qa": task}})
     data = ModelCard(render_card(whole, "name: x\n")).data
     assert data.license == "apache-2.0" and data.license_name is None

@@ -73,14 +73,16 @@ def continual_figures(
                 learning=gained[domain],
                 forward_transfer=transfer[domain],
             )
-    measured = domains.values()
-    mean = ContinualMean(
-        forgetting=_mean([domain.forgetting for domain in measured]),
-        learning=_mean([domain.learning for domain in measured]),
-        forward_transfer=_mean([domain.forward_transfer for domain in measured]),
-        final=sum(domain.final for domain in measured) / len(domains),
+    return Continual(tuple(past), domains, _means(list(domains.values())))
+
+
+def _means(domains: Sequence[ContinualDomain]) -> ContinualMean:
+    return ContinualMean(
+        forgetting=_mean([domain.forgetting for domain in domains]),
+        learning=_mean([domain.learning for domain in domains]),
+        forward_transfer=_mean([domain.forward_transfer for domain in domains]),
+        final=sum(domain.final for domain in domains) / len(domains),
     )
-    return Continual(tuple(past), domains, mean)
 
 
 def _mean(differences: Sequence[Difference | None]) -> float | None:

@@ -135,7 +135,7 @@ class TaskScores(Stored):
     primary: str
     figures: Mapping[str, Interval]
     baselines: Mapping[str, float]
-    teachers: Mapping[str, Mapping[str, Interval]] = field(default_factory=dict)
+    teachers: Mapping[str, Mapping[str, Interval]]
     per_item: tuple[tuple[float, ...], ...] = ()
     sample: Mapping[str, str] = field(default_factory=dict)
 
