@@ -18,8 +18,8 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if path not in {SPELT, *FO
 
 CONSTANTS = {value for name, value in vars(metric_names).items() if name.isupper() and isinstance(value, str)}
 
-ORDINARY = {
-    *(
+ORDINARY = set(
+    [
         "loss",
         "cross_entropy",
         "weight",
@@ -32,8 +32,8 @@ ORDINARY = {
         "target",
         "fused",
         "kl",
-    ),
-}
+    ]
+)
 """Words that name other things too: keys of recipes, columns of caches, kinds of weighting."""
 
 PATH = re.compile(r"(train|eval|teacher|rule|kl|entropy|oracle|certain|mixing|feature|cross_tokenizer)/[^\s]*")
