@@ -18,22 +18,20 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if path not in {SPELT, *FO
 
 CONSTANTS = {value for name, value in vars(metric_names).items() if name.isupper() and isinstance(value, str)}
 
-ORDINARY = set(
-    [
-        "loss",
-        "cross_entropy",
-        "weight",
-        "entropy",
-        "conflict",
-        "accuracy",
-        "step",
-        "epoch",
-        "pairs",
-        "target",
-        "fused",
-        "kl",
-    ]
-)
+ORDINARY = {
+    "loss",
+    "cross_entropy",
+    "weight",
+    "entropy",
+    "conflict",
+    "accuracy",
+    "step",
+    "epoch",
+    "pairs",
+    "target",
+    "fused",
+    "kl",
+}
 """Words that name other things too: keys of recipes, columns of caches, kinds of weighting."""
 
 PATH = re.compile(r"(train|eval|teacher|rule|kl|entropy|oracle|certain|mixing|feature|cross_tokenizer)/[^\s]*")
