@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from collegium.report.interval import Difference, Interval
+
 
 MAX_ROWS = 1 << 20
 """Rows gathered at once; changes speed and memory, not the random draws."""
