@@ -367,6 +367,19 @@ def test_every_module_imports():
             importlib.import_module(".".join(parts).removesuffix(".__init__"))
 
 
+@pytest.mark.parametrize("folder", ["benchmarks", "experiments"])
+def test_programs_beside_the_package_import_what_is_there(folder):
+    missing = []
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        for node in ast.walk(parse(path)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("collegium"):
+                module = importlib.import_module(node.module)
+                missing += [
+                    f"{path.name}: {node.module}.{a.name}" for a in node.names if not hasattr(module, a.name)
+                ]
+    assert missing == []
+
+
 def test_every_recipe_field_is_described():
     sections = {s for s in all_sections() if inspect.getmodule(s).__name__.startswith("collegium.")}
     missing = [

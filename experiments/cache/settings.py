@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from collegium.cache.manifest import CacheSettings
-from collegium.fused.listed import Entries, dense_logprobs
+from collegium.fused.completion import Entries, dense_logprobs
 from collegium.signals.signals import TopKSignal
 
 
