@@ -80,7 +80,7 @@ def run(recipe: str, name: str, **changes: Any) -> dict[str, Any]:
     overrides = [f"{key.replace('__', '.')}={json.dumps(value)}" for key, value in changes.items()]
     folder = RUNS / name.replace(" ", "-")
     loaded = load_recipe(HERE / recipe, [*overrides, f"output_dir={folder}"])
-    if any(teacher.kind == "local" and teacher.cached for teacher in loaded.teachers):
+    if loaded.teachers_to_cache:
         cache(loaded)
     return as_content(train(loaded))
 

@@ -1,6 +1,7 @@
 """Nothing in the package asks of what kind a teacher is: the protocol answers instead."""
 
 import ast
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -32,23 +33,37 @@ def asked_of(node: ast.AST) -> set[str]:
     return set()
 
 
-KINDS = {
-    node.name
-    for path in (PACKAGE / "teachers").glob("*.py")
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-    if isinstance(node, ast.ClassDef) and node.name.endswith("Teacher")
-}
+def parsed(*folders: str) -> Iterator[tuple[Path, ast.Module]]:
+    """Every file below some folders of the package."""
+    for path in sorted(path for folder in folders for path in (PACKAGE / folder).rglob("*.py")):
+        yield path.relative_to(PACKAGE), ast.parse(path.read_text(encoding="utf-8"))
+
+
+def classes(folder: str, ending: str) -> set[str]:
+    """Names of the classes in a folder that end so."""
+    nodes = [node for _, tree in parsed(folder) for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    return {node.name for node in nodes if node.name.endswith(ending)}
+
+
+def places(trees: Iterable[tuple[Path, ast.Module]], names: set[str]) -> list[str]:
+    """Where any of these classes is asked for."""
+    found = [(path, node, asked_of(node) & names) for path, tree in trees for node in ast.walk(tree)]
+    return [f"{path}:{node.lineno} asks for {', '.join(sorted(asked))}" for path, node, asked in found if asked]
+
+
+KINDS = classes("teachers", "Teacher")
 
 
 def test_no_kind_of_teacher_is_asked_for():
     assert {"LocalTeacher", "CachedTeacher", "AlignedTeacher", "RestrictedTeacher"} <= KINDS
-    found = [
-        f"{path.relative_to(PACKAGE)}:{node.lineno} asks for {', '.join(sorted(asked))}"  # type: ignore[attr-defined]
-        for path in sorted(PACKAGE.rglob("*.py"))
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if (asked := asked_of(node) & KINDS)
-    ]
-    assert not found, "let the protocol in signals/contracts.py answer: " + "; ".join(found)
+    assert not places(parsed("."), KINDS), "let the protocol in signals/contracts.py answer"
+
+
+def test_a_section_meets_its_class_in_assembly():
+    sections = classes("recipe", "TeacherSection")
+    assert {"LocalTeacherSection", "CachedTeacherSection"} <= sections
+    rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")} - {"recipe", "assembly"}
+    assert not places(parsed(*rooms), sections), "let the section answer"
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def teacher_sheets(run: "Run") -> list[AnswerSheet]:
         TeacherError: one cannot be loaded.
     """
     running = {t.name: t.native for t in run.teachers if Capability.GENERATE in t.native.provides}
-    sections = [s for s in run.recipe.teachers if isinstance(s, LocalTeacherSection)]
+    sections = run.recipe.local_teachers
     lacking = [s.at_one for s in sections if s.name not in running]
     for teacher in load_teachers(lacking, run.tokenizer, device=run.device):
         running[teacher.name] = teacher.native

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from collegium.assembly.cached_teachers import open_cache
 from collegium.assembly.local_teachers import load_teachers
-from collegium.recipe.sections.models import LocalTeacherSection, TeachingSection
+from collegium.recipe.sections.models import TeachingSection
 from collegium.signals.contracts import Teacher
 from collegium.teachers.restricted import RestrictedTeacher
 
@@ -21,7 +21,7 @@ def build_teachers(run: "Run") -> list[Teacher]:
         DataError: a cache is not finished, is damaged, or holds something else.
     """
     sections = run.fitted.teachers
-    running = [s for s in sections if isinstance(s, LocalTeacherSection) and not s.cached]
+    running = [section for section in run.fitted.local_teachers if not section.cached]
     loaded = {t.name: t for t in load_teachers(running, run.tokenizer, device=run.device)}
     opened = {s.name: open_cache(run, s).teacher for s in sections if s.name not in loaded}
     teachers = [loaded.get(section.name) or opened[section.name] for section in sections]

@@ -107,7 +107,7 @@ def _num_workers(recipe: Recipe) -> int:
     """Reading a block of a cache takes a millisecond, which a step on a CPU does not notice."""
     if recipe.training.num_workers is not None:
         return recipe.training.num_workers
-    reads = any(section.kind == "cached" or section.cached for section in recipe.teachers)
+    reads = any(section.is_cached for section in recipe.teachers)
     return 2 if reads and torch.cuda.is_available() else 0
 
 

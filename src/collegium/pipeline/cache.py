@@ -102,8 +102,7 @@ def section_to_cache(run: Run, section: LocalTeacherSection) -> LocalTeacherSect
     if recipe.cache.mode == "hidden_states":  # those serve every temperature, so they are fitted from the cache
         return section
     alone = run.derive(recipe=recipe.model_copy(update={"teachers": (section,)}))
-    (fitted,) = alone.fitted.teachers
-    assert isinstance(fitted, LocalTeacherSection), "still the same teacher"
+    (fitted,) = alone.fitted.local_teachers
     return fitted
 
 
@@ -159,8 +158,7 @@ def repair_cache(location: str) -> list[str]:
         DataError: it is not known what the cache is made from, or the text or the teacher are others now.
     """
     run = Run(_recipe_of(location))
-    section = run.recipe.teachers[0]
-    assert isinstance(section, LocalTeacherSection), "written by `cache`"
+    (section,) = run.recipe.local_teachers  # `_source` wrote the recipe of one
     plan = cache_plan(run, section)
     builder = build_builder(run, section, plan, location=location, source=_source(run.recipe, section))
     _, written = repair(builder)

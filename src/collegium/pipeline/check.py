@@ -16,7 +16,7 @@ from collegium.base.terminal import is_main_rank
 from collegium.pipeline.run_folder import require_free
 from collegium.recipe.methods import METHODS
 from collegium.recipe.recipe import Recipe
-from collegium.recipe.sections.models import CachedTeacherSection, ContinuedStudentSection, LocalTeacherSection
+from collegium.recipe.sections.models import ContinuedStudentSection
 
 
 @dataclass(frozen=True)
@@ -126,14 +126,13 @@ def _student(recipe: Recipe) -> Iterator[Finding]:
 
 def _teachers(recipe: Recipe) -> Iterator[Finding]:
     for i, teacher in enumerate(recipe.teachers):
-        names = ("model", "adapter") if isinstance(teacher, LocalTeacherSection) else ("tokenizer",)
-        for name in names:
-            if reference := getattr(teacher, name):
-                yield _model(f"teachers.{i}.{name}", reference, TeacherError.exit_code)
-        if isinstance(teacher, CachedTeacherSection) and "://" not in teacher.path:
-            there = Path(teacher.path, "manifest.json").is_file()
+        for name, reference in teacher.references.items():
+            yield _model(f"teachers.{i}.{name}", reference, TeacherError.exit_code)
+        path = teacher.cache_path
+        if path is not None and "://" not in path:
+            there = Path(path, "manifest.json").is_file()
             fix = None if there else "make it there with `collegium cache`, or give another folder"
-            found = f"{teacher.path} holds {'a' if there else 'no'} cache"
+            found = f"{path} holds {'a' if there else 'no'} cache"
             yield Finding(f"teachers.{i}.path", found, fix, 0 if there else TeacherError.exit_code)
 
 
@@ -197,7 +196,8 @@ def _packages(recipe: Recipe) -> Iterator[Finding]:
 
 def _needed(recipe: Recipe) -> Iterator[tuple[str, str, str, int]]:
     """Key, module, how to get it, and in what a run without it would end."""
-    models = {f"teachers.{i}.model": t.model for i, t in enumerate(recipe.teachers) if t.kind == "local"}
+    named = {f"teachers.{i}.model": t.references.get("model") for i, t in enumerate(recipe.teachers)}
+    models = {key: model for key, model in named.items() if model is not None}
     models["student.model"] = recipe.student.model
     for key, model in models.items():
         if model.endswith(".gguf"):
@@ -210,7 +210,7 @@ def _needed(recipe: Recipe) -> Iterator[tuple[str, str, str, int]]:
         yield "evaluation.generation", "sacrebleu", _extra("eval"), RecipeError.exit_code
     if any(task.task == "summarization" for task in recipe.evaluation.tasks):
         yield "evaluation.tasks", "rouge_score", _extra("eval"), RecipeError.exit_code
-    urls = {f"teachers.{i}.path": t.path for i, t in enumerate(recipe.teachers) if t.kind == "cached"}
+    urls = {f"teachers.{i}.path": t.cache_path or "" for i, t in enumerate(recipe.teachers)}
     urls["cache.directory"] = recipe.cache.directory or ""
     for key, url in urls.items():
         if module := _filesystem_of(url):

@@ -93,7 +93,7 @@ def _torch() -> Check:
 
 
 def _hub(recipe: Recipe) -> Check:
-    local = [s for s in recipe.teachers if isinstance(s, LocalTeacherSection)]
+    local = recipe.local_teachers
     references = [recipe.student.model, *(section.model for section in local)]
     references += [name for name in (recipe.student.tokenizer, *(s.adapter for s in local)) if name]
     references += [source.dataset for source in recipe.data.sources if source.kind == "hub"]
@@ -135,7 +135,7 @@ def _look_at_text(run: Run) -> tuple[PreparedText | None, Sample, Check]:
 def _caches(run: Run, text: PreparedText | None) -> Iterator[Check]:
     found = None if text is None else run.derive(text=text)  # so that none is prepared
     for section in run.recipe.teachers:
-        if isinstance(section, CachedTeacherSection) or section.cached:
+        if section.is_cached:
             yield _cache(found, section)
 
 

@@ -206,7 +206,7 @@ class Recipe(Section):
         weights = dict.fromkeys(features, "feature_weight")
         weights |= dict.fromkeys(objective.named_cross_tokenizer, "cross_tokenizer_weight")
         for teacher in self.teachers:
-            if teacher.kind == "local" and not teacher.cached:
+            if not teacher.is_cached:
                 continue
             mode = self.cache.mode if teacher.kind == "local" else None
             for key, term in (features | objective.named_cross_tokenizer).items():
@@ -250,6 +250,16 @@ class Recipe(Section):
         """Names of the sources, in the order in which batches number them."""
         return tuple(sorted(source.name for source in self.data.sources))
 
+    @property
+    def local_teachers(self) -> tuple[LocalTeacherSection, ...]:
+        """Teachers whose models are named: those that run in training, and those that `cache` makes caches of."""
+        return tuple(teacher for teacher in self.teachers if isinstance(teacher, LocalTeacherSection))
+
+    @property
+    def teachers_to_cache(self) -> tuple[LocalTeacherSection, ...]:
+        """Teachers of which `cache` makes a cache."""
+        return tuple(teacher for teacher in self.local_teachers if teacher.cached)
+
     @model_validator(mode="after")
     def _domains_are_sources(self) -> Self:
         names = [source.name for source in self.data.sources]
@@ -272,7 +282,7 @@ class Recipe(Section):
         objective = self.objective
         if section is None:
             return self
-        stored = [t.name for t in self.teachers if t.kind == "cached" or t.cached]
+        stored = [t.name for t in self.teachers if t.is_cached]
         if stored:
             raise ValueError(
                 f"on_policy: teacher {stored[0]!r} is read from a cache, which knows nothing of what the student "

@@ -94,6 +94,21 @@ class TeachingSection(Section):
         assert weight != "fit" and target != "fit", "see assembly.calibration"
         return weight, target
 
+    @property
+    def is_cached(self) -> bool:
+        """True if training reads it from a cache, so that it knows stored text only."""
+        return False
+
+    @property
+    def references(self) -> dict[str, str]:
+        """Models and tokenizers that it names, by key."""
+        return {}
+
+    @property
+    def cache_path(self) -> str | None:
+        """Folder or URL of its cache, if that was made elsewhere."""
+        return None
+
 
 class LocalTeacherSection(ModelSection, TeachingSection):
     """A teacher that runs in this process, now or when its cache is made."""
@@ -109,6 +124,16 @@ class LocalTeacherSection(ModelSection, TeachingSection):
     device_map: str | dict[str, int | str] | None = None
     """Placement over devices, as in `from_pretrained`; None is the training device."""
 
+    @property
+    def is_cached(self) -> bool:
+        """As `cached` says."""
+        return self.cached
+
+    @property
+    def references(self) -> dict[str, str]:
+        """Its model, and its adapter if it has one."""
+        return {"model": self.model} | ({"adapter": self.adapter} if self.adapter else {})
+
 
 class CachedTeacherSection(TeachingSection):
     """A teacher whose cache was made elsewhere; its model is not needed.
@@ -122,6 +147,21 @@ class CachedTeacherSection(TeachingSection):
     """Folder, or URL such as `s3://bucket/caches/web`."""
     tokenizer: str | None = None
     """The teacher's tokenizer (hub id, folder or `.gguf` file), if it is not the student's."""
+
+    @property
+    def is_cached(self) -> bool:
+        """True: nothing but its cache is known."""
+        return True
+
+    @property
+    def references(self) -> dict[str, str]:
+        """Its tokenizer, if it is not the student's."""
+        return {"tokenizer": self.tokenizer} if self.tokenizer else {}
+
+    @property
+    def cache_path(self) -> str:
+        """Its `path`."""
+        return self.path
 
 
 def kind_of_teacher(section: Any) -> str:
