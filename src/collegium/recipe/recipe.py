@@ -241,23 +241,18 @@ class Recipe(Section):
         return self
 
     @property
-    def teachers_to_cache(self) -> tuple[LocalTeacherSection, ...]:
-        """The teachers whose caches `collegium cache` makes."""
-        return tuple(t for t in self.teachers if isinstance(t, LocalTeacherSection) and t.cached)
-
-    @property
     def domains(self) -> tuple[str, ...]:
         """Names of the sources, in the order in which batches number them."""
         return tuple(sorted(source.name for source in self.data.sources))
 
     @property
     def local_teachers(self) -> tuple[LocalTeacherSection, ...]:
-        """Teachers whose models are named: those that run in training, and those that `cache` makes caches of."""
+        """The teachers whose models are named, whether they run in training or are cached."""
         return tuple(teacher for teacher in self.teachers if isinstance(teacher, LocalTeacherSection))
 
     @property
     def teachers_to_cache(self) -> tuple[LocalTeacherSection, ...]:
-        """Teachers of which `cache` makes a cache."""
+        """The teachers whose caches `collegium cache` makes."""
         return tuple(teacher for teacher in self.local_teachers if teacher.cached)
 
     @model_validator(mode="after")
