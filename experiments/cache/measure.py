@@ -29,7 +29,7 @@ from collegium.cache.folder import Folder
 from collegium.cache.manifest import CacheSettings, Manifest
 from collegium.models.head import ProjectionHead
 from collegium.models.pretrained import causal_lm_of, last_hidden_states, load_model
-from collegium.pipeline.run import train
+from collegium.pipeline.train import train
 from collegium.recipe.recipe import Recipe
 from collegium.report.evaluation_file import as_content
 from collegium.signals.contracts import Batch, Capability, Positions, predicted_positions

@@ -21,7 +21,7 @@ from typing import Any
 from assemble import MODELS, assemble
 
 from collegium.pipeline.cache import cache
-from collegium.pipeline.run import train
+from collegium.pipeline.train import train
 from collegium.recipe.file import load_recipe
 from collegium.recipe.recipe import Recipe
 from collegium.report.evaluation_file import as_content

@@ -20,7 +20,7 @@ from transformers import LlamaConfig
 from collegium.base.references import resolve_reference
 from collegium.paper.made import byte_level_bpe
 from collegium.pipeline.cache import cache
-from collegium.pipeline.run import train
+from collegium.pipeline.train import train
 from collegium.recipe.file import load_recipe
 from collegium.report.evaluation_file import as_content
 

@@ -24,8 +24,8 @@ from collegium.paper.experiment import student_recipe
 from collegium.paper.run_result import VALIDATION, RunResult
 from collegium.paper.specification import in_folder, load_specification, with_local_files
 from collegium.paper.work import as_numbers
-from collegium.pipeline.run import fit_student
 from collegium.pipeline.run_folder import claim_run_dir
+from collegium.pipeline.train import fit_student
 from collegium.recipe.recipe import Recipe
 
 

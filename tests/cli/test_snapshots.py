@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-import collegium.pipeline.run  # noqa: F401  # now: some libraries speak when they are imported
+import collegium.pipeline.train  # noqa: F401  # now: some libraries speak when they are imported
 from collegium.base import errors
 from collegium.training.callbacks import Stopped
 from tests.support.command import command
@@ -77,7 +77,7 @@ def a_signal(folder: Path, patch: pytest.MonkeyPatch) -> None:
     def stops(*_: object) -> None:
         raise Stopped(signal.SIGINT, 3)
 
-    patch.setattr("collegium.pipeline.run.train", stops)
+    patch.setattr("collegium.pipeline.train.train", stops)
 
 
 def a_damaged_student(folder: Path, patch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ for _command in (init, check, schema):
 @app.command()
 def prepare(recipe: RecipePath, overrides: Overrides = None, *, as_json: AsJson = False) -> None:
     """Read the text, hold out documents for evaluation, and pack the rest into blocks on disk."""
-    from collegium.pipeline import run as commands
+    from collegium.pipeline import prepare as commands
 
     found = commands.prepare(_load(recipe, overrides))
     if as_json:
@@ -144,7 +144,7 @@ def cache_export(
 def train(recipe: RecipePath, overrides: Overrides = None, *, as_json: AsJson = False) -> None:
     """Distil the teachers into the student; the same command resumes a stopped run."""
     from collegium.cli.tables import show_evaluation
-    from collegium.pipeline import run as commands
+    from collegium.pipeline import train as commands
 
     loaded = _load(recipe, overrides)
     result = commands.train(loaded)
@@ -169,7 +169,7 @@ def evaluate(
     """Measure a student: perplexity, calibration, KL to the teachers, generated text and tasks."""
     from collegium.cli.tables import show_evaluation
     from collegium.evaluation.harness import HarnessTasks
-    from collegium.pipeline import run as commands
+    from collegium.pipeline import evaluate as commands
 
     tasks = [] if lm_eval is None else [name.strip() for name in lm_eval.split(",")]
     harness = HarnessTasks(tasks, num_fewshot, limit, batch_size, include_path) if tasks else None

@@ -24,9 +24,10 @@ from collegium.evaluation.language_modeling import DocumentSums
 from collegium.evaluation.model_figures import measure_model
 from collegium.evaluation.summary import compare
 from collegium.models.pretrained import load_model, place
+from collegium.pipeline.measure import measure_all, write_evaluation
 from collegium.pipeline.report import report
-from collegium.pipeline.run import measure_all, train_student, write_evaluation
 from collegium.pipeline.run_folder import claim_run_dir
+from collegium.pipeline.train import train_student
 from collegium.recipe.file import load_recipe
 from collegium.recipe.recipe import Recipe
 from collegium.report import metric_names as metrics

@@ -19,7 +19,8 @@ from collegium.base.durable import write_text
 from collegium.base.errors import RecipeError
 from collegium.data.sources import Source
 from collegium.paper.specification import Specification, in_folder
-from collegium.pipeline.run import prepare, train
+from collegium.pipeline.prepare import prepare
+from collegium.pipeline.train import train
 from collegium.recipe.file import read_mapping, validated
 from collegium.recipe.recipe import Recipe
 from collegium.report.evaluation_file import as_content, read_evaluation

@@ -28,8 +28,8 @@ from collegium.paper.made import alone
 from collegium.paper.specification import in_folder
 from collegium.paper.task_work import num_parameters, student_tasks
 from collegium.pipeline.cache import cache as build_caches
-from collegium.pipeline.run import fit_student
 from collegium.pipeline.run_folder import claim_run_dir
+from collegium.pipeline.train import fit_student
 from collegium.recipe.recipe import Recipe
 from collegium.report.metric_names import CONFIDENCE_GAPS, ENTROPY_OWN, KL_OWN
 

@@ -1,4 +1,4 @@
-"""What the commands do, from a recipe to a result in the run folder.
+"""The work of the commands, from a recipe to a result in the run folder.
 
-May import `assembly` and what is below. Begin with `run`: prepare, train and evaluate.
+May import `assembly` and what is below. Begin with `train`: it makes a `Run`, trains, measures and writes.
 """

@@ -6,48 +6,30 @@ costs a pass of the student before training over held-out text, one comparison o
 the few texts that are written.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
 from collegium.assembly.run import Run
 from collegium.assembly.samples import build_samples
 from collegium.assembly.training import describe_held_out
-from collegium.evaluation.cost import Clock, folder_bytes, peak_bytes
 from collegium.evaluation.language_modeling import DocumentSums, Rule
 from collegium.evaluation.model_figures import measure_model
 from collegium.evaluation.summary import compare, paired_differences, summarize, summarize_teachers
 from collegium.evaluation.target_figures import measure_target_figures
 from collegium.losses.weighting import Weighting
-from collegium.models.pretrained import place
 from collegium.recipe.recipe import Recipe
 from collegium.report import metric_names as names
-from collegium.report.curves import curves_of
-from collegium.report.evaluation import ActualCost, Cost, Curve, DocumentLosses, Evaluation
+from collegium.report.evaluation import DocumentLosses, Evaluation
 from collegium.report.figures import Differences, PairedDifferences
-from collegium.signals.metrics import read_jsonl
 
-
-PREFLIGHT = "preflight.json"
-"""What a pre-flight found, in the run folder."""
 
 STUDENT = "student"
 """The model that is measured after training."""
 
 Tables = Mapping[str, DocumentSums]
-
-
-def initial_student(run: Run) -> PreTrainedModel:
-    """The student before training, without adapters, which change nothing before they are trained."""
-    bare = run.recipe.student.model_copy(update={"lora": None})
-    student: Any = run.derive(recipe=run.recipe.model_copy(update={"student": bare})).student
-    placed: PreTrainedModel = place(student, run.device).eval()
-    return placed
 
 
 def student_evaluation(run: Run, tables: Tables, *, model: str = STUDENT) -> Evaluation:
@@ -117,41 +99,6 @@ def beside_others(
 def _resampling(recipe: Recipe) -> dict[str, Any]:
     section = recipe.evaluation
     return {"confidence": section.confidence, "num_samples": section.bootstrap_samples, "seed": recipe.seed}
-
-
-def logged_curves(run_dir: Path | None) -> dict[str, Curve]:
-    """What was logged while the student was trained, thinned out; empty if nothing was."""
-    path = None if run_dir is None else run_dir / "metrics.jsonl"
-    return {} if path is None or not path.exists() else curves_of(read_jsonl(path))
-
-
-def cost_of(run: Run, run_dir: Path, clock: Clock, *, resumed: bool) -> Cost:
-    """What the run took, beside what its pre-flight said it would.
-
-    Args:
-        run: The run.
-        run_dir: Of the finished run.
-        clock: Seconds of its parts, in this process.
-        resumed: Whether another process did the first steps, whose time is not known here.
-    """
-    disk = {"text": folder_bytes(run.text.directory)}
-    disk |= {name: folder_bytes(run_dir / name) for name in ("checkpoints", "student", "adapter")}
-    on_gpu = torch.cuda.is_available()
-    actual = ActualCost(
-        seconds={name: round(seconds, 2) for name, seconds in clock.seconds.items()},
-        memory_bytes=peak_bytes(),
-        device_memory_bytes=torch.cuda.max_memory_reserved() if on_gpu else None,
-        disk_bytes={name: size for name, size in disk.items() if size},
-        resumed=resumed,
-    )
-    return Cost(actual, _plan(run.recipe, run_dir))
-
-
-def _plan(recipe: Recipe, run_dir: Path) -> dict[str, Any] | None:
-    """The estimate of the newest pre-flight, if it was of the same recipe."""
-    path = run_dir / PREFLIGHT
-    told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return told.get("estimate") if told.get("recipe") == recipe.fingerprint else None
 
 
 def _documents(tables: Tables) -> dict[str, DocumentLosses]:

@@ -19,7 +19,7 @@ from collegium.evaluation.preflight import Preflight, Resampling, entropy_stretc
 from collegium.evaluation.preflight_verdict import cost_verdict, verdict
 from collegium.losses.joint_weighting import JointWeighting
 from collegium.losses.weighting import Weighting
-from collegium.pipeline.comparison import PREFLIGHT
+from collegium.pipeline.cost import PREFLIGHT
 from collegium.pipeline.preflight.as_json import preflight_as_json
 from collegium.pipeline.preflight.estimate.caches import PendingCache, pending_caches
 from collegium.pipeline.preflight.estimate.memory import PeakMemory

@@ -23,7 +23,7 @@ from collegium.assembly.training import build_trainer
 from collegium.evaluation.cost import Clock, folder_bytes
 from collegium.evaluation.language_modeling import HeldOut
 from collegium.pipeline.comparison import beside_others, student_evaluation
-from collegium.pipeline.run import publish_student
+from collegium.pipeline.train import publish_student
 from collegium.recipe.recipe import Recipe
 from collegium.report.evaluation_file import evaluation_text
 from collegium.training.callbacks import MetricsFile

@@ -1,0 +1,56 @@
+"""`collegium evaluate`: the student of a finished run, or any model in its place, measured again."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from collegium.alignment.tokenizer_match import require_same_tokenizer
+from collegium.assembly.run import Run
+from collegium.base.errors import DataError
+from collegium.evaluation.harness import HarnessTasks, evaluate_with_harness, require_harness
+from collegium.evaluation.model_figures import measure_model
+from collegium.models.pretrained import check_model, load_model, load_tokenizer, place
+from collegium.pipeline.comparison import STUDENT
+from collegium.pipeline.measure import measure_all, write_evaluation
+from collegium.recipe.recipe import Recipe
+from collegium.report.evaluation import Evaluation
+from collegium.report.evaluation_file import NAME, read_evaluation, stored_cost
+
+
+def evaluate_run(run_dir: Path, harness: HarnessTasks | None = None) -> Evaluation:
+    """Measure the student of a finished run again, on tasks of lm-eval too if there are some.
+
+    Raises:
+        DataError: there is no finished run.
+    """
+    if not (run_dir / "student").is_dir():
+        raise DataError(f"{run_dir}: holds no `student` folder; give a finished run, or use --recipe with a model")
+    recipe = Run.from_folder(run_dir).recipe
+    return evaluate_model(recipe, str(run_dir / "student"), run_dir, harness)
+
+
+def evaluate_model(
+    recipe: Recipe, model: str, output_dir: Path, harness: HarnessTasks | None = None
+) -> Evaluation:
+    """Measure any model with the recipe's tokenizer on its held-out text, against its teachers."""
+    if harness is not None:
+        require_harness(harness)
+    run = Run(recipe, folder=output_dir if (output_dir / "recipe.yaml").exists() else None)
+    run.make("text")
+    require_same_tokenizer(run.tokenizer, load_tokenizer(model), name=model)
+    student = place(load_model(model, dtype=torch.float32), run.device)
+    check_model(student, run.vocab_size, name=model)
+    tables = measure_model(student, run.held_out, run.vocab_size, own=run.rule)
+    is_runs_own = model == str(output_dir / STUDENT)
+    evaluation = measure_all(run, tables, student.eval(), model=STUDENT if is_runs_own else model)
+    evaluation = replace(evaluation, cost=stored_cost(output_dir))  # what it took to train is not measured again
+    if harness is not None:
+        scores = evaluate_with_harness(student, run.tokenizer, harness, device=run.device)
+        evaluation = replace(evaluation, lm_eval=scores)
+    return write_evaluation(run, output_dir, evaluation)
+
+
+def finished_evaluation(run_dir: Path) -> Evaluation:
+    """The evaluation of a finished run; measured now if the run was stopped before."""
+    return read_evaluation(run_dir) if (run_dir / NAME).exists() else evaluate_run(run_dir)
