@@ -76,8 +76,8 @@ def shared_text(run: "Run") -> PreparedText:
 
     with first_rank_first():  # the tokenizer too, which may have to be fetched
         text = build_text(run.recipe, run.tokenizer, on_progress=show)
-    held_out = {name: len(blocks) for name, blocks in text.held_out.items()}
-    line.finish(f"text: {len(text.train):,} training blocks, held-out blocks {held_out}")
+    held_out = ", ".join(f"{len(blocks):,} of {name}" for name, blocks in text.held_out.items())
+    line.finish(f"text: {len(text.train):,} training blocks; held-out blocks: {held_out}")
     return text
 
 
