@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from collegium.paper.made import byte_level_bpe
+from collegium.paper.preparation import byte_level_bpe
 
 
 WORDS = 2000

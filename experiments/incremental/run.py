@@ -18,7 +18,7 @@ from typing import Any
 from transformers import LlamaConfig
 
 from collegium.base.references import resolve_reference
-from collegium.paper.made import byte_level_bpe
+from collegium.paper.preparation import byte_level_bpe
 from collegium.pipeline.cache import cache
 from collegium.pipeline.train import train
 from collegium.recipe.file import load_recipe

@@ -16,7 +16,7 @@ from collegium.cache.verify import Verdict
 from collegium.losses.calibration import FittedTemperature
 from collegium.pipeline.doctor import Diagnosis
 from collegium.report.evaluation import Continual, Evaluation
-from collegium.report.evaluation_file import as_content
+from collegium.report.evaluation_file import NAME, as_content
 from collegium.report.figures import by_metric
 from collegium.report.interval import Interval
 from collegium.report.metric_names import KL_COMMON, is_kl
@@ -154,7 +154,7 @@ def show_evaluation(evaluation: Evaluation, folder: Path, *, as_json: bool) -> N
         show_tasks(evaluation.tasks)
     if evaluation.lm_eval is not None:
         show_harness(evaluation.lm_eval)
-    say(f"written to {folder / 'evaluation.json'}")
+    say(f"written to {folder / NAME}")
 
 
 def show_generation(generation: Generation) -> None:

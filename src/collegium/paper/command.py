@@ -25,15 +25,16 @@ from collegium.paper.conditions import SWITCHING, conditions
 from collegium.paper.experiment import Experiment, Plan, PlannedRun, plan
 from collegium.paper.figure2 import figure2
 from collegium.paper.figure3 import figure3
-from collegium.paper.made import (
+from collegium.paper.page import publish
+from collegium.paper.preparation import (
     claim_folder,
     made_teachers,
     make_models,
     make_teacher,
     read_teacher,
+    teacher_folder,
     teacher_recipe,
 )
-from collegium.paper.page import publish
 from collegium.paper.results import collect
 from collegium.paper.run_result import VALIDATION, RunResult
 from collegium.paper.specification import Specification, in_folder, load_specification, with_local_files
@@ -43,6 +44,7 @@ from collegium.paper.task_work import measure_specialists
 from collegium.paper.work import Training, measure_targets, result_path, train_and_measure
 from collegium.paper.workers import Workers, finished, worker_pool
 from collegium.recipe.file import validated
+from collegium.report.evaluation_file import NAME as EVALUATION
 from collegium.report.metric_names import NLL
 
 
@@ -186,7 +188,7 @@ def _make(experiment: Experiment, specification: Specification, place: Place, wo
     missing = [
         name
         for name in made_teachers(specification, experiment.teachers)
-        if not (place.output / "teachers" / name / "evaluation.json").exists()
+        if not (teacher_folder(place.output, name) / EVALUATION).exists()
     ]
     if SWITCHING in experiment.judges:
         write_switching(specification, place.output)

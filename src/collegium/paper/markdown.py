@@ -7,7 +7,7 @@ from typing import Literal
 from collegium.paper.claims import Claim
 from collegium.paper.measured import Measured, MeasuredRow
 from collegium.paper.spread import Spread, finite
-from collegium.report.metric_names import BITS_PER_BYTE, ECE, KL_COMMON, KL_EXPERT, KL_OWN, PERPLEXITY
+from collegium.report.metric_names import ACCURACY, BITS_PER_BYTE, ECE, KL_COMMON, KL_EXPERT, KL_OWN, PERPLEXITY
 
 
 NOTHING = "–"  # noqa: RUF001 (an en dash is what stands in an empty cell)
@@ -102,7 +102,7 @@ QUALITY = (
     LABEL,
     Column(PERPLEXITY, _spread(PERPLEXITY, 2)),
     Column("bits per byte", _figure(BITS_PER_BYTE, 4)),
-    Column("accuracy, %", _figure("accuracy", 2, 100.0)),
+    Column("accuracy, %", _figure(ACCURACY, 2, 100.0)),
     Column("ECE, %", _figure(ECE, 2, 100.0)),
     Column("nats above ours", _above_baseline),
     Column("p (Holm)", _holm),

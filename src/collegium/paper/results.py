@@ -21,6 +21,7 @@ from collegium.paper.specification import Specification
 from collegium.paper.task_scores import described, task_scores
 from collegium.report.interval import Difference
 from collegium.report.metric_names import (
+    ACCURACY,
     AGREEMENT,
     BITS_PER_BYTE,
     ECE,
@@ -37,7 +38,7 @@ from collegium.report.metric_names import (
 )
 
 
-FIGURES = (NLL, "accuracy", KL_COMMON, KL_EXPERT, KL_OWN, ENTROPY_OWN, AGREEMENT)
+FIGURES = (NLL, ACCURACY, KL_COMMON, KL_EXPERT, KL_OWN, ENTROPY_OWN, AGREEMENT)
 """Figures of a student on test documents; of the KLs only `kl/common` ranks students."""
 
 SIGNIFICANT = 0.05

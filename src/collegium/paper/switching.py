@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from collegium.base.durable import write_text
-from collegium.paper.made import source_of
+from collegium.paper.preparation import source_of
 from collegium.paper.specification import Specification
 
 

@@ -24,7 +24,7 @@ from collegium.evaluation.generation import continuation_figures, continue_docum
 from collegium.evaluation.language_modeling import DocumentSums, Rule
 from collegium.evaluation.model_figures import measure_model
 from collegium.models.pretrained import load_model, place
-from collegium.paper.made import alone
+from collegium.paper.preparation import alone
 from collegium.paper.specification import in_folder
 from collegium.paper.task_work import num_parameters, student_tasks
 from collegium.pipeline.cache import cache as build_caches

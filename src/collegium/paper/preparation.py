@@ -23,7 +23,8 @@ from collegium.pipeline.prepare import prepare
 from collegium.pipeline.train import train
 from collegium.recipe.file import read_mapping, validated
 from collegium.recipe.recipe import Recipe
-from collegium.report.evaluation_file import as_content, read_evaluation
+from collegium.report.evaluation_file import read_evaluation
+from collegium.report.figures import by_metric
 
 
 def claim_folder(specification: Specification, folder: Path, output: Path) -> None:
@@ -163,11 +164,15 @@ def alone(output: Path) -> Iterator[None]:
         yield
 
 
-def read_teacher(output: Path, name: str) -> dict[str, Any]:
-    """Figures of a teacher that was made, plain means over domains.
+def teacher_folder(output: Path, name: str) -> Path:
+    """Return the run folder of a teacher that is made."""
+    return output / "teachers" / name
+
+
+def read_teacher(output: Path, name: str) -> dict[str, float]:
+    """Read the figures of a teacher that was made, plain means over domains.
 
     Raises:
         DataError: it was measured by another version.
     """
-    mean: dict[str, Any] = as_content(read_evaluation(output / "teachers" / name))["mean"]
-    return mean
+    return by_metric(read_evaluation(teacher_folder(output, name)).mean)

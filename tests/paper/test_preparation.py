@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoTokenizer
 from collegium.assembly.run import Run
 from collegium.base.errors import RecipeError
 from collegium.paper.experiment import plan
-from collegium.paper.made import claim_folder, made_teachers, make_models, teacher_recipe
+from collegium.paper.preparation import claim_folder, made_teachers, make_models, teacher_recipe
 from collegium.paper.specification import in_folder
 from collegium.paper.table1 import table1
 from collegium.recipe.recipe import Recipe
