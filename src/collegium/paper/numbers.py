@@ -26,7 +26,7 @@ def rounded_fields(interval: Interval) -> dict[str, float | None]:
     return {key: rounded(value) for key, value in asdict(interval).items()}
 
 
-def over_seeds(values: Sequence[float]) -> dict[str, Any]:
+def seeds_summary(values: Sequence[float]) -> dict[str, Any]:
     """Return mean, standard deviation, Student's interval and the values, one per seed."""
     interval = paired_t_test(values, confidence=CONFIDENCE)
     spread = math.nan

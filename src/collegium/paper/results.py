@@ -15,7 +15,7 @@ from collegium.evaluation.statistics import holm
 from collegium.evaluation.stratified import stratified_difference
 from collegium.evaluation.student_t import paired_t_test
 from collegium.paper.experiment import Experiment, Plan, Row
-from collegium.paper.numbers import BOOTSTRAP, CONFIDENCE, over_seeds, rounded, rounded_fields
+from collegium.paper.numbers import BOOTSTRAP, CONFIDENCE, rounded, rounded_fields, seeds_summary
 from collegium.paper.run_result import TEST, VALIDATION, RunResult, averaged
 from collegium.paper.specification import Specification
 from collegium.paper.task_scores import described, task_scores
@@ -166,19 +166,19 @@ def _row(plan: Plan, name: str, results: Sequence[RunResult]) -> dict[str, Any]:
     row: Row = plan.rows[name]
     runs = plan.measured(name)
     figures = {
-        figure: over_seeds([result.mean(figure) for result in results])
+        figure: seeds_summary([result.mean(figure) for result in results])
         for figure in FIGURES
         if all(result.has(figure) for result in results)
     }
-    figures[PERPLEXITY] = over_seeds([math.exp(result.mean(NLL)) for result in results])
+    figures[PERPLEXITY] = seeds_summary([math.exp(result.mean(NLL)) for result in results])
     on_validation = [math.exp(result.mean(NLL, VALIDATION)) for result in results]
-    figures["validation_perplexity"] = over_seeds(on_validation)
-    figures[BITS_PER_BYTE] = over_seeds([result.bits_per_byte for result in results])
+    figures["validation_perplexity"] = seeds_summary(on_validation)
+    figures[BITS_PER_BYTE] = seeds_summary([result.bits_per_byte for result in results])
     if all(result.ece is not None for result in results):
-        figures[ECE] = over_seeds([result.ece or 0.0 for result in results])
+        figures[ECE] = seeds_summary([result.ece or 0.0 for result in results])
     written = [result.continuations for result in results if result.continuations is not None]
     if len(written) == len(results):
-        figures |= {key: over_seeds([w[key] for w in written]) for key in written[0]}
+        figures |= {key: seeds_summary([w[key] for w in written]) for key in written[0]}
     return {
         "name": name,
         "label": row.label,

@@ -14,7 +14,7 @@ from collegium.evaluation.resampling import CorpusFigure, Floats
 from collegium.evaluation.statistics import bootstrap_figure, holm, paired_figure_difference
 from collegium.evaluation.stratified import stratified_figure_difference, stratified_figure_ratio
 from collegium.evaluation.student_t import paired_t_test
-from collegium.paper.numbers import BOOTSTRAP, CONFIDENCE, over_seeds, rounded, rounded_fields
+from collegium.paper.numbers import BOOTSTRAP, CONFIDENCE, rounded, rounded_fields, seeds_summary
 from collegium.paper.run_result import RunResult
 from collegium.report.interval import Difference
 
@@ -83,13 +83,13 @@ def _row(results: Sequence[RunResult], figures: Figures, best: Figures) -> dict[
     return {
         "tasks": {
             name: {
-                **over_seeds([result.tasks[name]["value"] for result in results]),
+                **seeds_summary([result.tasks[name]["value"] for result in results]),
                 "items": _scored(figure),
                 "to_specialist": _apart(figure, best[name]) if name in best else None,
             }
             for name, figure in figures.items()
         },
-        "tasks_mean": over_seeds(means),
+        "tasks_mean": seeds_summary(means),
         "kept": _kept(means, figures, best) if set(best) == set(figures) else None,
     }
 
@@ -97,7 +97,7 @@ def _row(results: Sequence[RunResult], figures: Figures, best: Figures) -> dict[
 def _kept(means: Sequence[float], figures: Figures, best: Figures) -> dict[str, Any]:
     reference = sum(figure.value for figure in best.values()) / len(best)
     over_items = stratified_figure_ratio(figures, best, **BOOTSTRAP)
-    return {**over_seeds([mean / reference for mean in means]), "items": rounded_fields(over_items)}
+    return {**seeds_summary([mean / reference for mean in means]), "items": rounded_fields(over_items)}
 
 
 def _apart(figure: CorpusFigure, specialist: CorpusFigure) -> dict[str, float | None]:
