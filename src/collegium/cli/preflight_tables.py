@@ -7,6 +7,7 @@ from collegium.cli.tables import show_temperatures, show_tokenizers
 from collegium.evaluation.cost import RunCost
 from collegium.evaluation.preflight import Preflight
 from collegium.pipeline.preflight.as_json import preflight_as_json
+from collegium.report.interval import Difference
 
 
 def show_preflight(result: Preflight, cost: RunCost | None, *, as_json: bool) -> None:
@@ -43,7 +44,7 @@ def _show_losses(result: Preflight) -> None:
 
 def _show_gains(result: Preflight) -> None:
     rows = [
-        [f"fused: {name}", f"{gain.value:+.3f}", _ends(gain.low, gain.high), _number(gain.p_value)]
+        [f"fused: {name}", gain.shown(3, sign="+"), _ends(gain), _number(gain.p_value)]
         for name, gain in result.gains.items()
     ]
     title = f"Gain over the best single teacher ({result.best_teacher}), nats, mean over domains (above 0 is good)"
@@ -105,8 +106,8 @@ def duration_with_tenths(seconds: float) -> str:
     return f"{seconds:.1f}s" if seconds < 10 else duration(seconds)
 
 
-def _ends(low: float, high: float) -> str:
-    return "not known" if math.isnan(low) else f"[{low:+.3f}, {high:+.3f}]"
+def _ends(gain: Difference) -> str:
+    return f"[{gain.ends(3, between=', ', sign='+')}]" if gain.has_ends else "not known"
 
 
 def _number(value: float) -> str:

@@ -182,7 +182,8 @@ def show_tasks(tasks: Mapping[str, TaskScores]) -> None:
                 + ["" if guess is None else f"{guess:.3f}" for guess in guesses]
                 + [_with_interval(task.teachers.get(teacher, {}).get(figure)) for teacher in teachers]
             )
-    show_table("Tasks (items; * stands for the task)", ["", "student", "random", "majority", *teachers], rows)
+    columns = ["", "student", "random", "majority", *(f"teacher {name}" for name in teachers)]
+    show_table("Tasks (items; * stands for the task)", columns, rows)
 
 
 def show_harness(found: HarnessScores) -> None:

@@ -31,6 +31,7 @@ from collegium.pipeline.train import train_student
 from collegium.recipe.file import load_recipe
 from collegium.recipe.recipe import Recipe
 from collegium.report import metric_names as metrics
+from collegium.report.interval import Difference
 
 
 PROMPT = "Once upon a time, a small robot"
@@ -126,10 +127,10 @@ def _show(result: Mapping[str, Any], folder: Path, page: str) -> None:
     best = list(losses).index("student, distilled")
     title = f"Perplexity on held-out text after {result['training_tokens']:,} tokens (lower is better)"
     show_table(title, ["", *columns], rows, highlight=frozenset({best}))
-    gain = result["distilled_minus_cross_entropy"]["all"]
+    gain = Difference(**result["distilled_minus_cross_entropy"]["all"])
     say(
-        f"distilled minus cross-entropy only: {gain['value']:+.3f} nats per token, "
-        f"95% interval [{gain['low']:+.3f}, {gain['high']:+.3f}] over documents"
+        f"distilled minus cross-entropy only: {gain.shown(3, sign='+')} nats per token, "
+        f"95% interval [{gain.ends(3, between=', ', sign='+')}] over documents"
     )
     say(f"student: {folder} (loads with transformers.AutoModelForCausalLM.from_pretrained)")
     say(f"report: {page} (open it in a browser: who taught which token)")

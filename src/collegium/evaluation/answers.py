@@ -1,4 +1,4 @@
-"""What a model answers: which completion it finds most probable, and what it writes itself.
+"""Answers of a model: the completion that it finds most probable, and the text that it writes itself.
 
 Prompt and completion are tokenised as for training, each by itself. A prompt is read once for all of its choices;
 items of about one length go together. With SmolLM2-135M on one core, 100 prompts of 150 tokens with four choices
@@ -40,9 +40,11 @@ class AnswerSheet:
         device: torch.device,
         batch_tokens: int = 4096,
     ) -> None:
-        self.model, self._tokenizer = model, tokenizer
+        self.model = model
+        self._tokenizer = tokenizer
         self._encoder = DocumentTokenizer(tokenizer, add_bos=add_bos, add_eos=False)
-        self._device, self._batch_tokens = device, batch_tokens
+        self._device = device
+        self._batch_tokens = batch_tokens
 
     @torch.no_grad()
     def choice_logprobs(self, items: Sequence[TaskItem]) -> list[NDArray[np.float64]]:
@@ -60,7 +62,7 @@ class AnswerSheet:
 
     @torch.no_grad()
     def write(self, items: Sequence[TaskItem], max_new_tokens: int) -> list[str]:
-        """What follows each prompt by the most probable token, up to a line feed, EOS, or so many tokens."""
+        """Continue each prompt by the most probable token, up to a line feed, EOS, or so many tokens."""
         prompts = [document.tokens for document in self._encoder.encode([item.prompt for item in items])]
         found: dict[int, str] = {}
         for batch in self._batches(prompts, 1):
@@ -83,7 +85,7 @@ class AnswerSheet:
         return torch.stack(written, -1).tolist() if written else [[] for _ in prompts]
 
     def _ends(self, tokens: Tensor) -> Tensor:
-        """Whether a token ends an answer: EOS, or one that holds a line feed."""
+        """Mark tokens that end an answer: EOS, or one that holds a line feed."""
         decoded = self._tokenizer.batch_decode([[token] for token in tokens.tolist()])
         eos = self._tokenizer.eos_token_id
         return torch.tensor(["\n" in text for text in decoded]) | (tokens == (-1 if eos is None else eos))
@@ -134,7 +136,8 @@ class _Choices:
 
 def _padded_choices(choices: Sequence[Sequence[NDArray[np.int32]]]) -> tuple[Tensor, Tensor]:
     """Tokens [R C T], padded on the right, and what is no padding."""
-    count, length = max(map(len, choices)), max(len(choice) for row in choices for choice in row)
+    count = max(map(len, choices))
+    length = max(len(choice) for row in choices for choice in row)
     tokens = torch.zeros((len(choices), count, max(1, length)), dtype=torch.int64)
     attended = torch.zeros_like(tokens, dtype=torch.bool)
     for r, row in enumerate(choices):

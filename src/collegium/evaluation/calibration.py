@@ -1,6 +1,6 @@
 """Fits a teacher's two temperatures on some blocks of text.
 
-The one that sets weights is fitted on a mixture of all domains: there a teacher must not look sure where it
+The one that sets weights is fitted on a mixture of all domains: there a teacher must not seem sure where it
 is wrong. The one of what is mixed is fitted where the teacher is trusted, or left at 1: fitted on the
 mixture too, it would flatten an expert at home. The teacher runs once; its hidden states are kept
 (2.3 kB a token for a width of 576) while the temperatures are sought.
@@ -22,7 +22,7 @@ from collegium.signals.signals import CarriedSignal, DenseSignal, ProjectedSigna
 
 @dataclass(frozen=True)
 class _Scored:
-    """What a teacher says about a batch of one domain."""
+    """A teacher's distributions over a batch of one domain."""
 
     domain: str
     signal: ProjectedSignal | DenseSignal | CarriedSignal
@@ -63,7 +63,7 @@ def calibrate(
     ]
     names = list(domains_of)
 
-    def look(temperatures: Sequence[float], which: Sequence[int]) -> list[CalibrationSums]:
+    def sums_at(temperatures: Sequence[float], which: Sequence[int]) -> list[CalibrationSums]:
         totals = dict.fromkeys(which, CalibrationSums())
         for item in scored:
             asked = [
@@ -77,7 +77,7 @@ def calibrate(
         return [totals[index] for index in which]
 
     try:
-        fitted = fit_temperatures(look, len(names))
+        fitted = fit_temperatures(sums_at, len(names))
     except ValueError as error:
         raise TeacherError(f"teacher {teacher.name!r}: {error}") from error
     return dict(zip(names, fitted, strict=True))

@@ -1,4 +1,4 @@
-"""What a student forgot of earlier runs, what it gained, and what they had given it beforehand.
+"""Forgetting, learning and forward transfer of a student that continues earlier runs.
 
 In nats per token on one held-out text for all students, so that every difference is paired by document.
 The terms are those of continual learning (arXiv:1706.08840, section 2; arXiv:1801.10112, section 3), with

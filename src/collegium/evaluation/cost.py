@@ -1,4 +1,4 @@
-"""What a run will take, and what it took: time, memory and disk, as figures that can be told and compared."""
+"""The cost of a run in time, memory and disk: an estimate, and what is measured to be compared with it."""
 
 import contextlib
 import os
@@ -14,11 +14,11 @@ import torch
 
 @dataclass(frozen=True)
 class RunCost:
-    """Estimate for one run, from a trial on the machine that tells it.
+    """Estimate for one run, from a trial on the machine that makes it.
 
     Attributes:
         seconds: Of each part, in order: caches that are to be built, then the run.
-        memory_bytes: Most that is resident in this process at once; None where the system does not tell.
+        memory_bytes: Most that is resident in this process at once; None where the system does not say.
         device_memory_bytes: Most that is reserved on the GPU; None without one.
         disk_bytes: Of each part, when all is done; text and caches that are there already count.
         passing_bytes: More than that while a checkpoint is replaced.
@@ -26,7 +26,7 @@ class RunCost:
         num_steps: Optimizer steps of the run.
         step_seconds: One of them: median of the trial's, the first left out.
         steps_tried: How many that were.
-        memory_available: Bytes of memory in the machine that could be had now; None where it does not tell.
+        memory_available: Bytes of memory in the machine that could be had now; None where it does not say.
         disk_free: Bytes free where the run folder will lie.
         notes: What was left out, or is an upper bound.
     """
@@ -82,5 +82,5 @@ def peak_bytes() -> int:
 
 
 def folder_bytes(folder: Path) -> int:
-    """Of all files in it; 0 if it is not there."""
+    """Bytes of all files in it; 0 if it is not there."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -5,7 +5,7 @@ lags behind its target gets more of the next round's text. The target is measure
 tokens a domain, a round costs the student's forward pass over 32 thousand tokens, and each teacher's hidden states
 75 MB (width 576).
 
-Loaders read ahead, so a round's proportions are needed some steps before it begins. `DomainMixing.remix` is told
+Loaders read ahead, so a round's proportions are needed some steps before it begins. `DomainMixing.remix` is given
 how many, and measures that much earlier.
 """
 
@@ -38,7 +38,8 @@ def set_aside(train: PackedBlocks, num_blocks: int) -> tuple[dict[str, list[int]
     by_domain: dict[str, list[int]] = {}
     for index, domain in enumerate(train.dataset["domain"]):
         by_domain.setdefault(domain, []).append(index)
-    trained, measured = {}, {}
+    trained = {}
+    measured = {}
     for domain, indices in by_domain.items():
         if len(indices) < 2:
             raise ValueError(f"domain {domain!r} has one training block; two are needed, to measure and to train")
@@ -76,8 +77,10 @@ class DomainMixing:
         self.held_out = held_out
         self.every = every
         self.rounds: list[list[float]] = []
-        self._trained, self._rule = trained, rule
-        self._alpha, self._max_ratio = alpha, max_ratio
+        self._trained = trained
+        self._rule = rule
+        self._alpha = alpha
+        self._max_ratio = max_ratio
         self._target: torch.Tensor | None = None
 
     @property

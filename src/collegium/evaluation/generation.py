@@ -1,4 +1,4 @@
-"""What a model writes: continuations of held-out documents, and how they compare.
+"""Continuations of held-out documents by a model, and how they compare.
 
 The beginning of a document is continued by the most probable token at each step. The text is compared with how
 the document really goes on (`*_reference`), and with how the fused teachers continue it (`*_teacher`): what a
@@ -47,7 +47,7 @@ class Prompts:
 
 @dataclass(frozen=True)
 class References:
-    """What continuations are compared with, by domain.
+    """Texts that continuations are compared with, by domain.
 
     Attributes:
         prompts: Of each domain that has documents long enough.
@@ -64,7 +64,8 @@ class References:
 
 def prompts_of(blocks: PackedBlocks, count: int, *, prompt_tokens: int, new_tokens: int) -> Prompts | None:
     """The first documents that are long enough to be cut into a prompt and what follows; None if none is."""
-    needed, chosen = prompt_tokens + new_tokens, []
+    needed = prompt_tokens + new_tokens
+    chosen: list[tuple[int, list[int]]] = []
     for number, tokens in _documents(blocks):
         if len(tokens) >= needed:
             chosen.append((number, tokens[:needed]))
@@ -78,9 +79,11 @@ def prompts_of(blocks: PackedBlocks, count: int, *, prompt_tokens: int, new_toke
 
 def _documents(blocks: PackedBlocks) -> Iterator[tuple[int, list[int]]]:
     """Number and tokens of each document, its segments joined."""
-    number, tokens = -1, list[int]()
+    number = -1
+    tokens: list[int] = []
     for index in range(len(blocks)):
-        row, start = blocks[index], 0
+        row = blocks[index]
+        start = 0
         for document, length in zip(row["segment_documents"], row["segment_lengths"], strict=True):
             if document != number and tokens:
                 yield number, tokens
@@ -94,7 +97,7 @@ def _documents(blocks: PackedBlocks) -> Iterator[tuple[int, list[int]]]:
 
 @dataclass(frozen=True)
 class Continuations:
-    """What one model wrote.
+    """Texts that one model wrote.
 
     Attributes:
         tokens: Of each text, by domain.
@@ -184,7 +187,8 @@ def compare_continuations(
     Domains in which the figure is not there are left out.
     """
     options: dict[str, Any] = {"confidence": confidence, "num_samples": num_samples, "seed": seed}
-    ours, theirs = continuation_figures(written, references), continuation_figures(baseline, references)
+    ours = continuation_figures(written, references)
+    theirs = continuation_figures(baseline, references)
     return {
         name: paired_figure_difference(figures[figure], theirs[name][figure], **options)
         for name, figures in ours.items()

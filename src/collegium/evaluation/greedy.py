@@ -26,7 +26,7 @@ from collegium.signals.contracts import Batch, Capability, NextToken, Teacher, T
 
 @dataclass(frozen=True)
 class Writing:
-    """How a prompt is continued.
+    """Limits and special tokens of a continuation.
 
     Attributes:
         new_tokens: Tokens at most.
@@ -45,7 +45,7 @@ class Writing:
 
 @torch.no_grad()
 def continuations(model: PreTrainedModel, prompts: Int[Tensor, "R P"], how: Writing) -> list[list[int]]:
-    """What a model writes after each prompt: by `generate` of transformers, with the largest logit and no more.
+    """Continue each prompt by `generate` of transformers, with the largest logit and no more.
 
     What the model was published with (penalties, least lengths, temperatures) has no say.
     """
@@ -58,7 +58,8 @@ def continuations(model: PreTrainedModel, prompts: Int[Tensor, "R P"], how: Writ
         pad_token_id=how.pad_token_id,
         suppress_tokens=list(range(how.vocab_size, rows)) or None,
     )
-    written, generate = [], cast(Any, model).generate
+    written: list[list[int]] = []
+    generate = cast(Any, model).generate
     with _generation_config(model, config):
         for batch in prompts.to(model.device).split(how.batch_size):
             output = generate(batch, attention_mask=torch.ones_like(batch), generation_config=config)
@@ -68,8 +69,9 @@ def continuations(model: PreTrainedModel, prompts: Int[Tensor, "R P"], how: Writ
 
 @contextlib.contextmanager
 def _generation_config(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
-    """What `generate` fills up a configuration from that leaves something open."""
-    kept, model.generation_config = model.generation_config, config
+    """Replace what `generate` fills up a configuration from that leaves something open."""
+    kept = model.generation_config
+    model.generation_config = config
     try:
         yield
     finally:
@@ -81,7 +83,7 @@ def _until_stop(tokens: list[int], stop_token_id: int | None) -> list[int]:
 
 
 def writes_ahead(rule: Rule) -> bool:
-    """Whether the weights of a rule are known before the token that they are asked about."""
+    """True if the weights of a rule are known before the token that they are asked about."""
     return isinstance(rule.weighting, Weighting | JointWeighting) and rule.weighting.is_known_ahead
 
 
@@ -95,7 +97,7 @@ def fused_continuations(
     absent: Collection[str] = (),
     domain: int | None = None,
 ) -> list[list[int]]:
-    """What the fused teachers write: the most probable token of the target that students are trained on.
+    """Continue prompts by the fused teachers: the most probable token of the target that students are trained on.
 
     At every step all teachers read the same text, and the rule weighs them by their figures on the prompt and
     all that was written after it, the part of its means that lies ahead left out.
@@ -126,7 +128,9 @@ class _FusedText:
     def __init__(
         self, teachers: Sequence[Teacher], rule: Rule, absent: Collection[str], domain: int | None
     ) -> None:
-        self.teachers, self.rule, self.domain = teachers, rule, domain
+        self.teachers = teachers
+        self.rule = rule
+        self.domain = domain
         self.present = torch.tensor([teacher.name not in absent for teacher in teachers])
 
     def go_on(self, prompts: Tensor, how: Writing) -> Int[Tensor, "R T"]:
@@ -138,7 +142,8 @@ class _FusedText:
         alive = torch.ones(len(prompts), dtype=torch.bool, device=prompts.device)
         for step in range(how.new_tokens):
             here, speaks = self._entropies(views)
-            entropy, valid = _and(entropy, here), _and(valid, speaks)
+            entropy = _and(entropy, here)
+            valid = _and(valid, speaks)
             unknown = torch.zeros_like(here)  # of a token that is not there: no rule here reads it
             weights = self._weights(tokens, entropy, _and(nll, unknown), valid)
             chosen = self.rule.fusion(_filled(views, speaks), weights).argmax(-1)
@@ -159,7 +164,8 @@ class _FusedText:
         signals = [teacher.score(batch, positions, need=need).signal for teacher in self.teachers]
         stats = teacher_stats(signals, positions.labels, chunk_size=_CHUNK_SIZE)
         valid = stats.valid & self.present.to(stats.valid.device)
-        uniform, shape = math.log(vocab_size), (len(prompts), prompts.shape[1] - 1)
+        uniform = math.log(vocab_size)
+        shape = (len(prompts), prompts.shape[1] - 1)
         entropy, nll = (figure.masked_fill(~valid, uniform) for figure in (stats.entropy, stats.cross_entropy))
         return entropy.unflatten(0, shape), nll.unflatten(0, shape), valid.unflatten(0, shape)
 
@@ -174,7 +180,7 @@ class _FusedText:
         return (-logprobs).masked_fill(~valid, math.log(views[0].logprobs.shape[-1]))
 
     def _weights(self, tokens: Tensor, entropy: Tensor, nll: Tensor, valid: Tensor) -> Float[Tensor, "R M"]:
-        """Of the teachers at the next token of each text."""
+        """Weights of the teachers at the next token of each text."""
         ahead = torch.nn.functional.pad(tokens, (0, 1))  # some token to be predicted
         positions = predicted_positions(self._batch(ahead))
         flat = [figure.flatten(0, 1) for figure in (entropy, nll, nll, valid)]

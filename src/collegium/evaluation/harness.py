@@ -21,7 +21,7 @@ DETAILS = ("groups", "versions", "n-shot", "n-samples", "higher_is_better")
 
 @dataclass(frozen=True)
 class HarnessTasks:
-    """What lm-eval is asked.
+    """A request to lm-eval.
 
     Attributes:
         tasks: Names of its tasks or groups.

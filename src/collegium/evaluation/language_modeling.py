@@ -101,7 +101,9 @@ class HeldOutDomain:
         self.teachers = tuple(teachers)
         self.chunk_size = chunk_size
         self._rows = [blocks[i] for i in range(len(blocks))]
-        self._collator, self._batch_size, self._device = collator, batch_size, device
+        self._collator = collator
+        self._batch_size = batch_size
+        self._device = device
         numbers = sorted({number for row in self._rows for number in row["segment_documents"]})
         self._document_index = {number: index for index, number in enumerate(numbers)}
 
@@ -356,7 +358,7 @@ def rule_nll(fusion: Fusion, weights: Tensor, held_out: HeldOutBatch, chunk_size
 
 
 def teacher_logprobs(held_out: HeldOutBatch, rows: slice) -> Iterator[Float[Tensor, "n V"]]:
-    """What is mixed of each teacher at some positions, one teacher at a time; uniform where it is absent."""
+    """Each teacher's part of a mixture at some positions, one teacher at a time; uniform where it is absent."""
     assert held_out.stats is not None, "called where there are teachers"
     for m, signal in enumerate(held_out.signals):
         yield target_logprobs(signal, rows, held_out.stats.valid[rows, m])

@@ -37,7 +37,7 @@ Decode = Callable[[Sequence[int]], str]
 
 @dataclass(frozen=True)
 class Reading:
-    """How passages are read.
+    """Extent of a passage, and the rule that fuses teachers on it.
 
     Attributes:
         rule: What fuses the teachers; equal weights if None.
@@ -154,7 +154,7 @@ class _Writing:
     decode: Decode
 
     def pieces(self) -> tuple[str, ...]:
-        """What each token but the first adds."""
+        """Text that each token but the first adds."""
         texts = [self.decode(self.ids[: end + 1]) for end in range(len(self.ids))]
         whole = [text.rstrip("�") for text in texts]
         return tuple(after[len(before) :] for before, after in pairwise(whole))

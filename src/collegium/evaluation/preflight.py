@@ -1,8 +1,8 @@
-"""Whether fusing these teachers can help on this text, told before any training.
+"""Figures that say before any training whether fusing these teachers can help on this text.
 
 For each domain: the loss of every teacher, of every way to fuse them, and of choices with hindsight; how
 certain teachers are against how right they are; how much they contradict each other. It is a veto, not a
-ranking: in our pilot it foretold every failure, but not the order of the rules that worked.
+ranking: in our pilot it predicted every failure, but not the order of the rules that worked.
 """
 
 import math
@@ -31,7 +31,7 @@ Row = dict[str, float]
 
 @dataclass(frozen=True)
 class Certainty:
-    """How often the least uncertain teacher is the best one, over one stretch of text.
+    """Shares of tokens where the least uncertain teacher is the best one, over one stretch of text.
 
     Attributes:
         right: Share of the tokens whose stretch has it so, where at least two teachers say something.
@@ -98,7 +98,7 @@ class Preflight:
 
 @dataclass(frozen=True)
 class Resampling:
-    """How intervals are made; see `collegium.evaluation.statistics`."""
+    """Settings of intervals; see `collegium.evaluation.statistics`."""
 
     confidence: float = 0.95
     num_samples: int = 2000
@@ -120,7 +120,7 @@ def run_preflight(
         held_out: Held-out text with its teachers.
         chosen: The recipe's own rule.
         alternatives: Weightings to compare with, by name; each is tried with the mixture.
-        temperatures: What was fitted before, to be told with the rest.
+        temperatures: What was fitted before, to be reported with the rest.
         tokenizers: What was found of them, likewise.
         resampling: Of the documents.
     """
@@ -233,7 +233,7 @@ def _better(
 def _difference(
     found: Mapping[str, TargetFigures], figure: str, baseline: str, resampling: Resampling
 ) -> Difference:
-    """How far one figure is above another, mean over domains; documents are drawn within each domain."""
+    """One figure minus another, mean over domains; documents are drawn within each domain."""
     columns: list[dict[str, tuple[Tensor, Tensor]]] = [{}, {}]
     for domain, figures in found.items():
         predicts = figures.sums.tokens > 0  # a document of one token does not

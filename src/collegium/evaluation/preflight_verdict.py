@@ -1,4 +1,4 @@
-"""What the figures of a pre-flight mean, in plain sentences: what to do, and what not to expect."""
+"""Plain sentences about the figures of a pre-flight: what to do, and what not to expect."""
 
 import math
 from collections.abc import Iterator
@@ -47,8 +47,10 @@ def verdict(result: Preflight, *, confidence: float = 0.95, reads_entropies: boo
 
 
 def _gain(result: Preflight, confidence: float) -> str:
-    gain, name = result.gains["recipe"], result.best_teacher
-    chosen, single = result.rules["recipe"]["mean"], result.teachers[name]["mean"]
+    gain = result.gains["recipe"]
+    name = result.best_teacher
+    chosen = result.rules["recipe"]["mean"]
+    single = result.teachers[name]["mean"]
     if len(result.teachers) == 1:
         return f"There is one teacher, so nothing is fused: its loss is {single:.3f} nats."
     figures = f"{chosen:.3f} nats, the best single teacher ({name!r}) {single:.3f}"
@@ -56,18 +58,18 @@ def _gain(result: Preflight, confidence: float) -> str:
         return (
             f"Fusion makes no difference here: the fused target has {figures}. The best teacher alone is cheaper."
         )
-    told = f"the difference is {gain.value:+.3f} {_interval(gain, confidence)}"
+    shown = f"the difference is {gain.shown(3, sign='+')} {_interval(gain, confidence)}"
     if not _beyond_chance(gain, confidence):
         reason = "there are too few held-out documents to tell" if math.isnan(gain.p_value) else "within chance"
         leaning = "may help" if gain.value > 0 else "may do harm"
         return (
-            f"Fusion {leaning} here: the fused target has {figures}; {told}, {reason}: "
+            f"Fusion {leaning} here: the fused target has {figures}; {shown}, {reason}: "
             "hold out more documents (data.held_out_documents) to know."
         )
     if gain.value > 0:
-        return f"Fusion can help: the fused target has {figures}; {told}, beyond chance."
+        return f"Fusion can help: the fused target has {figures}; {shown}, beyond chance."
     return (
-        f"Fusion will not help here: the fused target has {figures}; {told}, beyond chance. Distil from "
+        f"Fusion will not help here: the fused target has {figures}; {shown}, beyond chance. Distil from "
         f"{name!r} alone, or choose another weighting."
     )
 
@@ -76,9 +78,11 @@ def _better_rule(result: Preflight, confidence: float) -> Iterator[str]:
     name = max(result.better, key=lambda rule: result.better[rule].value)
     gain = result.better[name]
     if gain.value > WORTHWHILE and _beyond_chance(gain, confidence):
+        found = result.rules[name]["mean"]
+        own = result.rules["recipe"]["mean"]
         yield (
-            f"Rule {name!r} makes a better target here: {result.rules[name]['mean']:.3f} against "
-            f"{result.rules['recipe']['mean']:.3f} nats, {gain.value:+.3f} {_interval(gain, confidence)}: try "
+            f"Rule {name!r} makes a better target here: {found:.3f} against {own:.3f} nats, "
+            f"{gain.shown(3, sign='+')} {_interval(gain, confidence)}: try "
             f"objective.{'fusion and weighting' if name.startswith('geometric') else 'weighting'} so."
         )
 
@@ -106,7 +110,8 @@ def _overconfident(result: Preflight) -> Iterator[str]:
 def _certainty(result: Preflight) -> Iterator[str]:
     stretch = next((s for s in result.certainty if s not in ("token", "sequence")), "sequence")
     found = result.certainty[stretch]
-    right, chance = found.right["mean"], found.chance["mean"]
+    right = found.right["mean"]
+    chance = found.chance["mean"]
     if not right >= HARDLY_BETTER * chance and not math.isnan(right):
         yield (
             f"Over {stretch} the least uncertain teacher is the best one {right:.0%} of the time, {chance:.0%} by "
@@ -129,9 +134,9 @@ def _idle(result: Preflight) -> Iterator[str]:
 
 
 def _interval(gain: Difference, confidence: float) -> str:
-    if math.isnan(gain.low):
+    if not gain.has_ends:
         return "(no interval: a domain has one document)"
-    return f"[{gain.low:+.3f}, {gain.high:+.3f}] ({confidence:.0%} over documents)"
+    return f"[{gain.ends(3, between=', ', sign='+')}] ({confidence:.0%} over documents)"
 
 
 def _beyond_chance(gain: Difference, confidence: float) -> bool:
@@ -139,7 +144,7 @@ def _beyond_chance(gain: Difference, confidence: float) -> bool:
 
 
 def cost_verdict(cost: RunCost) -> tuple[str, ...]:
-    """What the run takes, and whether this machine has it."""
+    """Sentences about the cost of a run, and whether this machine has what it takes."""
     memory = "" if cost.memory_bytes is None else f"{size(cost.memory_bytes)} of memory and "
     lines = [
         f"On this machine the run takes about {duration(cost.total_seconds)} ({cost.num_steps:,} steps of "

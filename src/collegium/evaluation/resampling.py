@@ -39,7 +39,7 @@ class CorpusFigure:
 
     @property
     def value(self) -> float:
-        """Of all documents."""
+        """The figure of all documents."""
         return self.score(self.statistics.sum(axis=0))
 
 
@@ -58,7 +58,8 @@ def paired_columns(ours: tuple[ArrayLike, ArrayLike], baseline: tuple[ArrayLike,
     Raises:
         ValueError: see `ratio_columns`, or they are not of equally many documents.
     """
-    sums, others = _sums("", *ours), _sums("baseline_", *baseline)
+    sums = _sums("", *ours)
+    others = _sums("baseline_", *baseline)
     if len(sums[0]) != len(others[0]):
         raise ValueError(
             f"{len(sums[0])} documents, but {len(others[0])} of the baseline: "

@@ -1,6 +1,6 @@
 """Intervals and tests over documents: how sure a figure is, and whether two systems differ.
 
-A document, not a token, is what is drawn anew: tokens of one document go together, so intervals
+A document, not a token, is what is resampled: tokens of one document go together, so intervals
 over tokens come out too narrow. Figures are ratios of sums over documents (nats over tokens, bits
 over bytes), so long documents count for more, as in the figure itself.
 """

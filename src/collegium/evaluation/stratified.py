@@ -47,7 +47,8 @@ def stratified_difference(
     if not ours or set(ours) != set(baseline):
         raise ValueError(f"domains {sorted(ours)} against {sorted(baseline)}: give the same, and at least one")
     check_resampling(confidence, num_samples)
-    drawn, value = np.zeros(num_samples), 0.0
+    drawn = np.zeros(num_samples)
+    value = 0.0
     for number, domain in enumerate(sorted(ours)):
         columns = paired_columns(ours[domain], baseline[domain])
         ratios = resampled_ratios(columns, confidence, num_samples, seed + number)
@@ -120,7 +121,8 @@ def _stratified_scores(
     """Plain means over groups of both systems, [2], and those of each resample, [num_samples 2]."""
     if not ours or set(ours) != set(other):
         raise ValueError(f"groups {sorted(ours)} against {sorted(other)}: give the same, and at least one")
-    values, samples = np.zeros(2), np.zeros((num_samples, 2))
+    values = np.zeros(2)
+    samples = np.zeros((num_samples, 2))
     for number, name in enumerate(sorted(ours)):
         pair = [ours[name], other[name]]
         check_pair(*pair)

@@ -22,7 +22,8 @@ def paired_t_test(differences: ArrayLike, *, confidence: float) -> Difference:
     values = np.asarray(differences, dtype=np.float64)
     if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
         raise ValueError(f"differences must be one list of finite numbers, got {values.tolist()}")
-    mean, freedom = float(values.mean()), len(values) - 1
+    mean = float(values.mean())
+    freedom = len(values) - 1
     if freedom == 0:
         return Difference(mean, math.nan, math.nan, math.nan)
     error = float(values.std(ddof=1)) / math.sqrt(len(values))
@@ -42,7 +43,8 @@ def t_tail(t: float, freedom: int) -> float:
 
 def _share_within(t: float, freedom: int) -> float:
     angle = math.atan2(t, math.sqrt(freedom))
-    sine, cosine = math.sin(angle), math.cos(angle)
+    sine = math.sin(angle)
+    cosine = math.cos(angle)
     if freedom % 2:
         factors = [2 * k / (2 * k + 1) for k in range(1, (freedom - 1) // 2)]
         first = cosine if freedom > 1 else 0.0
@@ -53,7 +55,7 @@ def _share_within(t: float, freedom: int) -> float:
 
 
 def _series(first: float, factors: list[float], power: float) -> float:
-    term, total = first, first
+    term = total = first
     for factor in factors:
         term *= factor * power
         total += term
@@ -61,7 +63,8 @@ def _series(first: float, factors: list[float], power: float) -> float:
 
 
 def _t_quantile(tail: float, freedom: int) -> float:
-    low, high = 0.0, 1.0
+    low = 0.0
+    high = 1.0
     while t_tail(high, freedom) > tail:
         high *= 2.0
     for _ in range(100):

@@ -1,4 +1,4 @@
-"""What a pre-flight measures of teachers and fused targets at each position of held-out text.
+"""Figures of teachers and fused targets at each position of held-out text, as a pre-flight needs them.
 
 Some of it must be known before any student exists: whether the teacher that is certain is the one that is
 right, how much teachers contradict each other, how many of them count, and what a choice with hindsight
@@ -77,7 +77,7 @@ def measure_target_figures(
     Args:
         held_out: Text with at least one teacher.
         rules: Ways to fuse, each measured by its loss.
-        chosen: The one whose weights and conflict are told.
+        chosen: The one whose weights and conflict are reported.
         stretches: Granularities over which certainty is compared with being right.
         with_pairs: Whether to compare each two teachers, which takes a mixture for each.
     """
@@ -134,7 +134,7 @@ def oracles(losses: Float[Tensor, "N M"], positions: Positions) -> dict[str, Flo
 
 
 def certain_is_right(stats: TeacherStats, positions: Positions, stretch: str) -> dict[str, Float[Tensor, " N"]]:
-    """Whether the teacher with the least entropy over a stretch of text has the least loss there.
+    """Ask whether the teacher with the least entropy over a stretch of text has the least loss there.
 
     Equal ones share: `right` is the part of the least uncertain teachers that is among the best, `chance` the
     part of all teachers that is, 1/K where one is best. `count` is 1 where at least two teachers say something.
@@ -178,7 +178,7 @@ def _compared(
     chunk_size: int,
     with_pairs: bool,
 ) -> dict[str, Tensor]:
-    """What needs all teachers' distributions at once."""
+    """Figures that need all teachers' distributions at once."""
     parts = []
     for rows in chunks(len(weights), chunk_size):
         logprobs = list(teacher_logprobs(held_out, rows))

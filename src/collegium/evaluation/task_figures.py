@@ -27,7 +27,8 @@ def f1(found: Sequence[Iterable[Hashable]], right: Sequence[Iterable[Hashable]])
     """
     rows = []
     for ours, theirs in zip(found, right, strict=True):
-        one, other = Counter(ours), Counter(theirs)
+        one = Counter(ours)
+        other = Counter(theirs)
         rows.append([2.0 * (one & other).total(), one.total() + other.total()])
     return CorpusFigure(np.array(rows, np.float64), _ratio)
 

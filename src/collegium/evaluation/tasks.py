@@ -1,4 +1,4 @@
-"""How well a model does the five tasks: by the most probable of some completions, and by what it writes.
+"""Scores on the five tasks: by the most probable of some completions, and by what a model writes.
 
 | task | figures | primary |
 |---|---|---|
@@ -57,7 +57,7 @@ class TaskItems:
 
     @property
     def has_choices(self) -> bool:
-        """Whether the most probable completion is asked for."""
+        """True if the most probable completion is asked for."""
         return bool(self.items[0].choices)
 
     @property
@@ -79,7 +79,7 @@ class TaskItems:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What one model made of the items of one task.
+    """Answers of one model to the items of one task.
 
     Attributes:
         items: The items.

@@ -1,4 +1,4 @@
-"""How alike written texts are to others, and how much they repeat themselves: BLEU, chrF, repeated n-grams.
+"""Likeness of written texts to others, and repetition within them: BLEU, chrF, repeated n-grams.
 
 BLEU and chrF are sacrebleu's. Both follow from counts that are added up over documents, which is what
 `CorpusFigure` resamples; a mean of sentence scores would be another figure. A text is compared with one other.

@@ -1,4 +1,4 @@
-"""What was logged in training, thinned out to what a plot can show.
+"""Series that were logged in training, thinned out to what a plot can show.
 
 Up to `MAX_POINTS` points are kept of each series. Where there are more, a point is the mean of the logged values
 that it stands for, at the step of the last one: single steps are too noisy to be read, and dropping them hides

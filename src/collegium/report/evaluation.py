@@ -1,4 +1,4 @@
-"""What `evaluation.json` holds, as frozen dataclasses: whatever measures makes one, and whatever shows reads one.
+"""The content of `evaluation.json` as frozen dataclasses: whatever measures makes one, whatever shows reads one.
 
     Evaluation
       domains, mean     the student: figures by domain, and their plain means
@@ -46,7 +46,7 @@ class Curve(Stored):
 
 @dataclass(frozen=True)
 class HeldOutText(Stored):
-    """How held-out text was read, without which a perplexity says nothing.
+    """The reading of held-out text, without which a perplexity says nothing.
 
     Attributes:
         context_length: Tokens of a block.
@@ -69,7 +69,7 @@ class HeldOutText(Stored):
 
 @dataclass(frozen=True)
 class ActualCost(Stored):
-    """What a run took.
+    """The cost of a run.
 
     Attributes:
         seconds: Of its parts, in this process.
@@ -88,7 +88,7 @@ class ActualCost(Stored):
 
 @dataclass(frozen=True)
 class Cost(Stored):
-    """What a run took, beside the `estimate` of its pre-flight."""
+    """The cost of a run, beside the `estimate` of its pre-flight."""
 
     actual: ActualCost
     plan: Mapping[str, Any] | None = None
@@ -131,7 +131,7 @@ class ContinualMean(Stored):
 
 @dataclass(frozen=True)
 class Continual(Stored):
-    """What a student forgot of earlier runs, and what it gained.
+    """Losses and gains of a student since the runs that it continues.
 
     Attributes:
         runs: Folders of the runs that it continues, the newest first.

@@ -83,7 +83,7 @@ def evaluation_of(content: Mapping[str, Any]) -> Evaluation:
 
 
 def stored_cost(folder: Path) -> Cost | None:
-    """What an evaluation of any version says that the run took, which no measurement can say again."""
+    """The cost in an evaluation of any version, which no measurement can say again; None if there is none."""
     try:
         return TypeAdapter(Cost).validate_python(_content(folder).get("cost"))
     except ValidationError:
@@ -91,7 +91,7 @@ def stored_cost(folder: Path) -> Cost | None:
 
 
 def stored_lineage(folder: Path) -> Mapping[str, Any] | None:
-    """What an evaluation of any version says that its student was made from."""
+    """The lineage in an evaluation of any version; None if there is none."""
     lineage = _content(folder).get("lineage")
     return lineage if isinstance(lineage, dict) else None
 

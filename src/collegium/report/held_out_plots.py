@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 from collegium.report.figures import StudentMeasured
 from collegium.report.interval import Interval
 from collegium.report.records import RunRecord
-from collegium.report.series_style import colour, label, legend_above, marker, plain_ticks
+from collegium.report.series_style import (
+    colour,
+    label,
+    legend_above,
+    marker,
+    plain_ticks,
+    teacher_label,
+    teacher_name,
+)
 from collegium.report.svg import INK, LINE, MUTED, PAPER, STUDENT
 
 
@@ -21,7 +29,7 @@ def losses(axes: "Axes", run: RunRecord) -> bool:
     series: list[tuple[str, str, str, Callable[[str], Interval | None]]] = [
         ("student before", MUTED, "x", lambda domain: run.before.figures(domain).nll),
         *(
-            (name, colour(index), marker(index), _teacher_loss(run, name))
+            (teacher_name(name), colour(index), marker(index), _teacher_loss(run, name))
             for index, name in enumerate(run.teachers)
         ),
         ("teachers, fused", INK, "|", lambda domain: run.measured_teachers.figures(domain).fused_nll),
@@ -60,7 +68,8 @@ def shares(axes: "Axes", run: RunRecord) -> bool:
         figures = [run.measured_teachers.figures(domain).teacher(name).weight for domain in rows]
         parts = [0.0 if figure is None else figure.value for figure in figures]
         hatch = ("", "//", "..", "xx")[index % 4]
-        bars = axes.barh(range(len(rows)), parts, left=starts, color=colour(index), label=label(name), height=0.7)
+        bars = axes.barh(range(len(rows)), parts, left=starts, color=colour(index), height=0.7)
+        bars.set_label(teacher_label(name))
         for bar, share, start in zip(bars, parts, starts, strict=True):
             bar.set(hatch=hatch, edgecolor=LINE, linewidth=0.5)
             if share > 0.12:
@@ -118,8 +127,8 @@ def certainty(axes: "Axes", run: RunRecord) -> bool:
             if teacher.entropy is not None and teacher.weight_nll is not None
         ]
         if places:
-            look: dict[str, Any] = {"marker": marker(index), "color": colour(index), "linestyle": "none"}
-            axes.plot(*zip(*places, strict=True), label=label(name), **look)
+            style: dict[str, Any] = {"marker": marker(index), "color": colour(index), "linestyle": "none"}
+            axes.plot(*zip(*places, strict=True), label=teacher_label(name), **style)
             points += [value for place in places for value in place]
     if not points:
         return False

@@ -51,12 +51,12 @@ class Interval(Stored):
 
     @property
     def is_known(self) -> bool:
-        """Whether there is a figure."""
+        """True if there is a figure."""
         return math.isfinite(self.value)
 
     @property
     def has_ends(self) -> bool:
-        """Whether its spread is known."""
+        """True if its spread is known."""
         return math.isfinite(self.low) and math.isfinite(self.high)
 
     def shown(self, digits: int, *, sign: str = "") -> str:
@@ -80,7 +80,7 @@ class Interval(Stored):
 
 @dataclass(frozen=True, eq=False)
 class Difference(Interval):
-    """How far a figure is above a baseline's.
+    """A figure minus a baseline's, with its confidence interval.
 
     Attributes:
         p_value: Two-sided; below 1 - confidence exactly where the interval leaves out 0, up to the
@@ -90,5 +90,5 @@ class Difference(Interval):
     p_value: Number = math.nan
 
     def may_be_chance(self, confidence: float) -> bool:
-        """Whether a test was made and does not tell it from 0."""
+        """True if a test was made and does not distinguish it from 0."""
         return not math.isnan(self.p_value) and self.p_value >= 1 - confidence

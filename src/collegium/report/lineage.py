@@ -64,7 +64,8 @@ def _source(source: Content) -> list[Cell]:
 
 
 def _licence(content: Content) -> Cell:
-    licence, origin = content.get("licence"), content.get("licence_from")
+    licence = content.get("licence")
+    origin = content.get("licence_from")
     if licence is None:
         return Cell("not stated")
     return Cell(visible(licence), "" if origin is None else f"by the {visible(origin)}")

@@ -108,7 +108,7 @@ def kl_of_earlier_results(teacher: str) -> str:
 
 
 def is_kl(metric: str) -> bool:
-    """Whether it is a divergence between a student and others."""
+    """True for a divergence between a student and others."""
     return metric in (KL_COMMON, KL_OWN) or (metric.startswith(_TEACHER) and metric.endswith(f"/{KL}"))
 
 
@@ -119,7 +119,8 @@ def rule_nll(rule: str) -> str:
 
 def by_rule(values: Mapping[str, T]) -> dict[str, T]:
     """Values of the losses of fused targets, by rule."""
-    prefix, suffix = "rule/", f"/{NLL}"
+    prefix = "rule/"
+    suffix = f"/{NLL}"
     return {
         key.removeprefix(prefix).removesuffix(suffix): value
         for key, value in values.items()

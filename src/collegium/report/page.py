@@ -156,7 +156,7 @@ def _notes(run: RunRecord) -> Sequence[str]:
 
 
 def _facts(run: RunRecord) -> Iterator[_Named]:
-    """The few figures that people look for first."""
+    """The few figures that people want first."""
     mean = run.student.mean
     if mean.perplexity is not None:
         yield _Named(PERPLEXITY, f"{mean.perplexity:.1f}")
@@ -189,7 +189,7 @@ def _written(run: RunRecord, content: Continuation) -> Iterator[_Text]:
 
 
 def summary_of_page(runs: Sequence[RunRecord], comparison: Comparison | None) -> dict[str, Any]:
-    """What `--json` prints: verdicts and comparison; all other figures are in the runs' `evaluation.json`."""
+    """Verdicts and comparison for `--json`; all other figures are in the runs' `evaluation.json`."""
     listed: dict[str, Any] = {
         run.name: {
             "folder": str(run.folder),

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-WIDTH, HEIGHT = 5.4, 3.3
+WIDTH = 5.4
+HEIGHT = 3.3
 """Inches of a panel, 72 points each."""
 
 

@@ -1,4 +1,4 @@
-"""What student and teachers say and write, token by token and text by text, and how they do tasks."""
+"""Samples of what student and teachers say and write, token by token and text by text, and scores on tasks."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ Alternative = tuple[str, float]
 
 @dataclass(frozen=True)
 class View(Stored):
-    """What somebody says at the n tokens of a passage.
+    """Predictions of a model, or of the target, at the n tokens of a passage.
 
     Attributes:
         probability: Of the tokens that stand there, [n].
@@ -26,7 +26,7 @@ class View(Stored):
 
 @dataclass(frozen=True)
 class TeacherView(View):
-    """What a teacher says there.
+    """Predictions of a teacher there.
 
     Attributes:
         weight: Its share of the target, [n]; 0 where it is absent.
@@ -96,7 +96,7 @@ class GeneratedDomain(Stored):
 
 @dataclass(frozen=True)
 class Generation(Stored):
-    """How continuations of held-out documents compare.
+    """Figures of continued held-out documents.
 
     Attributes:
         prompt_tokens: Tokens of a beginning.
@@ -117,7 +117,7 @@ class Generation(Stored):
 
 @dataclass(frozen=True)
 class TaskScores(Stored):
-    """What student and teachers make of the items of one task.
+    """Scores of student and teachers on the items of one task.
 
     Attributes:
         task: Kind of the task.
@@ -142,7 +142,7 @@ class TaskScores(Stored):
 
 @dataclass(frozen=True)
 class HarnessScores(Stored):
-    """What lm-eval returned, by its own names.
+    """Scores by lm-eval, under its own names.
 
     Attributes:
         lm_eval_version: Of lm-eval.

@@ -1,6 +1,6 @@
-"""How series look in all figures: a teacher has one colour, one stroke and one marker everywhere.
+"""Styles of series in all figures: a teacher has one colour, one stroke and one marker everywhere.
 
-So nobody needs to tell colours apart. The colours (in `style.css`) are those of Okabe and Ito, lightened on dark
+So nobody needs to distinguish colours. The colours (in `style.css`) are those of Okabe and Ito, lightened on dark
 pages.
 """
 
@@ -15,8 +15,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+STUDENT_LABEL = "student"
+"""Name of the student in legends and in the token view."""
+
+
 def colour(index: int) -> str:
-    """Of a teacher, by its place in the recipe."""
+    """Colour of a teacher, by its place in the recipe."""
     return TEACHERS[index % NUM_COLOURS]
 
 
@@ -35,10 +39,20 @@ def colour_class(teachers: Sequence[str], name: str) -> str:
     return f"t{teachers.index(name) % NUM_COLOURS}"
 
 
+def teacher_name(name: str) -> str:
+    """A teacher's name beside the student, which is called `student`: so may a teacher be."""
+    return f"teacher {name}" if name == STUDENT_LABEL else name
+
+
 def label(text: str, limit: int = 24) -> str:
     """A name as it stands beside an axis or in a legend, on one line and not longer than there is room for."""
     shown = visible(" ".join(text.split()))
     return shown if len(shown) <= limit else f"{shown[: limit - 1]}…"
+
+
+def teacher_label(name: str) -> str:
+    """A teacher's name, likewise."""
+    return label(teacher_name(name))
 
 
 def legend_above(axes: "Axes") -> None:

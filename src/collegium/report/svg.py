@@ -20,7 +20,11 @@ NUM_COLOURS = 8
 """Colours of teachers; after that they begin again, with another stroke."""
 
 TEACHERS = tuple(f"#0101{index:02x}" for index in range(NUM_COLOURS))
-INK, MUTED, LINE, STUDENT, PAPER = "#010201", "#010202", "#010203", "#010204", "#010205"
+INK = "#010201"
+MUTED = "#010202"
+LINE = "#010203"
+STUDENT = "#010204"
+PAPER = "#010205"
 """Stand-ins: nobody else draws in these."""
 
 _VARIABLES = {

@@ -7,7 +7,7 @@ from collegium.base.visible import visible, visible_token
 from collegium.report import samples
 from collegium.report.records import RunRecord
 from collegium.report.samples import Passage
-from collegium.report.series_style import colour_class
+from collegium.report.series_style import colour_class, teacher_name
 
 
 CERTAIN = (3.0, 1.5, 0.5)
@@ -19,7 +19,7 @@ CONFLICTS = (0.1, 0.35)
 
 @dataclass(frozen=True)
 class Alternative:
-    """What somebody would have said."""
+    """A token that somebody finds probable there."""
 
     text: str
     probability: str
@@ -27,7 +27,7 @@ class Alternative:
 
 @dataclass(frozen=True)
 class View:
-    """What student, target or a teacher says in one place."""
+    """Predictions of student, target or a teacher in one place."""
 
     name: str
     probability: str
@@ -103,7 +103,7 @@ def _views(teachers: Sequence[str], passage: Passage, place: int) -> Iterator[Vi
     for name, view in passage.teachers.items():
         entropy = view.entropy[place]
         yield replace(
-            _view(visible(name), view, place),
+            _view(visible(teacher_name(name)), view, place),
             colour=colour_class(teachers, name),
             weight=f"{view.weight[place]:.0%}",
             entropy="absent" if entropy is None else f"{entropy:.2f}",

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from collegium.report import metric_names as names
 from collegium.report.records import RunRecord
-from collegium.report.series_style import colour, label, legend_above, stroke
+from collegium.report.series_style import colour, legend_above, stroke, teacher_label
 from collegium.report.svg import INK, STUDENT, TEACHERS
 
 
@@ -26,7 +26,8 @@ def learning(axes: "Axes", run: RunRecord) -> bool:
     teachers = run.measured_teachers.mean
     for index, name in enumerate(run.teachers):
         if (mean := teachers.teacher(name).nll) is not None:
-            axes.axhline(mean, color=colour(index), linestyle=stroke(index), linewidth=1, label=label(name))
+            line = axes.axhline(mean, color=colour(index), linestyle=stroke(index), linewidth=1)
+            line.set_label(teacher_label(name))
     if teachers.fused_nll is not None:
         axes.axhline(teachers.fused_nll, color=INK, linewidth=1, label="teachers, fused")
     return _over_steps(axes, "nats per token")
@@ -64,7 +65,7 @@ def weights(axes: "Axes", run: RunRecord) -> bool:
             axes.plot(
                 curve.step,
                 curve.value,
-                label=label(name),
+                label=teacher_label(name),
                 color=colour(index),
                 linestyle=stroke(index),
                 linewidth=1.3,

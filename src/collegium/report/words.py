@@ -169,7 +169,8 @@ def _taught(recipe: Recipe) -> str:
     names = [teacher.name for teacher in recipe.teachers]
     if not names:
         return "learnt from text alone."
-    objective, weighting = recipe.objective, recipe.objective.weighting
+    objective = recipe.objective
+    weighting = objective.weighting
     rule = f"{weighting.kind} weights" + (f" over {weighting.granularity}" if weighting.kind == "entropy" else "")
     if len(names) == 1:
         return f"learnt from the teacher {names[0]} (kd_weight {_schedule(objective.kd_weight)})."

@@ -1,7 +1,7 @@
-"""What licences ask of a student: which agree, and which bind whoever passes on what was learnt from them.
+"""Terms that licences set for a student: which agree, and which bind whoever passes it on.
 
 This is a table of well-known terms, not legal advice: it says what must be read before a student is passed
-on. A licence that is not in it is told as unknown rather than taken for harmless.
+on. A licence that is not in it is reported as unknown rather than taken for harmless.
 """
 
 import re
@@ -52,14 +52,14 @@ RESTRICTIVE: Sequence[tuple[str, str]] = (
     (r"(a|l)?gpl.*|mpl.*|eupl.*|osl.*|epl.*|cecill.*", "derivatives must be shared under the same terms"),
     (r".*research.*|apple-amlr", "it allows research only"),
 )
-"""Patterns of licence names, and what binds a student; the first that matches is told."""
+"""Patterns of licence names, and what binds a student; the first that matches is reported."""
 
 Verdict = Literal["permissive", "restricts", "unknown", "not stated"]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a licence asks for.
+    """The terms of a licence, as far as they concern a student.
 
     Attributes:
         verdict: In one word.
@@ -77,7 +77,7 @@ def normalized(licence: str) -> str:
 
 
 def judge(licence: str | None) -> Finding:
-    """What a licence asks of whoever passes on a student; of several, the first that asks for something."""
+    """Find the terms for whoever passes on a student; of several licences, those of the first that sets some."""
     if licence is None:
         return Finding("not stated", "its licence is not stated, so nothing says that a student may be passed on")
     findings = [_judge_one(normalized(part)) for part in re.split(r",\s+(?!version)|\s+and\s+", licence)]
@@ -109,7 +109,7 @@ class Licensed:
 
     @property
     def finding(self) -> Finding:
-        """What its licence asks for."""
+        """The terms of its licence."""
         return judge(self.licence)
 
 

@@ -1,4 +1,4 @@
-"""What is on this machine of a model or data set by reference, and what its own card says of its licence.
+"""Find a model or data set on this machine by reference, and the licence that its own card states.
 
 The network is never asked: a licence that is neither in the recipe nor on disk is not known here, and a
 card that says so is better than one that waits for a hub.
@@ -26,7 +26,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def origin_of(reference: str) -> Origin:
-    """Where a reference of a recipe leads: to the hub, into an installed package, or to a path."""
+    """Say whether a reference of a recipe leads to the hub, into an installed package, or to a path."""
     if reference.startswith("package:"):
         return "package"
     if reference.startswith(("/", ".", "~")) or reference.endswith(".gguf") or Path(reference).exists():
@@ -35,7 +35,7 @@ def origin_of(reference: str) -> Origin:
 
 
 def is_hub_id(reference: str) -> bool:
-    """Whether this can be the id of a repository on the hub: `NAME` or `OWNER/NAME`."""
+    """Tell whether this can be the id of a repository on the hub: `NAME` or `OWNER/NAME`."""
     return HUB_ID.fullmatch(reference) is not None and not FORBIDDEN_IN_ID.search(reference)
 
 
@@ -79,7 +79,7 @@ def resolved_revision(
 def licence_on_disk(
     reference: str, path: str, *, revision: str | None = None, repo_type: RepoType = "model"
 ) -> str | None:
-    """What the card of a model or data set on this machine says of its licence.
+    """Read the licence in the card of a model or data set on this machine.
 
     Args:
         reference: As in the recipe.

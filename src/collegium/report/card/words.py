@@ -56,7 +56,7 @@ def licence(about: Mapping[str, Any]) -> str:
 
 
 def start(student: Mapping[str, Any]) -> str:
-    """How the student began."""
+    """The student's first weights in words."""
     text = STARTS.get(student["kind"], "{model}").replace("{model}", model(student))
     kept = student["layers_kept"]
     return text if not kept else f"{text} ({len(kept)} layers: {', '.join(map(str, kept))})"
@@ -73,7 +73,8 @@ def weight(value: Any) -> str:
 
 def objective(training: Mapping[str, Any]) -> str:
     """The loss in words, with the weights of its parts."""
-    kd, ce = training["kd_weight"], training["ce_weight"]
+    kd = training["kd_weight"]
+    ce = training["ce_weight"]
     if ce is None:
         ce = round(1 - kd, 6) if isinstance(kd, int | float) else "1 - the weight of distillation"
     parts = []
