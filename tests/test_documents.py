@@ -25,6 +25,8 @@ SUBPACKAGES = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
 
 MACHINE_PATH = re.compile(r"(?<![\w.])/(work|root|opt|home|tmp/pilot|Users)/")
 PRIVATE_WORD = re.compile(r"\bissue #", re.IGNORECASE)
+DIALECT = re.compile(r"\b(mend(s|ed|ing)?|anew|surer|over-confident)\b", re.IGNORECASE)
+"""Words for which plain English has others: fix, again, overconfident."""
 
 FENCE = re.compile(r"^ *(```|~~~)(\w*).*?\n(.*?)^ *\1", re.MULTILINE | re.DOTALL)
 COMMAND_START = r"(?:^|[;&|(] *|\$ +)(?:\w+=\S+ +)*(?:[\w.]+/)*"
@@ -195,6 +197,8 @@ base
 
     def test_what_must_not_be_named_is_found(self):
         assert MACHINE_PATH.search("in /work/" + "x") and PRIVATE_WORD.search("see Issue " + "#3")
+        assert DIALECT.search("it mends the weights") and not DIALECT.search("we recommend an amended one")
+        assert own_words("a <!-- results: x/y -->\nover-confident\n<!-- end --> b `mend`") == "a  b "
         assert not MACHINE_PATH.search("src/work/x") and not MACHINE_PATH.search("https://a.org/opt/")
 
 
@@ -261,6 +265,25 @@ def test_nothing_private_is_named(path):
     lines = path.read_text(encoding="utf-8").splitlines()
     found = [line for line in lines if MACHINE_PATH.search(line) or PRIVATE_WORD.search(line)]
     assert found == []
+
+
+def own_words(text: str) -> str:
+    """The text without code, and without tables that experiments write: those keep their labels."""
+    return re.sub(r"<!-- results: .*?<!-- end -->|`[^`\n]*`", "", text, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *(page for page in (*DOCUMENTS, ROOT / "CHANGELOG.md") if page.name != "results.md"),
+        *sorted((ROOT / "recipes").rglob("*.yaml")),
+        *sorted((ROOT / "experiments").rglob("*.yaml")),
+    ],
+    ids=of_document,
+)
+def test_words_are_plain_english(path):
+    text = own_words(path.read_text(encoding="utf-8"))
+    assert [line for line in text.splitlines() if DIALECT.search(line)] == []
 
 
 def test_constraints_are_pins_without_hosts():

@@ -55,7 +55,7 @@ def test_a_gain_beyond_chance():
     assert "something to go by" in said
     assert "In effect 1.6 of 2 teachers decide" in said
     assert all(
-        word not in said for word in ("over-confident", "better target", "leave it out", "best teacher of each")
+        word not in said for word in ("overconfident", "better target", "leave it out", "best teacher of each")
     )
 
 
@@ -81,7 +81,7 @@ def test_a_rule_that_is_better_is_named_only_beyond_chance():
 
 
 def test_what_else_is_wrong_is_said_with_its_mend():
-    assert "'y' is over-confident by 0.75 nats" in text(calibration_gap={"x": row(0, 0), "y": row(0.5, 1.0)})
+    assert "'y' is overconfident by 0.75 nats" in text(calibration_gap={"x": row(0, 0), "y": row(0.5, 1.0)})
     assert "(a: x, b: y) has 2.600 nats, 0.500 less" in text(oracle=row(2.6, 2.6))
     assert "Teacher 'y' has 0.5% of the weight" in text(weights={"x": row(0.99, 1.0), "y": row(0.01, 0.0)})
     unclear = {**GOOD.certainty, "window:8": Certainty(row(0.5, 0.5), row(0.5, 0.5))}

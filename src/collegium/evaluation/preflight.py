@@ -53,7 +53,7 @@ class Preflight:
         oracle_document: Loss of the best teacher of each document (its part in a block); reads labels.
         oracle_token: Loss of the best teacher at each token, below which no mixture can be; reads labels.
         calibration_gap: Mean loss minus mean entropy of each teacher, both at its weight temperature; 0 is
-            calibrated, above is over-confident.
+            calibrated, above is overconfident.
         ece: Expected calibration error of each teacher's most probable token, as a share of the tokens; not of
             lists of draws.
         certainty: By stretch of text; the recipe's own too, if its weights follow entropies.

@@ -10,7 +10,7 @@ from collegium.report.interval import Difference
 
 
 OVERCONFIDENT = 0.5
-"""Nats by which a teacher's mean loss may be above its mean entropy before it is called over-confident."""
+"""Nats by which a teacher's mean loss may be above its mean entropy before it is called overconfident."""
 
 WORTHWHILE = 0.005
 """Nats of loss below which a gain is called none."""
@@ -102,7 +102,7 @@ def _overconfident(result: Preflight) -> Iterator[str]:
     for name, row in result.calibration_gap.items():
         if row["mean"] > OVERCONFIDENT:
             yield (
-                f"Teacher {name!r} is over-confident by {row['mean']:.2f} nats and will get more weight than it "
+                f"Teacher {name!r} is overconfident by {row['mean']:.2f} nats and will get more weight than it "
                 "earns: set its weight_temperature to `fit`, or raise it."
             )
 

@@ -163,7 +163,7 @@ class FittedTemperature:
 
     @property
     def gap(self) -> float:
-        """Mean loss minus mean entropy after fitting; above 0 is over-confident."""
+        """Mean loss minus mean entropy after fitting; above 0 is overconfident."""
         return self.nll - self.entropy
 
     @property

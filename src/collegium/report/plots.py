@@ -58,12 +58,12 @@ _DRAWINGS = {
     "conflict": _Drawing("Conflict among the teachers", "On training text; 0 where all say the same.", conflict),
     "reliability": _Drawing(
         "Is the student as right as it is sure?",
-        "On the diagonal it is; below, it is over-confident. Bins of few tokens are left out.",
+        "On the diagonal it is; below, it is overconfident. Bins of few tokens are left out.",
         reliability,
     ),
     "certainty": _Drawing(
         "Are the teachers as sure as they are right?",
-        "A mark for each domain; above the diagonal a teacher is over-confident and weighs more than it earns.",
+        "A mark for each domain; above the diagonal a teacher is overconfident and weighs more than it earns.",
         certainty,
     ),
 }

@@ -192,7 +192,7 @@ class CacheSection(Section):
     """`sampled`: draws a position."""
     tail: Literal["bucket", "uniform", "renormalize"] = "bucket"
     """What becomes of the tail: `bucket` claims nothing that is not known of it. `uniform` spreads it evenly;
-    `renormalize` gives it to the list, which makes the student over-confident."""
+    `renormalize` gives it to the list, which makes the student overconfident."""
     rows_per_shard: int = Field(default=256, ge=1)
     """Blocks of one file, the unit of resuming."""
     batch_size: int = Field(default=4, ge=1)
