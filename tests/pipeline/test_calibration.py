@@ -1,4 +1,4 @@
-"""`fit` in a recipe: fitted once on training text, kept, told, and the same for caches and runs."""
+"""`fit` in a recipe: fitted once on training text, kept, reported, and the same for caches and runs."""
 
 import json
 from pathlib import Path

@@ -82,11 +82,11 @@ def test_caches_that_are_not_there_are_tried(recipe, tmp_path, run, mode):
     out, _ = run("preflight", recipe, *cached, "--json")
     report = json.loads(out)
     assert not (tmp_path / "caches").exists() and entries(tmp_path / "runs") == {"pico", "pico/preflight.json"}
-    told = report["estimate"]["disk_bytes"]["cache of one"]
+    estimated = report["estimate"]["disk_bytes"]["cache of one"]
     assert report["estimate"]["seconds"]["cache of one"] > 0
     assert any("one" in note and "not built" in note for note in report["estimate"]["notes"])
     run("cache", recipe, *cached)
-    assert told == pytest.approx(folder_bytes(tmp_path / "caches" / "one"), rel=0.2)
+    assert estimated == pytest.approx(folder_bytes(tmp_path / "caches" / "one"), rel=0.2)
     out, _ = run("preflight", recipe, *cached, "--json")
     again = json.loads(out)
     assert again["estimate"]["disk_bytes"]["cache of one"] == folder_bytes(tmp_path / "caches" / "one")

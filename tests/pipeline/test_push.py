@@ -1,4 +1,4 @@
-"""`collegium push` against a stand-in of the hub: what arrives, what is refused, and that no token is told."""
+"""`collegium push` against a stand-in of the hub: what arrives, what is refused, and that no token is shown."""
 
 import json
 import os

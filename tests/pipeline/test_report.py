@@ -46,9 +46,9 @@ def test_runs_from_training_to_their_page(recipe, tmp_path, monkeypatch, capsys)
     assert "Who taught which token" in page and "What they write" in page
     code, out, err = run(["report", "runs/pico", "runs/other", "--json"], monkeypatch, capsys)
     assert code == 0, err
-    told = json.loads(out)
-    assert told["page"] == "report.html" and set(told["runs"]) == {"pico", "other"}
-    rows = told["comparison"]["table"]["rows"]
+    shown = json.loads(out)
+    assert shown["page"] == "report.html" and set(shown["runs"]) == {"pico", "other"}
+    rows = shown["comparison"]["table"]["rows"]
     both = [json.loads((tmp_path / f"runs/{name}/evaluation.json").read_text()) for name in ("pico", "other")]
     losses = [sum(sum(d["nll"]) for d in content["documents"].values()) for content in both]
     tokens = sum(sum(d["tokens"]) for d in both[0]["documents"].values())

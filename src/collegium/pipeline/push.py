@@ -2,7 +2,7 @@
 
 Private unless asked otherwise. What is uploaded is listed here by name, never a whole run folder: checkpoints,
 logs and the recipe with its paths stay. The token comes from the hub's own login or from a named environment
-variable, and is in no message: errors are told by their status alone. An upload that broke off is gone on
+variable, and is in no message: errors are reported by their status alone. An upload that broke off is gone on
 with by the same command, since the hub knows what it has already.
 """
 
@@ -33,7 +33,7 @@ NEEDED = ("config.json", CARD_NAME)
 
 @dataclass(frozen=True)
 class Upload:
-    """What goes to the hub, and where to.
+    """The files of an upload, and the repository that they go to.
 
     Attributes:
         repo_id: `OWNER/NAME`, or `NAME` for the owner of the token.
@@ -65,7 +65,7 @@ class Upload:
 def plan_upload(
     run_dir: Path, repo_id: str, *, private: bool, revision: str | None = None, accept_licences: bool = False
 ) -> Upload:
-    """What a push will upload, after all that can be refused without a hub.
+    """Plan an upload, after all that can be refused without a hub.
 
     Raises:
         RecipeError: the id is none, or the licences forbid to make it public unread.
@@ -220,7 +220,7 @@ def _refusal(status: int) -> str:
 
 
 def show_upload(upload: Upload, *, as_json: bool) -> None:
-    """What a push would upload, and the model card."""
+    """Show the files of an upload, and the model card."""
     if as_json:
         where = {"repo": upload.repo_id, "private": upload.private, "revision": upload.revision}
         show_json({**where, "files": upload.sizes, "card": upload.card})
@@ -232,7 +232,7 @@ def show_upload(upload: Upload, *, as_json: bool) -> None:
 
 
 def show_push(pushed: Mapping[str, Any], *, as_json: bool) -> None:
-    """Where a student is now."""
+    """Show the address of an uploaded student."""
     if as_json:
         show_json(pushed)
         return

@@ -9,25 +9,22 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
 from collegium.assembly.generation import measure_generation
 from collegium.assembly.run import Run
 from collegium.assembly.training import build_trainer
-from collegium.evaluation.cost import Clock, folder_bytes
+from collegium.evaluation.cost import Clock
 from collegium.evaluation.language_modeling import HeldOut
 from collegium.pipeline.comparison import beside_others, student_evaluation
-from collegium.pipeline.train import publish_student
+from collegium.pipeline.preflight.estimate.written import line_bytes, publish, write_checkpoint
 from collegium.recipe.recipe import Recipe
 from collegium.report.evaluation_file import evaluation_text
 from collegium.training.callbacks import MetricsFile
-from collegium.training.checkpoint import CheckpointDirectory
 from collegium.training.trainer import DistillationTrainer, measure_student
 
 
@@ -39,9 +36,6 @@ MAX_STEPS = 50
 
 ENOUGH_SECONDS = 20.0
 """Time of measured steps that is enough, once there are `MIN_STEPS`; of slow ones three times that."""
-
-MAX_WRITTEN = 2**30
-"""Bytes of a checkpoint or a student that are written to see how long that takes; of a larger one a part."""
 
 TRIED_TOKENS = (2, 12)
 """Lengths of the continuations that are timed; the cost of a longer one follows from their difference."""
@@ -69,18 +63,6 @@ class StepTimes(TrainerCallback):
     def step_seconds(self) -> list[float]:
         """Seconds of each step but the first, from the end of the one before."""
         return [after - before for before, after in zip(self.ends, self.ends[1:], strict=False)]
-
-
-class Written(NamedTuple):
-    """A part of the run on disk.
-
-    Attributes:
-        bytes: All of it.
-        seconds: Writing it.
-    """
-
-    bytes: int
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -139,8 +121,8 @@ def run_trial(run: Run, *, num_blocks: int) -> Trial:
     if trainer.mixing is not None:
         with clock.timed("remix"):
             measure_student(trainer.distillation_model, trainer.mixing.held_out)
-    checkpoint = _write_checkpoint(trainer, folder)
-    student = _publish(trainer, folder, checkpoint)
+    checkpoint = write_checkpoint(trainer, folder)
+    student = publish(trainer, folder, checkpoint)
     clock.seconds |= {"checkpoint": checkpoint.seconds, "published": student.seconds}
     clock.seconds["generation"] = _generation_seconds(run, trainer)
     return Trial(
@@ -149,7 +131,7 @@ def run_trial(run: Run, *, num_blocks: int) -> Trial:
         num_steps_of(run.recipe, num_blocks, trainer.accelerator.num_processes),
         checkpoint.bytes,
         student.bytes,
-        _line_bytes(folder / "metrics.jsonl"),
+        line_bytes(folder / "metrics.jsonl"),
         evaluation_bytes,
     )
 
@@ -192,53 +174,6 @@ def _shortened(recipe: Recipe, num_blocks: int) -> Recipe:
     return recipe.model_copy(update={"training": recipe.training.model_copy(update=changes)})
 
 
-def _write_checkpoint(trainer: DistillationTrainer, folder: Path) -> Written:
-    """Write a checkpoint, or a part of it; its log does not count."""
-    clock = Clock()
-    with clock.timed("collected"):
-        tensors, documents = trainer.training_state().collect()
-    documents["trainer_state"]["log_history"] = []
-    weights = sum(_size(tensor) for content in tensors.values() for tensor in content.values())
-    part = _at_most(tensors, MAX_WRITTEN)
-    written = sum(_size(tensor) for content in part.values() for tensor in content.values())
-    if not trainer.args.should_save:
-        return Written(weights, 0.0)
-    with clock.timed("written"):
-        path = CheckpointDirectory(folder / "checkpoints").publish(0, part, documents)
-    factor = weights / max(1, written)
-    seconds = clock.seconds["collected"] + clock.seconds["written"] * factor
-    return Written(folder_bytes(path) + weights - written, seconds)
-
-
-def _at_most(tensors: Mapping[str, Mapping[str, Tensor]], size: int) -> dict[str, dict[str, Tensor]]:
-    """The first tensors that are so large together; all files, if only with their first tensor."""
-    part: dict[str, dict[str, Tensor]] = {}
-    for file, content in tensors.items():
-        part[file] = {}
-        for name, tensor in content.items():
-            if size > 0 or not part[file]:
-                part[file][name] = tensor
-                size -= _size(tensor)
-    return part
-
-
-def _size(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
-
-
-def _publish(trainer: DistillationTrainer, folder: Path, checkpoint: Written) -> Written:
-    """Write the student's folder; a large one is taken to be written as fast as the checkpoint was."""
-    student = trainer.distillation_model.student
-    weights = sum(_size(tensor) for tensor in student.state_dict().values())
-    if weights > MAX_WRITTEN:
-        return Written(weights, checkpoint.seconds * weights / max(1, checkpoint.bytes))
-    clock = Clock()
-    with clock.timed("published"):
-        publish_student(trainer, folder)
-    size = sum(folder_bytes(folder / name) for name in ("student", "adapter"))
-    return Written(size, clock.seconds["published"])
-
-
 def _generation_seconds(run: Run, trainer: DistillationTrainer) -> float:
     """Seconds of the continuations, from short ones."""
     recipe = run.recipe
@@ -259,9 +194,3 @@ def _generation_seconds(run: Run, trainer: DistillationTrainer) -> float:
     last = clock.seconds[str(lengths[-1])]
     per_token = max(0.0, last - first) / max(1, lengths[-1] - lengths[0])
     return last + per_token * (section.new_tokens - lengths[-1])
-
-
-def _line_bytes(path: Path) -> int:
-    """Mean size of the lines of a file."""
-    lines = path.read_bytes().splitlines() if path.exists() else []
-    return sum(len(line) + 1 for line in lines) // max(1, len(lines))
