@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from collegium.alignment.carried_lists import carried_lists, certain_elsewhere, unknown_share_at_most
 from collegium.alignment.carry import CarryRows, LabelsElsewhere, LogitCarrier, unknown_share
 from collegium.alignment.edit_distance import nearest_tokens
-from collegium.alignment.plan import Aligner, Carry, Reading, Text
+from collegium.alignment.plan import Aligner, AlignmentPlan, Carry, Reading, Text
 from collegium.fused.teacher_stats import teacher_stats
 from collegium.signals.contracts import (
     Batch,
@@ -42,7 +42,7 @@ from collegium.signals.signals import (
     TopKSignal,
 )
 from collegium.teachers.batch_plan import (
-    CACHED,
+    READ_AHEAD,
     BatchPlan,
     per_student_token,
     places_of,
@@ -128,6 +128,7 @@ class AlignedTeacher:
         first = vocabulary.first
         if policy.by == "min_ed":
             first = nearest_tokens(aligner.student, aligner.teacher, vocabulary)
+        # Tokens without a counterpart go to one more than the student's, which is dropped after the sum.
         self._first: Int[Tensor, " T"] = torch.from_numpy(np.where(first < 0, self._vocab_size, first))
         self._entry_tokens: Int[Tensor, " E"] = torch.from_numpy(vocabulary.tokens)
         self._entry_follows: Int[Tensor, " E"] = torch.from_numpy(vocabulary.follows)
@@ -171,7 +172,7 @@ class AlignedTeacher:
 
     @property
     def native(self) -> Teacher:
-        """The teacher's own self."""
+        """The wrapped teacher's `native`."""
         return self.teacher.native
 
     @property
@@ -190,17 +191,21 @@ class AlignedTeacher:
         return self._by_documents is None and self.aligner.student.fingerprint == self.aligner.teacher.fingerprint
 
     def read(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Plan a batch: the plan as tensors, with those that the teacher reads ahead."""
+        """Plan a batch: the plan as tensors, with those that the teacher reads ahead of its own blocks."""
         if self.is_direct:
             return self.teacher.read(inputs)
-        if self._by_documents is None:
-            names = ("input_ids", "attention_mask", "position_ids")
-            tokens, mask, positions = (inputs[name].cpu().numpy() for name in names)
-            starts = inputs.get("segment_starts")
-            known = None if starts is None else starts.cpu().numpy()
-            return tensors_of(self.aligner.plan(tokens, mask.astype(bool), positions, known))
-        plan = tensors_of(self.aligner.join(*self._by_documents.read(inputs)))
-        return {**plan, **{CACHED + name: values for name, values in self.teacher.read(plan).items()}}
+        plan = tensors_of(self._plan(inputs))
+        ahead = self.teacher.read(plan) if self.teacher.reads_ahead else {}
+        return {**plan, **{READ_AHEAD + name: values for name, values in ahead.items()}}
+
+    def _plan(self, inputs: Mapping[str, Tensor]) -> AlignmentPlan:
+        if self._by_documents is not None:
+            return self.aligner.join(*self._by_documents.read(inputs))
+        names = ("input_ids", "attention_mask", "position_ids")
+        tokens, mask, positions = (inputs[name].cpu().numpy() for name in names)
+        starts = inputs.get("segment_starts")
+        known = None if starts is None else starts.cpu().numpy()
+        return self.aligner.plan(tokens, mask.astype(bool), positions, known)
 
     def score(self, batch: Batch, positions: Positions, *, need: frozenset[Capability]) -> TeacherOutput:
         """Distributions at the student's positions. See `collegium.signals.contracts.Teacher`."""
@@ -223,10 +228,11 @@ class AlignedTeacher:
         else:
             carried = self._by_prefix(signal, own_positions.labels, plan, places, positions.labels)
         if entropy is not None:
+            # Spans hold tokens without a label too, so entropies are shared out among all and looked up here.
             entropy = entropy[places]
             present = entropy.isfinite()  # some places lie in no span
             carried = replace(carried, entropy=entropy, valid=_and(carried.valid, present))
-        # The last is what -1 points at.
+        # -1, for text of the teacher's that is none of the student's, indexes the last.
         numbers = torch.nn.functional.pad(segment_numbers(batch), (0, 1), value=-1)
         segments = numbers[plan.teacher_segments]
         model = self.teacher.underlying_model
@@ -288,7 +294,7 @@ class AlignedTeacher:
 
     def _direct(self, batch: Batch, positions: Positions, need: frozenset[Capability]) -> TeacherOutput:
         output = self.teacher.score(batch, positions, need=need)
-        if isinstance(output.signal, TopKSignal):
+        if isinstance(output.signal, TopKSignal):  # lists serve only the temperature that they were made at
             return output
         weight, target = self._temperatures
         signal = replace(output.signal, weight_temperature=weight, target_temperature=target)

@@ -14,7 +14,7 @@ from collegium.signals.contracts import Batch, Positions
 from collegium.signals.own_vocabulary import AlignedSpans
 
 
-CACHED = "cached/"
+READ_AHEAD = "cached/"
 """Prefix of the tensors in a plan that the teacher itself read ahead of its own blocks."""
 
 
@@ -35,7 +35,7 @@ class BatchPlan:
         """Make the batch of the same text in the teacher's tokens, with the tensors that were read ahead of it."""
         stored = self._stored
         own = Batch.of_text(stored["input_ids"], stored["attention_mask"], stored["position_ids"])
-        cached = {key.removeprefix(CACHED): v for key, v in stored.items() if key.startswith(CACHED)}
+        cached = {key.removeprefix(READ_AHEAD): v for key, v in stored.items() if key.startswith(READ_AHEAD)}
         return replace(own, stored={name: cached}) if cached else own
 
     def rows(

@@ -124,7 +124,7 @@ class CachedTeacher(TeacherDefaults):
         input_ids = tokens.numpy()
         mask = attended.bool().numpy()
         rows = [self._reader.read(key).arrays for key in keys_of(input_ids, mask, places.numpy())]
-        if not rows and not self._keeps_hidden:
+        if not rows and not self._keeps_hidden:  # a restricted teacher may have no block in a batch
             return _no_lists()
         if self._keeps_hidden:
             return {"hidden": torch.from_numpy(self._states(rows, mask))}
@@ -142,6 +142,7 @@ class CachedTeacher(TeacherDefaults):
         arrays = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
         lists, tail = stored_lists(arrays, labels, self.manifest.settings)
         width = int(lists.lengths.max(initial=1))
+        # A probability that was rounded to 0 would have a log of -inf, which reads as a broken teacher.
         logprobs = np.log(np.maximum(lists.probs, np.finfo(np.float32).tiny))
         stored = {
             "token_ids": padded(lists.ids.astype(np.int32), lists.lengths, width, -1),

@@ -64,7 +64,7 @@ def _name_of(teacher: Teacher | PreTrainedModel | str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", reference.rstrip("/").rsplit("/", 1)[-1]) or "teacher"
 
 
-def read_inner_layers(teachers: Sequence[Teacher], layers: Sequence[InnerLayers]) -> None:
+def limit_inner_states(teachers: Sequence[Teacher], layers: Sequence[InnerLayers]) -> None:
     """Let each teacher give inner states of these layers only; all layers if nothing is said."""
     for teacher, asked in zip(teachers, layers, strict=False):
         teacher.limit_inner_states(asked)

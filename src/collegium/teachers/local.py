@@ -38,7 +38,7 @@ class SharedBase:
     """One base model and the adapters that were put on it; None selects the base itself."""
 
     model: PreTrainedModel | PeftModel
-    _selected: tuple[str | None] | None = None
+    _selected: tuple[str | None] | None = None  # None: nothing yet; (None,): the base itself
 
     def add_adapter(self, path: str, name: str, *, revision: str | None = None) -> None:
         """Load a PEFT adapter under `name`."""
@@ -117,6 +117,7 @@ class LocalTeacher(TeacherDefaults):
         self._base.model.requires_grad_(False)
         self._base.model.eval()
         head = ProjectionHead.from_model(self._base.causal_lm, vocab_size)
+        # Logits are made later, when another teacher's adapter may be selected: then the head selects its own.
         holds_adapters = isinstance(head.projection, BaseTunerLayer | ModulesToSaveWrapper)
         self._head: Head = AdapterHead(head, self._base, adapter) if holds_adapters else head
 
@@ -166,6 +167,7 @@ class LocalTeacher(TeacherDefaults):
         device = next(self._base.causal_lm.get_input_embeddings().parameters()).device
         layers = self._layers(need)
         record = recording(self._base.model, layers) if layers else nullcontext()
+        # The student's autocast must not reach a teacher, whose answers are those of its own type.
         with torch.autocast(batch.input_ids.device.type, enabled=False), FastLinear(), record as read:
             output = trunk_of(self._base.model)(
                 input_ids=batch.input_ids.to(device),

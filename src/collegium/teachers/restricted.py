@@ -83,7 +83,7 @@ class RestrictedTeacher:
 
     @property
     def native(self) -> Teacher:
-        """The teacher's own self."""
+        """The wrapped teacher's `native`."""
         return self._teacher.native
 
     @property
@@ -104,6 +104,7 @@ class RestrictedTeacher:
         """
         own = self._own(inputs.get("domain_ids"))
         names = ("input_ids", "attention_mask", "position_ids", *PLACES_IN_DOCUMENTS)
+        # What reading ahead looks at; other fields, such as the weights, have no row for each block.
         given = {name: inputs[name] for name in names if inputs.get(name) is not None}
         return self._teacher.read({name: values[own.to(values.device)] for name, values in given.items()})
 

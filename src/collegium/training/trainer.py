@@ -39,7 +39,7 @@ from collegium.models.pretrained import check_model, load_model, load_tokenizer
 from collegium.report import metric_names as names
 from collegium.signals.contracts import Batch, ItemCounts, Teacher, predicted_positions
 from collegium.signals.metrics import MeanAccumulator
-from collegium.teachers.collect import as_teachers, read_inner_layers, reading_ahead
+from collegium.teachers.collect import as_teachers, limit_inner_states, reading_ahead
 from collegium.training.checkpoint import (
     CheckpointDirectory,
     TrainingState,
@@ -104,7 +104,7 @@ class DistillationTrainer(Trainer):
             objective = Objective(kd_weight=0.5 if teachers else 0.0)
         self.teachers = as_teachers(teachers, tokenizer, names=objective.teacher_names, device=args.device)
         objective.teacher_names = tuple(teacher.name for teacher in self.teachers)
-        read_inner_layers(self.teachers, objective.teacher_layers)
+        limit_inner_states(self.teachers, objective.teacher_layers)
         if objective.need and not self.teachers:
             raise ValueError("the objective asks teachers, but there are none: give teachers, or kd_weight=0")
         collator = data_collator or BlockCollator(pad_token_id=padding_id(tokenizer))
