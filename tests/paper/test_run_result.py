@@ -69,6 +69,14 @@ def test_each_domain_is_measured_against_its_expert(result, tables):
         assert by_domain[domain] == pytest.approx(sum(figures[::2]) / sum(tokens[::2]))
 
 
+def test_results_of_before_name_the_expert_otherwise(tables):
+    new = RunResult(outcome(tables)).by_domain("kl/expert")
+    for domain, content in tables.items():
+        content["figures"][f"kl/{domain}"] = content["figures"].pop(f"teacher/{domain}/kl")
+    old = RunResult(outcome(tables))
+    assert old.has("kl/expert") and old.by_domain("kl/expert") == new
+
+
 def test_has_is_of_all_domains(tables):
     del tables["dogs"]["figures"]["accuracy"], tables["dogs"]["figures"]["teacher/dogs/kl"]
     result = RunResult(outcome(tables))
