@@ -8,7 +8,7 @@ import importlib.util
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from collegium.base.errors import DataError, RecipeError, TeacherError, UserError
 from collegium.base.references import find_files, is_local, is_offline, resolve_reference
@@ -189,40 +189,46 @@ def _capabilities(recipe: Recipe) -> Iterator[Finding]:
 
 
 def _packages(recipe: Recipe) -> Iterator[Finding]:
-    for key, module, fix, exit_code in _needed(recipe):
-        if importlib.util.find_spec(module) is None:
-            yield Finding(key, f"package {module} is not installed here", fix, exit_code)
+    for needed in _needed(recipe):
+        if importlib.util.find_spec(needed.module) is None:
+            found = f"package {needed.module} is not installed here"
+            yield Finding(needed.key, found, needed.fix, needed.exit_code)
 
 
-def _needed(recipe: Recipe) -> Iterator[tuple[str, str, str, int]]:
-    """Key, module, how to get it, and in what a run without it would end."""
+class _Package(NamedTuple):
+    """A module that a key of the recipe needs, how to get it, and the exit code of a run without it."""
+
+    key: str
+    module: str
+    fix: str
+    exit_code: int
+
+
+def _needed(recipe: Recipe) -> Iterator[_Package]:
+    """Optional packages that the recipe uses, installed or not."""
     named = {f"teachers.{i}.model": t.references.get("model") for i, t in enumerate(recipe.teachers)}
     models = {key: model for key, model in named.items() if model is not None}
     models["student.model"] = recipe.student.model
     for key, model in models.items():
         if model.endswith(".gguf"):
             code = DataError.exit_code if key.startswith("student") else TeacherError.exit_code
-            yield key, "gguf", _extra("demo"), code
+            yield _Package(key, "gguf", _extra("demo"), code)
     for i, teacher in enumerate(recipe.teachers):
         if teacher.alignment.carry == "min_ed":
-            yield f"teachers.{i}.alignment.carry", "rapidfuzz", _extra("align"), DataError.exit_code
+            yield _Package(f"teachers.{i}.alignment.carry", "rapidfuzz", _extra("align"), DataError.exit_code)
     if recipe.evaluation.generation is not None:
-        yield "evaluation.generation", "sacrebleu", _extra("eval"), RecipeError.exit_code
+        yield _Package("evaluation.generation", "sacrebleu", _extra("eval"), RecipeError.exit_code)
     if any(task.task == "summarization" for task in recipe.evaluation.tasks):
-        yield "evaluation.tasks", "rouge_score", _extra("eval"), RecipeError.exit_code
+        yield _Package("evaluation.tasks", "rouge_score", _extra("eval"), RecipeError.exit_code)
     urls = {f"teachers.{i}.path": t.cache_path or "" for i, t in enumerate(recipe.teachers)}
     urls["cache.directory"] = recipe.cache.directory or ""
     for key, url in urls.items():
         if module := _filesystem_of(url):
-            yield key, module, f"pip install {module}, or use a path", DataError.exit_code
+            yield _Package(key, module, f"pip install {module}, or use a path", DataError.exit_code)
     for name in recipe.training.report_to:
         if name in _TRACKERS:
-            yield (
-                "training.report_to",
-                _TRACKERS[name],
-                f"pip install {name}, or leave it out",
-                RecipeError.exit_code,
-            )
+            how = f"pip install {name}, or leave it out"
+            yield _Package("training.report_to", _TRACKERS[name], how, RecipeError.exit_code)
 
 
 def _filesystem_of(url: str) -> str | None:
