@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from collegium.alignment.carry import CarryRows, carried_logprobs
-from collegium.alignment.plan import Aligner, Carry
+from collegium.alignment.meeting import Carry
+from collegium.alignment.plan import Aligner
 from collegium.alignment.token_bytes import TokenBytes
 from collegium.alignment.vocabulary import make_map
 from collegium.fused.teacher_stats import teacher_stats

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from collegium.alignment.plan import Carry
+from collegium.alignment.meeting import Carry
 from collegium.losses.divergences import entropy
 from collegium.signals.contracts import predicted_positions
 from collegium.signals.signals import TopKSignal

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from collegium.alignment.plan import Aligner, AlignmentPlan, Carry, Ints
+from collegium.alignment.meeting import Carry, Ints
+from collegium.alignment.plan import Aligner, AlignmentPlan
 from collegium.alignment.token_bytes import TokenBytes
 from collegium.alignment.tokenizer_match import PROBES
 from collegium.alignment.verdict import (

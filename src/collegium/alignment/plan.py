@@ -1,4 +1,4 @@
-"""Where two tokenizations of a batch meet, and what of a teacher's predictions says something about the student's.
+"""The plan by which a teacher with another tokenizer reads a batch, and what of its predictions is carried over.
 
 Each segment of the student's blocks becomes a segment of the teacher's: the same bytes, cut by its tokenizer,
 behind BOS if that is its custom. At a place where both have cut (`main`), the teacher predicts from the same
@@ -14,11 +14,14 @@ What a teacher's token goes on with where the student has cut it (`entries`) is 
 token as well: without it a teacher who always writes "walking" as one token would claim that "ing" never
 follows "walk". All of this is found from token ids and lengths, by numpy, where batches are made: some
 10 ms for 1,024 tokens.
+
+The plan is made in four steps: segments of the student's blocks as bytes, the same bytes as the teacher's
+tokens, each pair of segments met by itself (`meeting`), and the meetings joined, rows and spans counted through,
+before the map of vocabularies has the last word on each place.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Any
 
 import numpy as np
@@ -26,20 +29,9 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from collegium.alignment.lookback import DEEPEST, crossed_from_further_back, keys_since
+from collegium.alignment.meeting import Carry, Ints, Meeting, Text, meet
 from collegium.alignment.token_bytes import TokenBytes, TokenizedBytes
 from collegium.alignment.vocabulary import VocabularyMap
-
-
-Ints = NDArray[np.int64]
-
-
-class Carry(IntEnum):
-    """How a teacher's prediction reaches a position of the student; see the module."""
-
-    EXACT = 0
-    SPLIT = 1
-    INSIDE = 2
-    ABSENT = 3
 
 
 @dataclass(frozen=True)
@@ -81,93 +73,6 @@ class AlignmentPlan:
 
 
 @dataclass(frozen=True)
-class Text:
-    """Tokens of one segment and where each ends, in bytes; what ends a text counts as one byte more."""
-
-    tokens: Ints
-    ends: Ints
-
-    def last_at(self, places: Ints) -> Ints:
-        """Last token that ends at each place, or before."""
-        return np.searchsorted(self.ends, places, "right") - 1
-
-
-@dataclass(frozen=True)
-class Meeting:
-    """One segment: how the tokens of the two lie to one another. As in the plan, from 0 on in the segment.
-
-    `since` counts the student's tokens since the cut of `before`; `kinds` knows nothing of vocabularies yet.
-    `is_cut` says where both have cut and the teacher predicts something, `is_shared` which of the teacher's rows
-    stand in the student's segment.
-    """
-
-    kinds: Ints
-    main: Ints
-    before: Ints
-    since: Ints
-    chain: Ints
-    student_spans: Ints
-    teacher_spans: Ints
-    span_bytes: Ints
-    is_cut: NDArray[np.bool_]
-    is_shared: NDArray[np.bool_]
-
-
-def meet(own: Text, other: Text, first: Ints) -> Meeting:
-    """Find common cuts.
-
-    Args:
-        own: The student's tokens.
-        other: The teacher's, of the same text.
-        first: Student token that each of the teacher's tokens begins with.
-    """
-    here, there = own.ends[:-1], own.ends[1:]  # where each position stands, and where its next token ends
-    at, then = other.last_at(here), other.last_at(there)
-    is_cut = (at >= 0) & (other.ends[at] == here)
-    main = np.where(is_cut & (at < len(other.tokens) - 1), at, -1)
-    next_token = other.tokens[np.minimum(main + 1, len(other.tokens) - 1)]
-    is_carried = first[next_token] == own.tokens[1:]
-    complete, ends_together = then - main, other.ends[then] == there
-    can_chain = ends_together | (complete == 0)
-    cuts = np.intersect1d(own.ends, other.ends)
-    last_cut = np.searchsorted(cuts, here, "left") - 1
-    place = cuts[last_cut] if len(cuts) else np.zeros_like(here)
-    before = np.where(last_cut >= 0, other.last_at(place), -1)
-    covers = other.ends[np.minimum(before + 1, len(other.ends) - 1)] > here
-    kinds = np.select(
-        [
-            there == here,
-            is_cut & (main < 0),
-            is_cut & is_carried,
-            is_cut & can_chain,
-            is_cut,
-            (before >= 0) & covers,
-        ],
-        [Carry.ABSENT, Carry.ABSENT, Carry.EXACT, Carry.SPLIT, Carry.ABSENT, Carry.INSIDE],
-        Carry.ABSENT,
-    ).astype(np.int64)
-    reached = kinds != Carry.ABSENT
-    return Meeting(
-        kinds=kinds,
-        main=np.where(reached, main, -1),
-        before=np.where(reached, before, -1),
-        since=np.arange(len(here)) - own.last_at(place),
-        chain=np.where(kinds == Carry.SPLIT, np.maximum(complete, 1), 0),
-        student_spans=np.where(there > here, _spans(cuts, there), -1),
-        teacher_spans=_spans(cuts, other.ends[1:]),
-        span_bytes=np.diff(cuts),
-        is_cut=main >= 0,
-        is_shared=(other.ends[:-1] >= 0) & (other.ends[1:] <= own.ends[-1]),
-    )
-
-
-def _spans(cuts: Ints, ends: Ints) -> Ints:
-    """Which stretch between two cuts ends here or later; -1 outside of all."""
-    spans = np.searchsorted(cuts, ends, "left") - 1
-    return np.where(spans < len(cuts) - 1, spans, -1)
-
-
-@dataclass(frozen=True)
 class Piece:
     """A segment of a teacher's that holds some of one of the student's; its ends count from where that begins.
 
@@ -182,11 +87,11 @@ class Piece:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a teacher reads of a batch.
+    """A batch as a teacher reads it.
 
     Attributes:
         batch: `input_ids`, `attention_mask` and `position_ids`, [B T] each.
-        pieces: What of it each segment of the student's is found in.
+        pieces: Those of its segments that hold some of each segment of the student's.
         num_rows: Its predicted positions, U.
     """
 
@@ -205,7 +110,9 @@ class Aligner:
     """
 
     def __init__(self, student: TokenBytes, teacher: TokenBytes, vocabulary: VocabularyMap) -> None:
-        self.student, self.teacher, self.vocabulary = student, teacher, vocabulary
+        self.student = student
+        self.teacher = teacher
+        self.vocabulary = vocabulary
 
     @classmethod
     def of(cls, student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> "Aligner":
@@ -214,7 +121,8 @@ class Aligner:
         Raises:
             DataError: the tokens of one do not keep all of the text.
         """
-        own, other = TokenBytes(student), TokenBytes(teacher)
+        own = TokenBytes(student)
+        other = TokenBytes(teacher)
         return cls(own, other, VocabularyMap.of(own, other))
 
     def plan(
@@ -230,6 +138,7 @@ class Aligner:
         """
         blocks = self.segments(input_ids, attention_mask, position_ids)
         own = [text for block in blocks for text in block]
+        # Some tokenizers cut the first word of a text otherwise than the same word within it.
         begins = [False] * len(own)
         if segment_starts is not None:
             begins = (segment_starts[attention_mask & (position_ids == 0)] == 0).tolist()
@@ -244,6 +153,7 @@ class Aligner:
 
     def _reading(self, own: Sequence[Text], begins: Sequence[bool], counts: Sequence[int]) -> Reading:
         other = self._read(own, begins)
+        # The last token of a segment predicts nothing, so n tokens are n - 1 rows.
         sizes = [len(text.tokens) - 1 for text in other]
         pieces = [[Piece(text, first)] for text, first in zip(other, _starts(sizes).tolist(), strict=True)]
         return Reading(_packed(other, counts), pieces, sum(sizes))
@@ -268,6 +178,7 @@ class Aligner:
         eos = [self.teacher.eos] if is_ended and self.teacher.eos is not None else []
         tokens = np.concatenate([bos, tokenized.tokens, eos]).astype(np.int64)
         ends = np.concatenate([[0] * len(bos), tokenized.ends, [size + 1] * len(eos)]).astype(np.int64)
+        # A model cannot read a segment of no tokens; one of any kind predicts nothing either.
         return Text(tokens, ends) if len(tokens) else Text(np.zeros(1, np.int64), np.zeros(1, np.int64))
 
     def join(self, own: Sequence[Text], reading: Reading) -> AlignmentPlan:
@@ -282,6 +193,7 @@ class Aligner:
         joined = _Joined(sum(len(text.tokens) - 1 for text in own), reading.num_rows)
         for (number, row, meeting), span in zip(met, spans.tolist(), strict=True):
             joined.add(meeting, number, int(firsts[number]), row, span)
+        # The map is asked no deeper than that: what may go on from further back is taken as unknown.
         before = np.where(joined.since <= DEEPEST, joined.before, -1)
         kinds, entries = self._entries(joined, before, own)
         return AlignmentPlan(
@@ -299,21 +211,27 @@ class Aligner:
 
     def _entries(self, joined: "_Joined", before: Ints, own: Sequence[Text]) -> tuple[Ints, Ints]:
         """Kinds, now that vocabularies are asked, and the entries of each position."""
-        tokens, labels = _all([text.tokens for text in own]), _all([text.tokens[1:] for text in own])
+        tokens = _all([text.tokens for text in own])
+        labels = _all([text.tokens[1:] for text in own])
         within = _all([np.arange(len(text.tokens) - 1) for text in own])
+        # Positions are one fewer than tokens in each segment, so a position's number is not that of its token.
         at = within + np.repeat(_starts([len(t.tokens) for t in own]), [len(t.tokens) - 1 for t in own])
         starts, going_on, ends = self.vocabulary.beginning_with(keys_since(tokens, at, joined.since))
         inside = joined.kinds == Carry.INSIDE
-        # An inside place whose own next token follows from no entry would be told that it is impossible.
+        # Where no entry leads to the student's own next token, carrying would teach that it is impossible.
         for place in np.flatnonzero(inside):
             follows = self.vocabulary.follows[going_on[place] : ends[place]]
             nearest = np.searchsorted(follows, labels[place])
             inside[place] = before[place] >= 0 and labels[place] in follows[nearest : nearest + 1]
+        # A token from a cut further back could reach here too, and is not counted: an inside place, which has
+        # nothing else, is given up, and an exact one is as approximate as a split.
         more = crossed_from_further_back(self.vocabulary, tokens, at, within, joined.since, joined.is_cut) | (
             joined.since > DEEPEST
         )
         kinds = np.where((joined.kinds == Carry.INSIDE) & (~inside | more), Carry.ABSENT, joined.kinds)
         kinds = np.where((kinds == Carry.EXACT) & more, Carry.SPLIT, kinds)
+        # Tokens that end at the place itself: at a cut `main` goes on from them. An inside place has no such
+        # row, so their mass stays among its entries, though how it goes on is not known.
         entries = np.stack([np.where(inside, starts, going_on), ends])
         return kinds, np.where((before < 0) | (kinds == Carry.ABSENT), 0, entries)
 
@@ -323,14 +241,19 @@ class _Joined:
 
     def __init__(self, num_positions: int, num_rows: int) -> None:
         self.kinds = np.full(num_positions, int(Carry.ABSENT))
-        self.main, self.before, self.student_spans = (np.full(num_positions, -1) for _ in range(3))
+        self.main = np.full(num_positions, -1)
+        self.before = np.full(num_positions, -1)
+        self.student_spans = np.full(num_positions, -1)
         self.is_cut = np.zeros(num_positions, bool)
-        self.since, self.chain = np.zeros(num_positions, np.int64), np.zeros(num_positions, np.int64)
-        self.teacher_spans, self.teacher_segments = (np.full(num_rows, -1) for _ in range(2))
+        self.since = np.zeros(num_positions, np.int64)
+        self.chain = np.zeros(num_positions, np.int64)
+        self.teacher_spans = np.full(num_rows, -1)
+        self.teacher_segments = np.full(num_rows, -1)
 
     def add(self, meeting: Meeting, number: int, position: int, row: int, span: int) -> None:
         """Write down what one piece says, from a position, a row and a span on."""
         places = slice(position, position + len(meeting.kinds))
+        # A segment of the student's may lie in several of the teacher's: each writes only what it knows.
         known = meeting.kinds != Carry.ABSENT
         for name, values in {
             "kinds": meeting.kinds,
@@ -352,6 +275,7 @@ class _Joined:
 def text_of(tokens: Ints, table: TokenBytes) -> Text:
     """A segment of prepared text, from its beginning."""
     lengths = table.lengths[tokens]
+    # EOS has no bytes of its own; as one byte more it is a cut that a teacher's EOS can meet.
     if table.eos is not None:
         lengths[-1] += tokens[-1] == table.eos
     return Text(tokens, np.cumsum(lengths))
@@ -359,7 +283,8 @@ def text_of(tokens: Ints, table: TokenBytes) -> Text:
 
 def _packed(texts: Sequence[Text], counts: Sequence[int]) -> dict[str, NDArray[Any]]:
     """Blocks of so many segments each."""
-    blocks, start = [], 0
+    blocks = []
+    start = 0
     for count in counts:
         blocks.append(texts[start : start + count])
         start += count
@@ -372,11 +297,15 @@ def padded_blocks(
 ) -> dict[str, NDArray[Any]]:
     """Blocks of tokens, filled up on the right to one length: what a teacher reads, [B T] each."""
     shape = (len(blocks), max([1, *(len(block) for block in blocks)]))
-    input_ids, mask, positions = np.zeros(shape, np.int64), np.zeros(shape, bool), np.zeros(shape, np.int64)
+    input_ids = np.zeros(shape, np.int64)
+    mask = np.zeros(shape, bool)
+    positions = np.zeros(shape, np.int64)
     for row, (block, lengths) in enumerate(zip(blocks, segment_lengths, strict=True)):
         size = len(block)
-        input_ids[row, :size], mask[row, :size] = block, True
+        input_ids[row, :size] = block
+        mask[row, :size] = True
         positions[row, :size] = _all([np.arange(length) for length in lengths])
+        # Padding counts from 0 as well, and so is a segment of its own that no text attends to.
         positions[row, size:] = np.arange(shape[1] - size)
     return {"input_ids": input_ids, "attention_mask": mask, "position_ids": positions}
 
@@ -386,7 +315,7 @@ def _all(parts: Sequence[Ints]) -> Ints:
 
 
 def _starts(counts: Sequence[int] | Ints) -> Ints:
-    """Where each part begins."""
+    """Number of what lies before each part."""
     counts = np.asarray(counts, np.int64)
     return np.cumsum(counts) - counts
 

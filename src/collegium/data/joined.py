@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from torch import Tensor
 
-from collegium.alignment.plan import Aligner, Ints, Piece, Reading, Text, padded_blocks, text_of
+from collegium.alignment.meeting import Ints, Text
+from collegium.alignment.plan import Aligner, Piece, Reading, padded_blocks, text_of
 from collegium.base.errors import DataError
 from collegium.data.document_index import DocumentIndex, SegmentPlace
 from collegium.data.prepared import PreparedText

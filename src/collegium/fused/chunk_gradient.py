@@ -90,17 +90,17 @@ class Job:
 
     @property
     def valid(self) -> list[Tensor | None]:
-        """Where the logits of each teacher may be read; None: everywhere."""
+        """Positions where the logits of each teacher may be read; None: everywhere."""
         of_signals = [signal.valid for signal in self.signals]
         weighting = self.traversal.weighting
-        # A teacher that says of itself that it is everywhere stays so: its rows are few to be worth a look.
+        # Teachers that are always there are not checked: reading their weights would make the host wait.
         if not isinstance(weighting, GivenWeights) or all(valid is None for valid in of_signals):
             return of_signals
         return list(weighting.valid.unbind(-1))
 
 
 class Buffers(NamedTuple):
-    """What chunks write over and over.
+    """Memory that one chunk after another writes to.
 
     Attributes:
         product: x of this chunk, [n V]; becomes G.
@@ -114,7 +114,7 @@ class Buffers(NamedTuple):
 
 
 class ChunkColumns(NamedTuple):
-    """What is kept of each row: `TeacherStats`, [n M] each, and the weights."""
+    """Figures that are kept of each row: `TeacherStats`, [n M] each, and the weights."""
 
     teacher_entropy: Tensor
     teacher_cross_entropy: Tensor

@@ -1,13 +1,29 @@
 """The distillation loss over chunks of positions, by autograd: the reference, and the general case.
 
-Of the [N V] tensors of a batch only one chunk's rows exist at a time, and of these one teacher's:
-the forward KL holds five [n V] buffers (student, fused target, a teacher and two temporaries),
-whatever the number of teachers. One pass makes `teacher_stats`, from which weights over any stretch
-of text are made; a second makes the loss, each chunk under activation checkpointing. So a teacher's
-logits are made three times a step; `fused` makes them once and is what the objective calls.
+With q^T = softmax(z / T) of the student's logits z, w_k the weight of teacher k and p_k = softmax(z_k / (c_k
+T)),
 
-Autograd needs to know nothing of the head or of the weights: adapters on the head, hooks, sharded
-weights and learned teacher weights go this way.
+    p     =  sum_k w_k p_k                                 (or prod_k p_k^w_k, normalised; or a fusion of a user's)
+    L     =  sum over positions of  A D(q^T, p) + B CE(q, y),       A = kd_weight T^2,  B = ce_weight
+    dL/dz =  (A / T) (q^T - p) + B (q - y)                 for the forward KL; here autograd finds it
+
+`fused` writes that gradient out, and must agree with this file. Of the [N V] tensors of a batch only one chunk's
+rows exist at a time, and of these one teacher's: the forward KL holds five [n V] buffers (student, fused target,
+a teacher and two temporaries), whatever the number of teachers. One pass makes `teacher_stats`, from which
+weights over any stretch of text are made; a second makes the loss, each chunk under activation checkpointing. So
+a teacher's logits are made three times a step; `fused` makes them once and is what the objective calls.
+
+Time goes from left to right; each chunk's buffers are made in forward and again in backward:
+
+    pass:                  statistics     forward             backward (chunks in reverse)
+    student's log q [n V]                 =|=|=|              ==|==|==|  z, log q, their gradients
+    target p        [n V]                 =|=|=|              ==|==|==|
+    a teacher       [n V]  =|=|=|         =|=|=|              ==|==|==|  a third time
+    figures, w      [N M]    =================================================> logged
+    dL/dh, dL/dW    [N D], [V D]                              ================> gradients
+
+Autograd needs to know nothing of the head or of the weights: adapters on the head, hooks, sharded weights and
+learned teacher weights go this way.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -31,7 +47,7 @@ from collegium.signals.signals import Head, TeacherSignal
 
 @dataclass(frozen=True)
 class KdTarget:
-    """How teachers become one target and how the student is held to it.
+    """The target that teachers become, and the divergence that holds the student to it.
 
     Attributes:
         divergence: From the student to the fused target.
@@ -57,7 +73,7 @@ class KdTarget:
         return self.temperature**2 if self.scale_by_squared_temperature else 1.0
 
     def settled(self, conflict: Float[Tensor, " n"]) -> Bool[Tensor, " n"]:
-        """Where teachers agree well enough."""
+        """True where teachers agree well enough."""
         assert self.conflict_limit is not None, "asked only with a limit"
         return conflict <= self.conflict_limit
 
@@ -193,6 +209,7 @@ def of_rows(value: float | Tensor, rows: slice, like: Tensor) -> Float[Tensor, "
 def _checkpointed(
     function: Callable[[Tensor, Tensor, slice], LossSums], hidden: Tensor, weights: Tensor, rows: slice
 ) -> LossSums:
+    # A measurement has no backward pass, so there is nothing to make again.
     if not torch.is_grad_enabled():
         return function(hidden, weights, rows)
     result: LossSums = checkpoint(function, hidden, weights, rows, use_reentrant=False)

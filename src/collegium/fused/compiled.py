@@ -65,7 +65,7 @@ def run(kernel: Callable[[Rows, *Options], Result], rows: Rows, *options: *Optio
     many = len(rows[0]) > 1 and rows[0].numel() >= _compiled_from
     if many and what not in _failures and _compiler_found():
         try:
-            # The default limit is 8, after which torch.compile falls back to eager, whole chunks at a time.
+            # torch's own limit is 8, beyond which it compiles no further variant.
             with torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT):
                 result: Result = _compiled(kernel)(rows, *options)
                 return result

@@ -42,7 +42,7 @@ from collegium.signals.signals import TeacherSignal, TopKSignal
 
 
 MAX_ROUNDS = 50
-"""Of the search for c over the whole vocabulary, which ends by itself after some six."""
+"""Of the search for c over the whole vocabulary, which ends by itself long before."""
 
 
 def all_listed(signals: Sequence[TeacherSignal]) -> bool:

@@ -172,6 +172,7 @@ def finish_predictions(rows: PredictionRows, options: KernelOptions) -> tuple[()
     """
     z = full_precision(rows.logits)
     prediction = (z - rows.log_total.unsqueeze(-1)).exp()
+    # One exponential for both at T = 1.
     softened_prediction = prediction
     if options.temperature != 1.0:
         softened_prediction = logprobs_at(z, rows.softened, options.temperature).exp()
@@ -200,7 +201,7 @@ def slope(logits: Tensor, scale: float, softcap: float | None) -> Tensor | float
 def _target(target: Tensor, norm: Tensor, space: Space) -> _Target:
     if space == "probs":
         probs = target / norm.unsqueeze(-1)
-        # p log p is 0 at p = 0: the smallest normal number under the log makes it so without a NaN.
+        # 0 log 0 would be NaN; with the smallest normal number under the log it is the 0 that it should be.
         return _Target(probs, probs.clamp_min(torch.finfo(probs.dtype).tiny).log(), torch.zeros_like(norm))
     if space == "logs":
         logprobs = (target - norm.log().unsqueeze(-1)).clamp_min(LOG_ZERO)
@@ -218,7 +219,7 @@ def _divergence(
     student = student_logprobs.exp()
     if form.name == "forward_kl":
         # The log of a token that the student rules out is clamped: it costs, but its slope is 0, so its p is no
-        # part of the gradient. Elsewhere sum(live) is 1 up to rounding, which the factor keeps consistent.
+        # part of the gradient. In rows without such a token live sums to 1.
         live = torch.where(student_logprobs > LOG_ZERO, probs, 0.0)
         value = (probs * (logprobs - student_logprobs)).sum(-1)
         return value, student * live.sum(-1, keepdim=True) - live

@@ -23,8 +23,8 @@ Three [n V] buffers are alive at once, whatever the number of teachers. From lef
     student's z, then G [n V] ==============|===============|==============|
     target p            [n V] ==============|===============|==============|
     a teacher's logits  [n V]  ==|==|==      ==|==|==        ==|==|==       |
-    dL/dh               [N D] ======================================================> x dL'/dL, handed over
-    dL/dW               [V D] ======================================================> x dL'/dL, handed over
+    dL/dh               [N D] ======================================================> x g, handed over
+    dL/dW               [V D] ======================================================> x g, handed over
     figures, weights    [N M] ======================================================> logged
 
 The price of having the gradient early is that the head's own gradient lives from forward to backward. What
@@ -207,7 +207,7 @@ class _Walk:
 
     @property
     def gradients(self) -> list[Tensor | None]:
-        """Of hidden states, weight and bias, in their own types."""
+        """Those of hidden states, weight and bias, in their own types."""
         return [
             None if total is None else total.to(dtype)
             for total, dtype in zip(self.totals, self._dtypes, strict=True)

@@ -112,6 +112,7 @@ def finish_lists(rows: ListRows, vocab_size: int, options: KernelOptions) -> Lis
     z = full_precision(rows.logits)
     logprobs = logprobs_at(z, rows.softened, options.temperature)
     probs = logprobs.exp()
+    # Teachers by turns, not as [n M H]: the mixture is one buffer whatever M is.
     mixture = torch.zeros_like(probs)
     plogps = []
     crosses = []
@@ -126,6 +127,7 @@ def finish_lists(rows: ListRows, vocab_size: int, options: KernelOptions) -> Lis
         plogps.append((p * log_p).sum(-1))
         crosses.append((p * logprobs).sum(-1))
         mixture = mixture + weight.unsqueeze(-1) * p
+    # Listed tokens among these get their true gradient later, at the union.
     gradient = (probs - mixture) * (rows.kd_factor / options.temperature).unsqueeze(-1)
     prediction = probs if options.temperature == 1.0 else (z - rows.log_total.unsqueeze(-1)).exp()
     gradient = gradient + cross_entropy_gradient(prediction, rows.ce_factor, options.smoothing, vocab_size)

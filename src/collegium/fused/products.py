@@ -1,12 +1,28 @@
 """The matrix products of an output head, by the fastest call of the machine.
 
+Derivation. The product x = h W^T + b makes the logits [n V] of hidden states h [n D]; given G = dL / dx,
+
+    dL / dh = G W                 since x_v = sum_d h_d W_vd + b_v
+    dL / dW = G^T h, summed over the chunks
+    dL / db = sum over rows of G
+
+V is by far the largest of the three sizes, so all are cut into tiles of rows of W, which are columns of x and G:
+
+    time ->          tile 1        tile 2        tile 3  ...
+    x or G  [n V]    written/read, a tile of columns at a time
+    W       [V D]    ====|         ====|         ====|           a tile of rows stays in cache while it is used
+    result of the    ====|         ====|         ====|           oneDNN makes a tensor of its own: small, and freed
+      library                                                    before the next one
+    dL/dh   [n D]    ================================> sum over the tiles (where torch is slow)
+    dL/dW   [V D]    tile 1 += ..  tile 2 += ..  tile 3 += ..
+
 On a CPU torch hands float32 products to MKL, which on AMD reaches half of what oneDNN does. At 1,024
 positions, V = 49,152 and width 576, on two AVX-512 cores: 0.14 s by oneDNN in chunks of 128
 positions, 0.39 s by `torch.nn.functional.linear`; the gradient of the hidden states 0.09 s against
 0.22 s, the gradient of the head 0.13 s, in tiles of its rows, against 0.17 s. On other devices
 torch's own calls are the fastest and are used.
 
-These calls carry no gradient: they are what a hand-written backward is made of.
+These calls carry no gradient: a hand-written backward is made of them.
 """
 
 from collections.abc import Iterator
@@ -36,6 +52,7 @@ class FastLinear(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Replace `linear`, and nothing else."""
+        # A linear layer of transformers calls it with its three tensors by place; anything else is left alone.
         if func is torch.nn.functional.linear and len(args) == 3 and not kwargs and _for_onednn(args[0]):
             return _onednn(*args)
         return func(*args, **(kwargs or {}))
@@ -51,7 +68,7 @@ def project(
 ) -> Float[Tensor, "n V"]:
     """hidden @ weight^T + bias, in `out` or a tensor of its own.
 
-    oneDNN makes its own tensors. Freed and made anew for each teacher, large ones leave holes in the C
+    oneDNN makes its own tensors. Freed and made again for each teacher, large ones leave holes in the C
     library's heap (with five teachers three buffers more than with one), hence tiles that are copied.
     """
     if out is None:
@@ -60,6 +77,7 @@ def project(
         if not _slow_in_torch(hidden):
             return torch.nn.functional.linear(hidden, weight, bias)
         out = hidden.new_empty(len(hidden), len(weight))
+    # Without a bias, which is added once at the end: to each tile it would have to be cut as well.
     if _for_onednn(hidden):
         for columns, rows in _tiles(out, weight, HEAD_TILE_ROWS):
             columns.copy_(_onednn(hidden, rows, None))
@@ -82,6 +100,7 @@ def grad_of_hidden(grad_logits: Float[Tensor, "n V"], weight: Float[Tensor, "V D
     if _for_onednn(grad_logits):
         return _onednn(grad_logits, weight.t(), None)
     if _slow_in_torch(grad_logits):
+        # In float32 from tile to tile: a sum of V / 4096 summands in bfloat16 would lose its last digits.
         total = torch.zeros(len(grad_logits), weight.shape[1])
         for grad, rows in _tiles(grad_logits, weight, TILE_ROWS):
             total.addmm_(grad.float(), rows.float())
@@ -94,6 +113,7 @@ def add_grad_of_weight_(
     total: Float[Tensor, "V D"], grad_logits: Float[Tensor, "n V"], hidden: Float[Tensor, "n D"]
 ) -> None:
     """Add grad_logits^T @ hidden to `total`, which may have a wider type than the product."""
+    # On a GPU one call adds in place; mixed types need the tiles, whose cast copies stay small.
     if total.device.type != "cpu" and total.dtype == grad_logits.dtype:
         total.addmm_(grad_logits.t(), hidden)
         return
@@ -116,7 +136,8 @@ def _slow_in_torch(operand: Tensor) -> bool:
 
 @cache
 def _in_onednn(dtype: torch.dtype) -> bool:
-    """Whether oneDNN has the product: with bfloat16 only where the processor has it too."""
+    """True if oneDNN has the product: with bfloat16 only where the processor has it too."""
+    # A private operator of torch: where a release lacks it, torch's own product is used.
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
     if dtype == torch.bfloat16:

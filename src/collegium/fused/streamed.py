@@ -86,7 +86,7 @@ MIXERS = {"probs": mix_probs, "logs": mix_logs, "product": mix_product}
 
 
 class Covered(NamedTuple):
-    """Where some teacher counts, and what the target is to be divided by, 1 where none does."""
+    """Positions where some teacher counts, and the divisor of the target, 1 where none does."""
 
     where: Bool[Tensor, " n"]
     norm: Float[Tensor, " n"]
@@ -125,7 +125,7 @@ def logits_of(
         return signal.logits(rows)
     shape = (len(hidden), head.vocab_size)
     buffer = buffers.get(weight.dtype)
-    # Made by the first teacher of the first chunk; later ones fit, as the first chunks are the longest.
+    # Made for the first teacher that needs it, and again only for a longer chunk.
     if buffer is None or buffer.shape[1] != shape[1] or len(buffer) < shape[0]:
         buffer = hidden.new_empty(shape)
         buffers[weight.dtype] = buffer
@@ -171,8 +171,9 @@ class StreamedTarget:
         self.form = closed_form(target.divergence)
         self.space: Space = "product"
         if target.fusion is not geometric_logprobs:
-            # Forward KL, Jensen-Shannon and total variation weigh log p by p or by m, so p = 0 is harmless;
-            # reverse KL weighs it by q, and a user's own divergence may do anything.
+            # Where p underflows, forward KL has p as a factor of log p, Jensen-Shannon reads the log of m alone
+            # and total variation none. Reverse KL has q as the factor, and a user's own divergence may have
+            # anything.
             self.space = "logs" if self.form is None or self.form.name == "reverse_kl" else "probs"
         self.fused = buffer.fill_(-torch.inf if self.space == "logs" else 0.0)
         self.norm = buffer.new_zeros(len(buffer))

@@ -1,7 +1,26 @@
-"""What is known of teachers at each position, a chunk at a time: figures for weights, and the weights.
+"""Figures of teachers at each position, a chunk at a time, and the weights that follow from them.
 
 A pass of its own over the teachers' logits, for the plain loss and for weights that must be known before the
 fused loss starts; that one makes the same figures as it goes.
+
+Derivation. With z_k the logits of teacher k, c^w its weight temperature and c^d its own, a position's figures
+are
+
+    H_k          -sum p log p,  p = softmax(z_k / c^w)        the entropy that sets the weight
+    CE_k         -log softmax(z_k / c^d) at the label         for weightings that read labels
+    CE_k^w       -log softmax(z_k / c^w) at the label         its mean is that of H_k where c^w is fitted
+    valid        H_k is finite, and the teacher did not say that it is absent
+
+Where a teacher is absent all are log V, the figures of a uniform distribution: means over a stretch of text read
+them. None carries a gradient, as teachers are frozen. `MinNormWeighting` alone also compares gradients: at the
+student's logits that of a forward KL is (q^T - p_k) up to a factor, of which it needs the products between
+teachers.
+
+    time ->           chunk 1            chunk 2            ...
+    teacher 1 [n V]   logits, log p |    logits, log p |         one teacher after another, all of its chunks
+    figures   [n]     ================================> [N] joined
+    teacher 2 [n V]   ...                                        when teacher 1 is done
+    figures   [N M]   ==========================================> stacked, weights
 """
 
 import math
@@ -51,7 +70,7 @@ class TeacherColumns(NamedTuple):
 
 
 def absences(valid: Sequence[Bool[Tensor, " N"] | None], spans: Sequence[slice]) -> list[list[bool]]:
-    """Of each chunk and teacher, whether the teacher says nothing anywhere in it, so that its head need not run.
+    """True for each chunk and teacher if the teacher says nothing anywhere in it, so that its head need not run.
 
     A batch of five domains, each with a teacher of its own, costs one head a position and not five. Reads the
     host once, where a teacher may be absent at all.
@@ -63,6 +82,7 @@ def absences(valid: Sequence[Bool[Tensor, " N"] | None], spans: Sequence[slice])
     found = [[False] * len(valid) for _ in spans]
     partial = {number: where for number, where in enumerate(valid) if where is not None}
     if partial:
+        # Running counts, so that all chunks of all teachers are answered by one transfer to the host.
         before = torch.nn.functional.pad(torch.stack(list(partial.values())).cumsum(1), (1, 0))  # [K N+1]
         ends = torch.tensor([[span.start, span.stop] for span in spans], device=before.device)
         counts = before[:, ends[:, 1]] - before[:, ends[:, 0]]  # [K C]
@@ -101,7 +121,7 @@ def require_captured(signal: TopKSignal, temperature: float) -> None:
     if signal.kd_temperature != temperature:
         raise ValueError(
             f"a teacher's list was made at kd_temperature {signal.kd_temperature:g}, the loss is at "
-            f"{temperature:g}: set kd_temperature to {signal.kd_temperature:g}, or make the list anew"
+            f"{temperature:g}: set kd_temperature to {signal.kd_temperature:g}, or make the list again"
         )
 
 
@@ -149,7 +169,7 @@ def checked_stats(signal: TeacherSignal, rows: slice, columns: TeacherColumns, v
     entropies = columns.entropy
     valid = columns.valid
     if isinstance(signal, CarriedSignal) and signal.entropy is not None:
-        # Entropy per byte of text, say, which is fairer than that of a distribution that was carried over.
+        # That of the teacher's own tokens over the same text, which a carried distribution only approximates.
         entropies = signal.entropy[rows].to(entropies.dtype)
         valid = valid & entropies.isfinite()
     if signal.valid is not None:

@@ -1,11 +1,23 @@
-"""What the student's own uncertainty decides: which teacher to follow, which positions to distil, how much.
+"""The student's own uncertainty, and what follows from it: which teacher, which positions, how much.
 
-Dynamic KD (arXiv:2109.11295; `models/student.py` of lancopku/DynamicKD), from classification of sentences
-to the next token: a position is an instance, V is the number of classes. Nothing here carries a gradient;
-the paper's code lets it flow into its weights in two of three modes.
+Dynamic KD (arXiv:2109.11295; `models/student.py` of lancopku/DynamicKD), from classification of sentences to the
+next token: a position is an instance, V is the number of classes. Nothing here carries a gradient; the paper's
+code lets it flow into its weights in two of three modes.
 
-The student's figures must be known before its loss, so its logits are made twice: one product of
-[N D] with [D V] more, a fifth of what a step does with one teacher of the student's size.
+Derivation. With L = log sum exp z of a position's logits and q = softmax(z), three numbers of a row say how sure
+the student is, and none needs q as a tensor:
+
+    entropy     H = -sum q log q = -sum exp(z - L) (z - L),      u = H / log V in [0, 1]
+    confidence  q at the highest logit = exp(z_1 - L)
+    margin      exp(z_1 - L) - exp(z_2 - L), with z_2 the second-highest
+    nll         L - z_y
+
+The student's figures must be known before its loss, so its logits are made twice: one product of [N D] with [D
+V] more, a fifth of what a step does with one teacher of the student's size.
+
+    time ->                  figures                     the loss (`fused`)
+    student's logits [n V]   =|=|=|=|=|  chunks          =|=|=|=|=|  the same chunks again
+    figures          [N]     ==================> u, which positions, which teacher ===>
 """
 
 import math
@@ -50,6 +62,7 @@ def student_figures(
 ) -> StudentFigures:
     """Make the student's logits a chunk at a time and keep four numbers of each row."""
     parts = []
+    # As large as the loss's own chunks, and gone before these begin: the peak of memory stays where it was.
     for rows in chunks(len(labels), chunk_size):
         logits = full_precision(head(hidden[rows]))
         entropy, log_total = run(entropy_figures, LogitRows(logits))
@@ -64,6 +77,7 @@ def student_figures(
 def entropy_figures(rows: LogitRows) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
     """Entropy and log-sum-exp; a kernel of `compiled.run`."""
     log_total = rows.logits.logsumexp(-1)
+    # No clamp as for teachers: a student's logits are finite, or the run is stopped by its gradient.
     below = rows.logits - log_total.unsqueeze(-1)
     return -(below.exp() * below).sum(-1), log_total
 
@@ -80,6 +94,7 @@ def adoption_weights(uncertainty: Float[Tensor, " N"], adoption: Adoption) -> Fl
     elif adoption == "soft":
         small = uncertainty.mean().expand_as(uncertainty)
     else:
+        # By rank and not by a threshold, so that half of them follow each teacher whatever the student's state.
         small = torch.zeros_like(uncertainty)
         small[_first(-uncertainty, len(uncertainty) // 2)] = 1.0
     return torch.stack([small, 1.0 - small], -1)
@@ -108,4 +123,5 @@ def selected_positions(figures: StudentFigures, selection: Selection, share: flo
 
 
 def _first(order: Tensor, count: int) -> Int[Tensor, " count"]:
+    # Stable: what an unstable sort makes of equal figures may differ from one machine to the next.
     return order.argsort(stable=True)[:count]

@@ -20,7 +20,8 @@ from transformers import PreTrainedTokenizerBase
 from collegium.alignment.carried_lists import carried_lists, certain_elsewhere, unknown_share_at_most
 from collegium.alignment.carry import CarryRows, LabelsElsewhere, LogitCarrier, unknown_share
 from collegium.alignment.edit_distance import nearest_tokens
-from collegium.alignment.plan import Aligner, AlignmentPlan, Carry, Reading, Text
+from collegium.alignment.meeting import Carry, Text
+from collegium.alignment.plan import Aligner, AlignmentPlan, Reading
 from collegium.fused.teacher_stats import teacher_stats
 from collegium.signals.contracts import (
     Batch,
