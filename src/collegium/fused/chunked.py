@@ -284,6 +284,8 @@ class _Chunk:
         logprobs = target_logprobs(
             self.signals[m], self.rows, self.valid[:, m], self.target.temperature, student_logprobs
         )
+        # The finished target shows the conflict of a mixture alone: a geometric mean has lost log Z by then, and a
+        # fusion of a user's own is measured by the mixture that it takes the place of.
         if self.target.fusion is geometric_logprobs:
             self._product = add_to_product(self._product, logprobs, self.weights[:, m])
         elif self.target.fusion is not mixture_logprobs:

@@ -133,6 +133,7 @@ def finish(rows: FinishRows, space: Space, divergence: ClosedForm, options: Kern
     z = full_precision(rows.logits)
     student_logprobs = logprobs_at(z, rows.softened, options.temperature)
     value, gradient = _divergence(student_logprobs, target.probs, target.logprobs, divergence)
+    # A may hold T^2 (`KdTarget.scale`): one T of it goes here, by the other q^T - p shrinks as T grows.
     gradient = gradient * (rows.kd_factor / options.temperature).unsqueeze(-1)
     # At temperature 1 the same exponential serves both; the compiler cannot know that.
     at_one = options.temperature == 1.0

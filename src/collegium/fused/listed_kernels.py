@@ -130,6 +130,7 @@ def finish_lists(rows: ListRows, vocab_size: int, options: KernelOptions) -> Lis
     # Listed tokens among these get their true gradient later, at the union.
     gradient = (probs - mixture) * (rows.kd_factor / options.temperature).unsqueeze(-1)
     prediction = probs if options.temperature == 1.0 else (z - rows.log_total.unsqueeze(-1)).exp()
+    # Over the whole vocabulary, of which these tokens are a part: L and V are not those of [n H].
     gradient = gradient + cross_entropy_gradient(prediction, rows.ce_factor, options.smoothing, vocab_size)
     rows.logits.copy_(gradient * slope(z, options.scale, options.softcap))
     return ListSums(

@@ -1,4 +1,4 @@
-"""What happens around training steps: metrics to a file, progress, and an orderly end on a signal."""
+"""Callbacks around training steps: metrics to a file, progress, and an orderly end on a signal."""
 
 import contextlib
 import signal
@@ -74,6 +74,7 @@ class StopOnSignal(TrainerCallback):
                 signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        # The user has lost patience, or a scheduler will kill the process soon.
         if self._received:
             raise SystemExit(128 + number)
         self._received = number
@@ -83,6 +84,7 @@ class StopOnSignal(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
         """Ask for a checkpoint and the end, on all ranks or on none."""
+        # At each step, signal or not: the other ranks wait for this one's answer.
         self._stopped_by = max_over_ranks(self._received)
         if self._stopped_by:
             control.should_save = control.should_training_stop = True
@@ -99,13 +101,15 @@ class TrainingProgress(TrainerCallback):
 
     def __init__(self) -> None:
         self._line = ProgressLine()
-        self._start, self._first_step = time.monotonic(), 0
+        self._start = time.monotonic()
+        self._first_step = 0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Begin to measure the rate."""
-        self._start, self._first_step = time.monotonic(), state.global_step
+        self._start = time.monotonic()
+        self._first_step = state.global_step
         if state.global_step:
             say(f"resuming after step {state.global_step} of {state.max_steps}")
 
@@ -121,7 +125,8 @@ class TrainingProgress(TrainerCallback):
         if not state.is_world_process_zero or not logs or LOSS not in logs:
             return
         shown = ", ".join(f"{name} {logs[name]:.3f}" for name in (LOSS, KD_LOSS, CROSS_ENTROPY) if name in logs)
-        done, total = state.global_step - self._first_step, state.max_steps - self._first_step
+        done = state.global_step - self._first_step
+        total = state.max_steps - self._first_step
         rate = rate_and_eta(done, total, time.monotonic() - self._start, "steps")
         self._line.update(
             f"step {state.global_step}/{state.max_steps}: {shown}",

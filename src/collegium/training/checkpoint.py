@@ -46,7 +46,7 @@ _RENAMED = {"objective.course.": "objective.divergence_schedule."}
 
 @dataclass(frozen=True)
 class TrainingState:
-    """What a checkpoint holds, as live objects.
+    """Content of a checkpoint, as live objects.
 
     Attributes:
         model: Wrapped or not; its trained parameters and buffers are kept.
@@ -90,6 +90,7 @@ class CheckpointDirectory:
 
     def newest_whole(self) -> Path | None:
         """Newest checkpoint whose every file is as it was written; damaged ones are named and passed over."""
+        # A damaged one costs the steps since the one before; to refuse it would cost the whole run.
         for path in reversed(self.list()):
             try:
                 verify(path)
@@ -125,6 +126,7 @@ class CheckpointDirectory:
         target = self.directory / f"checkpoint-{step}"
         temporary = self.directory / f"{_TEMPORARY_PREFIX}{step}"
         self.directory.mkdir(parents=True, exist_ok=True)
+        # Left by a run that was killed while it wrote this very step.
         shutil.rmtree(temporary, ignore_errors=True)
         try:
             temporary.mkdir()
@@ -133,15 +135,19 @@ class CheckpointDirectory:
                     save_file(dict(content), temporary / f"{name}.safetensors")
             for name, document in documents.items():
                 _write_json(temporary / f"{name}.json", document)
+            # Last, so that a folder with a manifest has all of its files; hashed as they lie on disk.
             (temporary / MANIFEST).write_text(_manifest_text(step, _digests(temporary)), encoding="utf-8")
             _sync(temporary)
             if target.exists():  # a damaged one that a resumed run passed over
                 shutil.rmtree(target)
+            # Files were flushed before, so the name cannot reach the disk earlier than what it names.
             temporary.rename(target)
             sync_folder(self.directory)
+        # A signal too: what is half written helps nobody.
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+        # Only now: an older checkpoint is deleted when a newer one is safe.
         self.drop_old()
         return target
 
@@ -183,11 +189,13 @@ def verify(path: Path) -> None:
         raise DataError(f"{path}: {MANIFEST} cannot be read ({error})") from None
     if not is_as_written:
         raise DataError(f"{path}: {MANIFEST} is not as it was written (its own SHA-256 differs)")
+    # A file too many is refused as well: nobody knows who wrote it, or whether it belongs here.
     present = {file.name for file in path.iterdir()} - {MANIFEST}
     if present != set(expected):
         raise DataError(f"{path}: holds {sorted(present)}, the manifest names {sorted(expected)}")
     for name, (size, digest) in expected.items():
         file = path / name
+        # The size first: it is known at once, and most damage is a file that was cut off.
         if file.stat().st_size != size or file_digest(file) != digest:
             raise DataError(f"{path}: {name} is not as it was written (size or SHA-256 differs)")
 
@@ -199,6 +207,8 @@ def read_json(path: Path, name: str) -> Any:
 
 def model_state(model: nn.Module) -> dict[str, Tensor]:
     """Trained parameters and buffers, gathered on the first rank; tied weights once."""
+    # To the host, as a whole model beside its shards need not fit on a device. Frozen weights are those of the
+    # model that the recipe names, and are not written again at every checkpoint.
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
     state: dict[str, Any] = get_model_state_dict(model, options=options)
     seen: dict[int, str] = {}
@@ -206,11 +216,13 @@ def model_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _is_first(name: str, tensor: Tensor, seen: dict[int, str]) -> bool:
+    # safetensors refuses two names of one memory. Empty tensors have none, and all say address 0.
     return tensor.numel() == 0 or seen.setdefault(tensor.data_ptr(), name) == name
 
 
 def load_model_state(model: nn.Module, path: Path) -> None:
     """Load what `model_state` gave, into sharded models too."""
+    # Not strict, since frozen weights are missing; weights that nobody asked for are an error below.
     options = StateDictOptions(full_state_dict=True, strict=False)
     weights: dict[str, Any] = {
         _name_of_today(name): tensor for name, tensor in load_file(path / "model.safetensors").items()
@@ -245,6 +257,7 @@ def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, pat
     """Load what `optimizer_state` gave, into sharded optimizers too."""
     state: dict[str, dict[str, Tensor]] = {}
     for key, tensor in load_file(path / "optimizer.safetensors").items():
+        # Names of parameters have dots of their own, those of optimizer state (`exp_avg`) have none.
         parameter, _, name = key.rpartition(".")
         state.setdefault(parameter, {})[name] = tensor
     content: dict[str, Any] = {"state": state, "param_groups": read_json(path, "optimizer")}
@@ -269,7 +282,8 @@ def random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def load_random_state(path: Path) -> None:
     """Restore what `random_state` gave; a rank that was not there keeps its own."""
-    tensors, plain = load_file(path / "random.safetensors"), read_json(path, "random")
+    tensors = load_file(path / "random.safetensors")
+    plain = read_json(path, "random")
     rank = dist.get_rank() if dist.is_initialized() else 0
     if f"cpu.{rank}" in tensors:
         torch.set_rng_state(tensors[f"cpu.{rank}"])
@@ -284,6 +298,7 @@ def load_random_state(path: Path) -> None:
 def _all_ranks(state: Tensor) -> list[Tensor]:
     if not dist.is_initialized():
         return [state]
+    # Random states live on the host, but NCCL moves nothing that is not on a GPU.
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
     own = state.to(device)
     gathered = [torch.empty_like(own) for _ in range(dist.get_world_size())]

@@ -1,4 +1,4 @@
-"""The module that is wrapped for training: the student, and what is trained beside it.
+"""The module that is wrapped for training: the student, and the objective that is trained beside it.
 
 The whole loss is computed inside `forward`, through the DDP or FSDP wrapper: called behind it, on
 `.module`, gradients would not be reduced. Teachers are no part of it; their outputs are arguments.
@@ -53,13 +53,13 @@ class DistillationModel(nn.Module):
         loss: LossOutput = self.objective(
             positions.select(states.last_hidden_state),
             head,
-            None if read is None else read.states(),
             batch,
             positions,
             outputs,
-            counts,
-            self.vocab_size,
-            self.causal_lm.get_input_embeddings(),
+            counts=counts,
+            vocab_size=self.vocab_size,
+            student_states=None if read is None else read.states(),
+            student_embed=self.causal_lm.get_input_embeddings(),
         )
         return loss
 

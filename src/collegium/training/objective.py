@@ -49,7 +49,7 @@ from collegium.training.terms.routing import Router
 BUFFER_BYTES = {"cpu": 24 * 2**20, "cuda": 128 * 2**20}
 """Size of one [n V] buffer on each kind of device, from which the chunk size follows.
 
-On a CPU the C library keeps freed buffers below 32 MB; above, every one is mapped and cleared anew,
+On a CPU the C library keeps freed buffers below 32 MB; above, every one is mapped and cleared again,
 which cost a third of the time of a measurement. A GPU wants larger products.
 """
 
@@ -107,7 +107,9 @@ class Objective(nn.Module):
         if (largest(feature_weight) > 0) != (len(features) > 0):
             raise ValueError("feature_weight above 0 and feature terms go together")
         self.teacher_names = tuple(teacher_names)
-        self._kd_weight, self._ce_weight, self._feature_weight = kd_weight, ce_weight, feature_weight
+        self._kd_weight = kd_weight
+        self._ce_weight = ce_weight
+        self._feature_weight = feature_weight
         self.target = target or KdTarget(forward_kl, mixture_logprobs)
         self.weighting = weighting or Weighting()
         self.router = router
@@ -138,15 +140,16 @@ class Objective(nn.Module):
 
     @property
     def distils(self) -> bool:
-        """Whether the divergence has any weight at any time."""
+        """True if the divergence has any weight at any time."""
         return largest(self._kd_weight) > 0
 
     @property
     def need(self) -> frozenset[Capability]:
-        """What teachers must provide; empty if they are not asked at all."""
+        """Capabilities that teachers must have; empty if they are not asked at all."""
         need = set()
         if self.distils:
             linear = self.target.divergence is forward_kl and self.target.fusion is mixture_logprobs
+            # Drawn lists are right on average, which only a divergence that is linear in the target keeps.
             need = {Capability.SAMPLES if linear else Capability.TOP_K}
         if self.cross_tokenizer is not None:
             need |= self.cross_tokenizer.need
@@ -172,12 +175,13 @@ class Objective(nn.Module):
         self,
         student_hidden: Tensor,
         student_head: Head,
-        student_states: InnerStates | None,
         batch: Batch,
         positions: Positions,
         outputs: Sequence[TeacherOutput],
+        *,
         counts: ItemCounts,
         vocab_size: int,
+        student_states: InnerStates | None = None,
         student_embed: Callable[[Tensor], Tensor] | None = None,
     ) -> LossOutput:
         """Loss of one micro-batch.
@@ -185,12 +189,12 @@ class Objective(nn.Module):
         Args:
             student_hidden: Last hidden states at the predicted positions, [N D].
             student_head: Projects them to logits over `vocab_size` tokens.
-            student_states: Inner states that feature terms read, if there are any.
             batch: The tokens.
             positions: Its predicted positions.
             outputs: One per teacher; none if `need` is empty.
             counts: Global counts of the optimizer step.
             vocab_size: Student's vocabulary.
+            student_states: Inner states that feature terms read, if there are any.
             student_embed: Its input embeddings of token ids, if a term may read them.
         """
         chunk_size = self.chunk_size or default_chunk_size(vocab_size, student_hidden.device)
@@ -211,7 +215,9 @@ class Objective(nn.Module):
             label_smoothing=self.label_smoothing,
             chunk_size=chunk_size,
         )
-        predicted, predicted_here = counts.predicted.clamp_min(1), _count(positions)
+        # A step in which nothing is predicted has a loss of 0, not of 0 / 0.
+        predicted = counts.predicted.clamp_min(1)
+        predicted_here = _count(positions)
         loss = sums.loss / predicted
         metrics = loss_metrics(sums, self.teacher_names, signals)
         terms = {"kd": self.kd_weight * sums.kd / predicted, "ce": self.ce_weight * sums.cross_entropy / predicted}
@@ -223,8 +229,10 @@ class Objective(nn.Module):
             metrics[ROUTER_LOSS] = Mean(missed.detach(), predicted_here)
         rows = StudentRows(student_hidden, student_head, batch, positions, vocab_size, chunk_size, student_embed)
         others, logged = self._others(rows, student_states, outputs, guidance, counts)
+        # The factors of "kd" and "ce" are in the weights of the loss above.
         loss = sum((factors.get(name, 1.0) * value for name, value in others.items()), start=loss)
-        terms, metrics = terms | others, metrics | logged
+        terms = terms | others
+        metrics = metrics | logged
         if self.balancer is not None:
             loss = loss + self.balancer.penalty(terms, predicted_here / predicted)
         return LossOutput(loss, metrics)
@@ -258,6 +266,7 @@ class Objective(nn.Module):
 
     def _logit_weights(self, batch: Batch, guidance: Guidance | None) -> tuple[float | Tensor, float | Tensor]:
         """Weights of divergence and cross-entropy, of all positions or of each."""
+        # On-policy training has weighed each position over the whole step, schedules included.
         if batch.weights is not None:
             return batch.weights.kd, batch.weights.ce
         kd_weight = self.kd_weight if guidance is None else self.kd_weight * guidance.kd
@@ -271,7 +280,7 @@ class Objective(nn.Module):
         return self.weighting
 
     def _target(self, batch: Batch, positions: Positions) -> KdTarget:
-        """The target with what its divergence is to know besides."""
+        """The target, with the parameter that its divergence has now."""
         if self.divergence_schedule is None:
             return self.target
         written = torch.zeros_like(positions.index, dtype=torch.bool)
@@ -292,9 +301,12 @@ class Objective(nn.Module):
         states = [output.features for output in outputs if output.features is not None]
         emphasis = None
         if guidance is not None and guidance.features is not None:
+            # The sums run over text, not over predicted positions: factors of these go to their places in it.
             emphasis = torch.zeros(batch.input_ids.numel(), device=batch.input_ids.device)
             emphasis = emphasis.index_copy(0, positions.index, guidance.features.float()).view_as(batch.input_ids)
-        terms, metrics, attended = {}, {}, batch.attention_mask.sum()
+        terms = {}
+        metrics = {}
+        attended = batch.attention_mask.sum()
         nothing = torch.zeros((), device=attended.device)  # a term need not have parameters
         for name, term in self._named_features():
             weight = self._weight_of(name)
@@ -312,7 +324,7 @@ class Objective(nn.Module):
         return self.feature_weight * value_at(term.weight, self.progress)
 
     def set_progress(self, progress: float) -> None:
-        """Say what share of the training is done; called between steps."""
+        """Set the share of the training that is done; called between steps."""
         self.progress = progress
         for term in self.feature_terms:
             term.progress = progress

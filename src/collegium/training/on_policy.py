@@ -100,7 +100,7 @@ class OnPolicy:
     policy: PolicyGradient | None = None
 
     def check(self, teachers: Sequence[Teacher], objective: Objective) -> None:
-        """Refuse teachers and objectives that cannot judge what is not written yet.
+        """Refuse teachers and objectives that cannot judge text before it is written.
 
         Raises:
             TeacherError: a teacher cannot.
@@ -153,6 +153,7 @@ class OnPolicy:
         for inputs in step_inputs:
             rollout = roll_out(inputs, author, self.sampling, step=step)
             scored.append(judge.score(rollout, metrics))
+        # One reduction over ranks for all counts and moments, also on ranks without a rollout.
         own = torch.zeros(5, dtype=torch.float64, device=device)
         for part in scored:
             own[:2] += torch.stack([part.mask.sum(), (~part.mask).sum()])
@@ -218,7 +219,8 @@ class _Judge:
     def score(self, rollout: Rollout, metrics: _Metrics) -> _Scored:
         """Returns of the tokens of one micro-batch's rollouts."""
         batch = Batch.from_inputs(rollout.inputs)
-        positions, written = predicted_positions(batch), rollout.continuations
+        positions = predicted_positions(batch)
+        written = rollout.continuations
         assert batch.on_policy is not None
         mask = batch.on_policy[batch.blocks_at(positions.index)]  # [N]
         metrics.add(ON_POLICY_BLOCKS, batch.on_policy.double())
@@ -240,14 +242,16 @@ class _Judge:
     def _rewards(
         self, signals: Sequence[TeacherSignal], positions: Any, mask: Tensor, student_logprobs: Tensor
     ) -> Tensor:
-        """Of the tokens that were written, in reading order."""
+        """Rewards of the tokens that were written, in reading order."""
         assert self.policy is not None
         chunk_size = self.objective.chunk_size or default_chunk_size(self.vocab_size, mask.device)
         stats = teacher_stats(signals, positions.labels, chunk_size=chunk_size)
         weighting = self.objective.weighting
         assert isinstance(weighting, Weighting | JointWeighting), "checked"
         weights = weighting(stats, positions)
-        teacher_logprobs, weights, valid = -stats.cross_entropy[mask], weights[mask], stats.valid[mask]
+        teacher_logprobs = -stats.cross_entropy[mask]
+        weights = weights[mask]
+        valid = stats.valid[mask]
         if self.policy.judge == "route":
             verdict = routed_verdict(teacher_logprobs, weights)
         elif self.objective.target.fusion is geometric_logprobs:

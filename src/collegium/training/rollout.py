@@ -30,7 +30,7 @@ from collegium.signals.signals import Head
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the student continues a prompt.
+    """Settings of a rollout.
 
     Attributes:
         fraction: Probability with which a block is replaced by a rollout.
@@ -57,7 +57,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Numbers:
-    """What a step draws for each block of a batch, before it is known what for.
+    """Random numbers of a step for each block of a batch, drawn before it is known what for.
 
     Attributes:
         coins: A block is continued where it is below the fraction.
@@ -90,13 +90,14 @@ def prompt_of(
     ends = torch.cat([starts[1:], starts.new_tensor([len(input_ids)])])
     sizes = torch.where(attention_mask[starts], ends - starts, 0)
     longest = int(sizes.argmax())
-    size, start = int(sizes[longest]), int(starts[longest])
+    size = int(sizes[longest])
+    start = int(starts[longest])
     return input_ids[start : start + (length if size > length else max(1, size // 2))]
 
 
 @dataclass(frozen=True)
 class Continuations:
-    """What was written, and how probable it was.
+    """Tokens that were written, and how probable they were.
 
     Attributes:
         tokens: Those beyond the end of a rollout are padding.
@@ -139,7 +140,8 @@ class Author:
             decoder = Decoder(self.trunk, self.head, how.max_new_tokens)
             teachers = [t.next_tokens(how.max_new_tokens) for t in self.teachers] if how.teacher_share > 0 else []
             inputs = left_padded(prompts, how.pad_token_id, device)
-            logits, views = decoder.prefill(*inputs), [teacher.prefill(*inputs) for teacher in teachers]
+            logits = decoder.prefill(*inputs)
+            views = [teacher.prefill(*inputs) for teacher in teachers]
             alive = torch.ones(len(prompts), dtype=torch.bool, device=device)
             columns = []
             for column, numbers in enumerate(uniforms.unbind(-1)):
@@ -150,7 +152,8 @@ class Author:
                     alive = alive & (token != how.stop_token_id)
                 if column + 1 == how.max_new_tokens or not bool(alive.any()):
                     break
-                logits, views = decoder.step(token), [teacher.step(token) for teacher in teachers]
+                logits = decoder.step(token)
+                views = [teacher.step(token) for teacher in teachers]
         return Continuations(*(torch.stack(parts, -1) for parts in zip(*columns, strict=True)))
 
     def _draw(

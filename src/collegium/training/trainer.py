@@ -1,9 +1,10 @@
-"""The student's loop: `transformers.Trainer`, with what it gets wrong for distillation mended.
+"""The student's loop: `transformers.Trainer`, with what it gets wrong for distillation fixed.
 
-Mended: the divisor is ours and global (one count for all micro-batches and ranks of a step); the order
+Fixed: the divisor is ours and global (one count for all micro-batches and ranks of a step); the order
 of blocks is a function of (seed, epoch, position), so that a resumed run sees what an uninterrupted one
 would have seen; checkpoints are whole or absent; a gradient that is not finite stops the run before the
-update. Trackers, callbacks, PEFT and accelerate come with `Trainer`.
+update. Trackers, callbacks, PEFT and accelerate come with `Trainer`. The private methods that are replaced for
+this are listed in `overrides`, each with its reason.
 """
 
 import copy
@@ -128,7 +129,8 @@ class DistillationTrainer(Trainer):
         self.on_policy = on_policy
         if on_policy is not None:
             on_policy.check(self.teachers, objective)
-        self._block_size, self._collator = block_size, collator
+        self._block_size = block_size
+        self._collator = collator
         self.held_out = self._held_out(eval_dataset)
         self.checkpoints = CheckpointDirectory(
             Path(cast(str, args.output_dir)), keep=args.save_total_limit or 1_000_000
@@ -201,7 +203,7 @@ class DistillationTrainer(Trainer):
         if self.accelerator.scaler is None and norm is not None and not math.isfinite(float(norm)):
             raise NumericError(
                 f"step {self.state.global_step + 1}: the gradient is not finite ({float(norm)}), the student "
-                "was not changed; lower training.learning_rate or raise warmup_steps, and start anew"
+                "was not changed; lower training.learning_rate or raise warmup_steps, and start again"
             )
         if self.objective.watches:
             self.objective.after_step(self._step_means.pop())
@@ -299,7 +301,7 @@ class DistillationTrainer(Trainer):
             if newest is None and self.checkpoints.list():
                 raise DataError(
                     f"{self.checkpoints.directory}: no checkpoint is as it was written; "
-                    "restore one, or delete the folder to start anew"
+                    "restore one, or delete the folder to start again"
                 )
             resume_from_checkpoint = None if newest is None else str(newest)
         output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
@@ -314,7 +316,7 @@ class DistillationTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
     def training_state(self) -> TrainingState:
-        """What a checkpoint holds."""
+        """Content of a checkpoint, as live objects."""
         assert self.model is not None
         assert self.optimizer is not None
         return TrainingState(

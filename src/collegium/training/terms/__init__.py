@@ -1,1 +1,1 @@
-"""What an objective is made of: terms on inner states and across vocabularies, weights among terms."""
+"""Parts of an objective: terms on inner states and across vocabularies, and weights among terms."""

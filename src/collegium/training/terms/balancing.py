@@ -1,4 +1,4 @@
-"""How the terms of a loss are weighed against one another, on top of the weights that the user gives.
+"""Balance among the terms of a loss, on top of the weights that the user gives.
 
 Terms differ in size by orders of magnitude and change at different rates. A balancer gives each a factor
 without gradient; the factors are those of the last finished step, so that the loss does not depend on how a
@@ -18,7 +18,7 @@ class Balancer(nn.Module):
         names: Of the terms.
 
     Attributes:
-        watches: Whether it must be told the terms' values after each step.
+        watches: True if `after_step` must be called with the terms' values of each step.
     """
 
     watches = False
@@ -32,7 +32,7 @@ class Balancer(nn.Module):
         return dict.fromkeys(self.names, 1.0)
 
     def penalty(self, terms: Mapping[str, Tensor], share: Tensor) -> Tensor | float:
-        """What is added to the loss; its value counts, and its gradient goes to the balancer alone.
+        """A summand of the loss; its value counts, and its gradient goes to the balancer alone.
 
         Args:
             terms: Value of each term of a micro-batch, in the loss with the user's weight but no factor.
@@ -67,7 +67,8 @@ class GradientFree(Balancer):
         """Scale features to the divergence, and both to the cross-entropy."""
         assert isinstance(self.scales, Tensor)
         features = [name for name in self.names if name not in ("ce", "kd") and means.get(name, 0.0) > 0.0]
-        ce, kd = max(means.get("ce", 0.0), 0.0), max(means.get("kd", 0.0), 0.0)
+        ce = max(means.get("ce", 0.0), 0.0)
+        kd = max(means.get("kd", 0.0), 0.0)
         lead = kd or ce
         scales = {name: lead / means[name] for name in features if lead > 0.0}
         if ce > 0.0 and kd > 0.0:

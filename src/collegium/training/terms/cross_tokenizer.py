@@ -6,7 +6,7 @@ predicted positions, so that how a step is cut does not matter. No term reads ac
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -92,7 +92,7 @@ class CrossTokenizerTerm(nn.Module):
 
 
 def spans_of(student: StudentRows, view: OwnView, own_usable: Tensor | None) -> CommonSpans:
-    """What can be compared; of single positions it does not matter what is beside them."""
+    """Spans that can be compared; of single positions it does not matter what is beside them."""
     usable = None if is_trivial(view) else student.usable
     return common_spans(view.spans, student.positions.segments, usable=usable, own_usable=own_usable)
 
@@ -146,6 +146,15 @@ Merge = Literal["bayesian", "first"]
 """How the tokens of a stretch become one distribution: `with_path` or `with_chain`."""
 
 
+class _GoldSums(NamedTuple):
+    """Sums over stretches: the loss, its two parts, and how many stretches there were."""
+
+    value: Tensor
+    matched: Tensor
+    rest: Tensor
+    num_compared: Tensor
+
+
 class GoldTerm(CrossTokenizerTerm):
     """TRL's GOLD: a Jensen-Shannon divergence on tokens that both vocabularies have, sorted L1 on the rest.
 
@@ -175,19 +184,22 @@ class GoldTerm(CrossTokenizerTerm):
         weight: float | Schedule = 1.0,
     ) -> None:
         super().__init__(teacher_names, importance=importance, weight=weight)
-        self.beta, self.merge, self.part_weights = beta, merge, part_weights
+        self.beta = beta
+        self.merge = merge
+        self.part_weights = part_weights
         self.temperature = temperature
 
     def of_teacher(self, m: int, student: StudentRows, view: OwnView) -> tuple[Tensor, Mapping[str, Mean]]:
         """See `CrossTokenizerTerm`."""
         signal = full_signal(self.teacher_names[m], view.signal)
-        spans, size = spans_of(student, view, signal.valid), vocab_size_of_signal(signal)
+        spans = spans_of(student, view, signal.valid)
+        size = vocab_size_of_signal(signal)
         weights = self.part_weights or _by_overlap(len(view.shared_tokens), size)
         base, own_base = self._base(spans)
         path, own_path = self._paths(student, signal, view.labels, spans, size)
         unread = own_path.isnan()
 
-        def divergence(rows: slice) -> tuple[Tensor, ...]:
+        def divergence(rows: slice) -> _GoldSums:
             teacher, bad = teacher_logprobs(signal, own_base[rows], self.temperature)
             bad = bad | unread[rows]
             teacher = self._merged(teacher, view.labels[own_base[rows]], own_path[rows].masked_fill(bad, 0.0))
@@ -195,11 +207,15 @@ class GoldTerm(CrossTokenizerTerm):
             mine = self._merged(mine, student.positions.labels[base[rows]], path[rows])
             parts = hybrid(mine, teacher, view.shared_tokens, self.beta)
             matched, rest = (part.masked_fill(bad, 0.0).sum() for part in parts)
-            return weights[0] * matched + weights[1] * rest, matched.detach(), rest.detach(), (~bad).sum()
+            value = weights[0] * matched + weights[1] * rest
+            return _GoldSums(value, matched.detach(), rest.detach(), (~bad).sum())
 
-        value, matched, rest, count = summed(divergence, student.chunks(len(spans), size))
-        logged = {MATCHED: Mean(matched, count), UNMATCHED: Mean(rest, count)}
-        return value, {**logged, COMPARED: compared(count, student)}
+        sums = _GoldSums(*summed(divergence, student.chunks(len(spans), size)))
+        return sums.value, {
+            MATCHED: Mean(sums.matched, sums.num_compared),
+            UNMATCHED: Mean(sums.rest, sums.num_compared),
+            COMPARED: compared(sums.num_compared, student),
+        }
 
     def _base(self, spans: CommonSpans) -> tuple[Int[Tensor, " G"], Int[Tensor, " G"]]:
         """Rows of student and teacher whose distributions are merged."""
@@ -215,7 +231,8 @@ class GoldTerm(CrossTokenizerTerm):
     ) -> tuple[Float[Tensor, " G"], Float[Tensor, " G"]]:
         """Log-probability of each stretch's other tokens; NaN where the teacher says nothing of one."""
         base, own_base = self._base(spans)
-        others, own_others = _others(spans.of_student, base), _others(spans.of_teacher, own_base)
+        others = _others(spans.of_student, base)
+        own_others = _others(spans.of_teacher, own_base)
 
         def mine(rows: slice) -> tuple[Tensor, ...]:
             labels = student.positions.labels[others[rows]]
@@ -267,7 +284,7 @@ class CrossTokenizerLoss(nn.Module):
 
     @property
     def need(self) -> frozenset[Capability]:
-        """What teachers must provide."""
+        """Capabilities that teachers must have."""
         return frozenset[Capability]().union(*(term.need for term in self._named().values()))
 
     def weights(self, progress: float) -> dict[str, float]:

@@ -64,7 +64,10 @@ class TaidSchedule(DivergenceSchedule):
         super().__init__()
         if not 0.0 <= start <= end <= 1.0:
             raise ValueError(f"TAID goes from {start} to {end}; both must lie in [0, 1], in this order")
-        self.start, self.end, self.alpha, self.beta = start, end, alpha, beta
+        self.start = start
+        self.end = end
+        self.alpha = alpha
+        self.beta = beta
         for name, value in TaidState.initial(start)._asdict().items():
             self.register_buffer(name, value)
 

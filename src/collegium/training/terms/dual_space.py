@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -39,13 +39,22 @@ class _Side:
 
     def read(self, other: "_Side", rows: slice) -> Float[Tensor, "n W"]:
         """Values of the other side at some of these rows."""
-        mine, keys = self.segments[rows], keys_of(self.segments[rows], other.segments)
+        mine = self.segments[rows]
+        keys = keys_of(self.segments[rows], other.segments)
         with torch.autocast(self.index.device.type, enabled=False):
             return attend(self.index[rows], other.index[keys], other.values[keys], mine, other.segments[keys])
 
     def meets(self, other: "_Side") -> Tensor:
         """Rows whose segment has rows of the other side."""
         return torch.isin(self.segments, other.segments)
+
+
+class _InStudentSpace(NamedTuple):
+    """Cross-entropy and KL in the student's space; how often its labels are predicted, and how well."""
+
+    loss: Tensor
+    right: Tensor
+    cross_entropy: Tensor
 
 
 class DualSpaceTerm(CrossTokenizerTerm):
@@ -96,7 +105,9 @@ class DualSpaceTerm(CrossTokenizerTerm):
 
     def of_teacher(self, m: int, student: StudentRows, view: OwnView) -> tuple[Tensor, Mapping[str, Mean]]:
         """See `CrossTokenizerTerm`."""
-        name, signal, embed = self.teacher_names[m], view.signal, view.embed or self._embeds[m]
+        name = self.teacher_names[m]
+        signal = view.signal
+        embed = view.embed or self._embeds[m]
         if not isinstance(signal, ProjectedSignal) or embed is None or student.embed is None:
             raise ValueError(
                 f"teacher {name!r} gives no hidden states with input embeddings, as kind: dskd needs them: run it "
@@ -108,10 +119,13 @@ class DualSpaceTerm(CrossTokenizerTerm):
         rows = usable.nonzero().squeeze(-1)
         mine, theirs = self._sides(m, student, view, signal.hidden[rows], embed, rows)
         to_student = self._teacher_to_student(student, mine, theirs)
-        value, right = self._student_to_teacher(signal, rows, student, mine, theirs), to_student[1]
+        value = self._student_to_teacher(signal, rows, student, mine, theirs)
         count = mine.meets(theirs).sum()
-        logged = {PROJECTED_ACCURACY: Mean(right, count), PROJECTED_CROSS_ENTROPY: Mean(to_student[2], count)}
-        return to_student[0] + value, logged
+        logged = {
+            PROJECTED_ACCURACY: Mean(to_student.right, count),
+            PROJECTED_CROSS_ENTROPY: Mean(to_student.cross_entropy, count),
+        }
+        return to_student.loss + value, logged
 
     def _sides(
         self, m: int, student: StudentRows, view: OwnView, hidden: Tensor, embed: Embed, rows: Tensor
@@ -121,7 +135,8 @@ class DualSpaceTerm(CrossTokenizerTerm):
         projections = cast(nn.ModuleDict, self.projections[m])
         dtype = full_precision(student.hidden).dtype
         with torch.no_grad():
-            inputs, targets = student.embed(student.inputs), student.embed(student.positions.labels)
+            inputs = student.embed(student.inputs)
+            targets = student.embed(student.positions.labels)
             index = torch.cat([inputs, targets], -1).to(dtype)
             segments = view.segments[rows]
             number, places = torch.unique_consecutive(segments, return_inverse=True)
@@ -130,19 +145,21 @@ class DualSpaceTerm(CrossTokenizerTerm):
                 scaled_by_segment(states.to(dtype), places, len(number))
                 for states in (torch.cat([embed(view.inputs[rows]), own_targets], -1), own_targets, hidden)
             )
-        query, to_teacher = projections["query"](index), projections["s2t"](student.hidden)
+        query = projections["query"](index)
+        to_teacher = projections["s2t"](student.hidden)
         to_student = projections["t2s"](hidden + own_targets)
         return (
             _Side(full_precision(query), full_precision(to_teacher), student.positions.segments),
             _Side(own_index, full_precision(to_student), segments),
         )
 
-    def _teacher_to_student(self, student: StudentRows, mine: _Side, theirs: _Side) -> tuple[Tensor, ...]:
-        """Cross-entropy and KL in the student's space; how often its labels are predicted, and how well."""
-        labels, met = student.positions.labels, mine.meets(theirs)
+    def _teacher_to_student(self, student: StudentRows, mine: _Side, theirs: _Side) -> "_InStudentSpace":
+        """Compare in the student's space."""
+        labels = student.positions.labels
+        met = mine.meets(theirs)
         each = torch.arange(len(labels), device=labels.device)
 
-        def of_rows(rows: slice) -> tuple[Tensor, ...]:
+        def of_rows(rows: slice) -> _InStudentSpace:
             logits = frozen(student.head, mine.read(theirs, rows).to(student.hidden.dtype))
             logprobs = softened(logits, 1.0)
             cross_entropy = -logprobs.gather(-1, labels[rows].unsqueeze(-1)).squeeze(-1)
@@ -150,9 +167,10 @@ class DualSpaceTerm(CrossTokenizerTerm):
             target = softened(logits.detach(), self.temperature)
             divergence = forward_kl(student.logprobs(each[rows], self.temperature), target)
             cross_entropy = cross_entropy.masked_fill(~met[rows], 0.0).sum()
-            return cross_entropy + divergence.masked_fill(~right, 0.0).sum(), right.sum(), cross_entropy.detach()
+            loss = cross_entropy + divergence.masked_fill(~right, 0.0).sum()
+            return _InStudentSpace(loss, right.sum(), cross_entropy.detach())
 
-        return summed(of_rows, student.chunks(len(labels)))
+        return _InStudentSpace(*summed(of_rows, student.chunks(len(labels))))
 
     def _student_to_teacher(
         self, signal: ProjectedSignal, rows: Tensor, student: StudentRows, mine: _Side, theirs: _Side

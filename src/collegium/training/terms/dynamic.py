@@ -1,4 +1,4 @@
-"""Dynamic KD: what the student does not know decides how it is taught. See `functional.uncertainty`."""
+"""Dynamic KD: the student is taught by what it does not know. See `collegium.fused.uncertainty`."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from collegium.signals.signals import Head
 
 @dataclass(frozen=True)
 class Guidance:
-    """What follows from the student's figures, at each predicted position.
+    """Consequences of the student's figures, at each predicted position.
 
     Attributes:
         kd: Factor of the divergence's weight.
@@ -47,7 +47,7 @@ class DynamicDistillation:
     def guide(
         self, student_hidden: Float[Tensor, "N D"], head: Head, labels: Int[Tensor, " N"], *, chunk_size: int
     ) -> Guidance:
-        """Look at the student once, and decide."""
+        """Measure the student once, and decide."""
         figures = student_figures(student_hidden, head, labels, chunk_size=chunk_size)
         kd = torch.ones_like(figures.uncertainty)
         if self.selection is not None:
@@ -55,7 +55,8 @@ class DynamicDistillation:
             kd = kd * chosen / self.selected_share  # a mean over the chosen, as the paper takes it
         features = None
         if self.objective:
-            kd, features = kd * (1.0 - figures.uncertainty), figures.uncertainty
+            kd = kd * (1.0 - figures.uncertainty)
+            features = figures.uncertainty
         scores = None
         if self.adoption is not None:
             scores = adoption_weights(figures.uncertainty, self.adoption).log()

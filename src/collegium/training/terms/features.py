@@ -22,7 +22,7 @@ Pairs = tuple[tuple[int, int], ...]
 
 
 def normalized_importance(importance: Sequence[float] | None, num_teachers: int) -> list[float]:
-    """What each teacher counts in a term; the sum is 1.
+    """Share of each teacher in a term; the sum is 1.
 
     Raises:
         ValueError: the importances do not fit the teachers.
@@ -45,7 +45,7 @@ class FeatureTerm(nn.Module):
         need: What teachers must provide.
         student_layers: Layers of the student that the term reads.
         teacher_layers: Layers of each teacher that it reads.
-        takes_emphasis: Whether each position can be given a factor.
+        takes_emphasis: True if each position can be given a factor.
         progress: Share of the training that is done, in [0, 1]; set between steps.
 
     Raises:
@@ -154,7 +154,7 @@ class LayerwiseTerm(FeatureTerm):
         raise NotImplementedError
 
     def reached(self, num_pairs: int) -> int:
-        """How many pairs count at this progress."""
+        """Number of pairs that count at this progress."""
         if self.stage_share is None:
             return num_pairs
         return min(num_pairs, int(self.progress / self.stage_share * num_pairs) + 1)

@@ -57,7 +57,8 @@ class AlmTerm(CrossTokenizerTerm):
         weight: float | Schedule = 1.0,
     ) -> None:
         super().__init__(teacher_names, importance=importance, weight=weight)
-        self.tau, self.threshold = tau, threshold
+        self.tau = tau
+        self.threshold = threshold
         own, theirs = boundaries or (None, [None] * len(self.teacher_names))
         self.register_buffer("boundary", own, persistent=False)
         for m, ids in enumerate(theirs):
@@ -94,7 +95,8 @@ class AlmTerm(CrossTokenizerTerm):
 
     def _student(self, student: StudentRows, boundary: Tensor | None) -> tuple[Tensor, Tensor]:
         """Log-probability of each label and of a boundary."""
-        labels, each = student.positions.labels, torch.arange(len(student.hidden), device=student.hidden.device)
+        labels = student.positions.labels
+        each = torch.arange(len(student.hidden), device=student.hidden.device)
 
         def figures(rows: slice) -> tuple[Tensor, ...]:
             return label_and_boundary(student.logprobs(each[rows]), labels[rows], boundary)

@@ -1,4 +1,4 @@
-"""What is logged of the distillation loss, as (total, count) pairs that add up over micro-batches and ranks."""
+"""Metrics of the distillation loss, as (total, count) pairs that add up over micro-batches and ranks."""
 
 from collections.abc import Sequence
 

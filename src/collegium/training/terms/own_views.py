@@ -23,7 +23,7 @@ from collegium.signals.signals import CarriedSignal, DenseSignal, Head, Projecte
 
 
 FullSignal = ProjectedSignal | DenseSignal | CarriedSignal
-"""What has a whole distribution at each position."""
+"""Signals with a whole distribution at each position."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,13 @@ def between_predicted(batch: Batch, positions: Positions) -> Bool[Tensor, " N"]:
     left_out = torch.nn.functional.pad(~starts[:, 1:], (0, 1)).flatten()  # has a next token
     left_out[positions.index] = False
     left_out = torch.nn.functional.pad(left_out, (1, 1))  # place i of the grid is at i + 1
-    before, after = left_out[positions.index], left_out[positions.index + 2]
+    before = left_out[positions.index]
+    after = left_out[positions.index + 2]
     return ~((before & (positions.offsets > 0)) | after)
 
 
 def own_view(name: str, output: TeacherOutput, student: StudentRows) -> OwnView:
-    """What a teacher says in its own vocabulary; position by position if that is the student's.
+    """A teacher's view in its own vocabulary; position by position if that is the student's.
 
     Raises:
         ValueError: it has another tokenizer, but brings no view of its own.
@@ -105,7 +106,7 @@ def own_view(name: str, output: TeacherOutput, student: StudentRows) -> OwnView:
 
 
 def is_trivial(view: OwnView) -> bool:
-    """Whether each position is a stretch of its own, as `own_view` makes them."""
+    """True if each position is a stretch of its own, as `own_view` makes them."""
     return view.spans.student is view.spans.teacher
 
 
@@ -167,13 +168,13 @@ def summed(function: Callable[[slice], tuple[Tensor, ...]], rows: Iterable[slice
 
 
 def concatenated(function: Callable[[slice], tuple[Tensor, ...]], rows: Iterable[slice]) -> tuple[Tensor, ...]:
-    """What a function gives of chunks, one behind the other, each under activation checkpointing."""
+    """Results of a function on chunks, one behind the other, each under activation checkpointing."""
     parts = [checkpointed(function, chunk) for chunk in rows]
     return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
 
 def checkpointed(function: Callable[[slice], tuple[Tensor, ...]], rows: slice) -> tuple[Tensor, ...]:
-    """What a function gives of some rows; what it makes on the way is made again in backward."""
+    """Result of a function on some rows; its intermediate tensors are made again in backward."""
     if not torch.is_grad_enabled():
         return function(rows)
     values: tuple[Tensor, ...] = checkpoint(function, rows, use_reentrant=False)

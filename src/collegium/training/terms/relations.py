@@ -124,13 +124,16 @@ class RelationTerm(FeatureTerm):
         self, m: int, student: InnerStates, teacher: InnerStates, batch: Batch, emphasis: Tensor | None
     ) -> Tensor:
         """See `FeatureTerm`."""
-        mine, theirs = self.layers[0], self.layers[1][m]
+        mine = self.layers[0]
+        theirs = self.layers[1][m]
         sums = []
         for of in self.of:
-            x, y = getattr(student, of)[mine], getattr(teacher, of)[theirs]
+            x = getattr(student, of)[mine]
+            y = getattr(teacher, of)[theirs]
             num = self.num_heads[m][of]
             if num is None and x.shape[1] != y.shape[1]:
-                x, y = _repeated(x, student.queries[mine]), _repeated(y, teacher.queries[theirs])
+                x = _repeated(x, student.queries[mine])
+                y = _repeated(y, teacher.queries[theirs])
             sums.append(
                 relation_divergence(x, y, batch.position_ids, batch.attention_mask, num_relation_heads=num)
             )

@@ -30,7 +30,8 @@ class Router(nn.Module):
         self.scores = nn.Linear(hidden_size, num_teachers)
         nn.init.zeros_(self.scores.weight)  # uniform at first
         nn.init.zeros_(self.scores.bias)
-        self.tau, self.loss_weight = tau, loss_weight
+        self.tau = tau
+        self.loss_weight = loss_weight
 
     def forward(self, student_hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N M"]:
         """Scores whose softmax are the weights; the student gets no gradient from them."""

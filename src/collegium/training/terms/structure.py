@@ -30,12 +30,12 @@ from collegium.training.terms.features import FeatureTerm
 
 
 class StructureTerm(FeatureTerm):
-    """Token, phrase and sample relations of hidden states. See `functional.structure`.
+    """Token, phrase and sample relations of hidden states. See `collegium.losses.structure`.
 
     Args:
         student_size: Student's width and number of layers.
         teacher_sizes: Width and number of layers of each teacher.
-        word_starts: Whether each token begins a word; a phrase reaches from one to the next.
+        word_starts: True for tokens that begin a word; a phrase reaches from one to the next.
         layer_map: `uniform`, `last`, or pairs (student layer, teacher layer).
         relation_heads: Parts that states are cut into; must divide all widths.
         salient_tokens: Items of a document at which angles are taken (k1).
@@ -85,7 +85,8 @@ class StructureTerm(FeatureTerm):
         begins = cast(Tensor, self.word_starts)[batch.input_ids]
         values = []
         for rank, (s, t) in enumerate(self.pairs[m]):
-            ours, theirs = student.hidden_states[s], teacher.hidden_states[t]
+            ours = student.hidden_states[s]
+            theirs = teacher.hidden_states[t]
             tokens = token_items(batch.position_ids, batch.attention_mask & theirs.isfinite().all(-1), emphasis)
             if rank >= self.lower_pairs:
                 values.append(of_sample * sample_loss(ours, theirs, tokens, self.relations.num_heads))
