@@ -27,8 +27,9 @@ from collegium.signals.contracts import Batch, Capability, ItemCounts, TeacherOu
 from collegium.signals.signals import CarriedSignal
 from collegium.teachers.aligned import align
 from collegium.teachers.local import LocalTeacher
+from collegium.training.chunk_size import default_chunk_size
 from collegium.training.model import DistillationModel
-from collegium.training.objective import Objective, default_chunk_size
+from collegium.training.objective import Objective
 
 
 Calls = dict[str, Callable[[], object]]

@@ -20,7 +20,7 @@ from collegium.losses.fusion import mixture_logprobs
 from collegium.losses.teacher_weights import entropy_weights, group_mean
 from collegium.losses.weighting import Weighting
 from collegium.models.head import ProjectionHead
-from collegium.training.objective import default_chunk_size
+from collegium.training.chunk_size import default_chunk_size
 
 
 Contestant = Callable[[Problem], None]

@@ -15,7 +15,8 @@ from collegium.models.pretrained import last_hidden_states
 from collegium.signals.contracts import Batch, TeacherOutput, predicted_positions
 from collegium.signals.inner_states import InnerStates
 from collegium.signals.signals import ProjectedSignal
-from collegium.training.objective import Objective, default_chunk_size
+from collegium.training.chunk_size import default_chunk_size
+from collegium.training.objective import Objective
 from collegium.training.terms.features import HiddenStatesTerm
 from tests.support.objectives import V, assert_same, batch_of, counts_of, run, student_with, teachers_of
 from tests.support.pico import pico_llama

@@ -32,7 +32,7 @@ from collegium.losses.calibration import FittedTemperature
 from collegium.recipe.recipe import Recipe
 from collegium.recipe.sections.models import CachedTeacherSection, LocalTeacherSection, TeachingSection
 from collegium.signals.contracts import Teacher
-from collegium.training.objective import default_chunk_size
+from collegium.training.chunk_size import default_chunk_size
 
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from collegium.assembly.objective import build_rule
 from collegium.base.errors import DataError, RecipeError
 from collegium.evaluation.domain_mixing import DomainMixing, set_aside
 from collegium.evaluation.language_modeling import HeldOut
-from collegium.training.objective import default_chunk_size
+from collegium.training.chunk_size import default_chunk_size
 from collegium.training.trainer import DistillationTrainer, measure_student
 
 

@@ -19,7 +19,7 @@ from collegium.evaluation.language_modeling import HeldOut
 from collegium.models.pretrained import resolve_dtype
 from collegium.recipe.recipe import Recipe
 from collegium.report.evaluation import HeldOutText
-from collegium.training.objective import default_chunk_size
+from collegium.training.chunk_size import default_chunk_size
 from collegium.training.on_policy import OnPolicy, PolicyGradient
 from collegium.training.rollout import Sampling
 from collegium.training.trainer import DistillationTrainer

@@ -1,7 +1,6 @@
 """The distillation loss over chunks of positions, by autograd: the reference, and the general case.
 
-With q^T = softmax(z / T) of the student's logits z, w_k the weight of teacher k and p_k = softmax(z_k / (c_k
-T)),
+With q^T = softmax(z / T) of the student's logits z, w_k the weight of teacher k and p_k = softmax(z_k / c_k T),
 
     p     =  sum_k w_k p_k                                 (or prod_k p_k^w_k, normalised; or a fusion of a user's)
     L     =  sum over positions of  A D(q^T, p) + B CE(q, y),       A = kd_weight T^2,  B = ce_weight

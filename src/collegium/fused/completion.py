@@ -1,9 +1,9 @@
 """Lists of a teacher's most probable tokens, and the distributions that they are completed to.
 
-A list says of some tokens A how probable they are, of the others how much mass t they have together, and that
+A list says of some tokens how probable they are, of the others how much mass t they have together, and that
 none of them is above the least probable token of the list, which is a cap u. Of all distributions that agree
-with that, a `bucket` takes the one nearest to the student q. Derivation, for D = sum over v outside A of p_v
-f(p_v / q_v) in the form of any f-divergence:
+with that, a `bucket` takes the one nearest to the student q. Derivation, for any f-divergence, of which tokens
+outside the list have the part D = sum q_v f(p_v / q_v):
 
     minimise D   subject to   sum p_v = t,   p_v <= u
     Lagrange:    the slope dD / dp_v is a function of p_v / q_v alone, and equal wherever the cap does not bind, so
@@ -18,15 +18,15 @@ cap, as a bucket is usually made, by 13 % and 4.6 % (docs/cache.md).
 c solves F(c) = sum min(c q_v, u) = t. F is concave, increasing and linear between the points where one more
 token reaches the cap, so Newton's step from below never overshoots:
 
-    c' = (t - u K) / (q's mass outside A on tokens that are not capped)     K tokens are capped at the present c
+    c' = (t - u K) / (q's mass outside the list, without capped tokens)     K tokens are capped at the present c
 
-from K = 0, c = t / (1 - q(A)), until no token joins; the digits double each round.
+from K = 0, c = t / (q's mass outside the list), until no token joins; the digits double each round.
 
     F(c)                   ________     the tangent at c lies above F and meets t at c' <= c*, the solution
       t - - - - - - __+-''
                 _-'/ .
             _-'   /  .                  rows of `dense_logprobs` over time:
-         _-'    c'   c*                     q outside A [n V] ==rounds of c==|
+         _-'    c'   c*                     q outside   [n V] ==rounds of c==|
       _-' c                                 dense       [n V]              ==min(c q, u)==list written over==>
 """
 

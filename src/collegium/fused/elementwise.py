@@ -15,7 +15,7 @@ and against a student q^T, log q_v = z_v / T - L_T with L_T the log-sum-exp of z
 
 so p is never stored: a row is read, some numbers of it remain. Mixing reads the teacher's row a second time,
 when its weight is known, and adds to a running target (`streamed` derives the factors): keep, for what is in it
-already, and share, for the newcomer,
+already, and share, for the next teacher,
 
     probs:    target <- keep target + share p_k
     logs:     target <- log(keep exp(target) + share p_k)        where a divergence reads log p below float32's p

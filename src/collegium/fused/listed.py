@@ -17,7 +17,7 @@ each written over the one before. A cap binds where q_v > u_k / c_k, so at the h
 tokens of 49,152, which the H hold.
 
 Figures are two sums over the vocabulary, P = sum p log p and X = sum p log q: the entropy of p is -P and its KL
-to the student P - X. With a hat on what kinds 1 and 2 would give at a listed token too,
+to the student P - X. With ^p for what kinds 1 and 2 would give at a listed token too,
 
     P = sum over high of ^p log ^p  + sum elsewhere of C q log(C q)  + sum over the union of (p log p - ^p log ^p)
     X = sum over high of ^p log q   + sum elsewhere of C q log q     + sum over the union of (p - ^p) log q

@@ -6,22 +6,22 @@ p = sum_k w_k p_k. Neither can be finished before the last teacher has been seen
 the highest score so far, as an online softmax does. With S the highest of s_1 .. s_k, after teacher k
 
     norm    N_k = sum over j <= k of exp((s_j - S) / tau)
-    target  A_k = sum over j <= k of exp((s_j - S) / tau) p_j
+    target  F_k = sum over j <= k of exp((s_j - S) / tau) p_j
 
 and the next teacher, with S' = max(S, s), changes both alike:
 
     keep  = exp((S - S') / tau)          N <- keep N + share
-    share = exp((s - S') / tau)          A <- keep A + share p
+    share = exp((s - S') / tau)          F <- keep F + share p
 
-No exponent is above 0, so nothing overflows; at the end p = A / N. In the space `product` log p_j is added up in
-place of p_j, and A / N is the weighted mean of logs: the geometric mean before it is normalised (`finishing`).
+No exponent is above 0, so nothing overflows; at the end p = F / N. In the space `product` log p_j is added up in
+place of p_j, and F / N is the weighted mean of logs: the geometric mean before it is normalised (`finishing`).
 Weights that are known beforehand are the same with keep = 1, share = w_k and N = 1. A share of 0 leaves the target
 unchanged bit for bit, and where no score is above -inf N stays 0: no teacher counts there.
 
 Time goes from left to right, for one chunk of three teachers (`*` overwritten in place):
 
     student's logits     [n V]  ==============================================================> `finishing`
-    target  A            [n V]  0=================*mix==============*mix==============*mix=====> `finishing`
+    target  F            [n V]  0=================*mix==============*mix==============*mix=====> `finishing`
     a teacher's logits   [n V]   product==figures==mix|product==figures==mix|product====mix|
     N, S                 [n]    0================*===================*==================*======> N
     figures of teachers  [n]                    +                   +                  +       > logged, weights
@@ -149,7 +149,7 @@ class StreamedTarget:
         form: The divergence, if its gradient is written out.
         space: In what `fused` is kept: probabilities are the cheapest, but vanish where some divergences
             still read their log.
-        fused: The target, relative to `norm`: A of the derivation.
+        fused: The target, relative to `norm`: F of the derivation.
         norm: Sum of the shares so far: N of the derivation.
         stats: Figures of each teacher so far.
         entropies: Of what is mixed, per teacher.

@@ -1,4 +1,4 @@
-"""In which chunks the fused loss walks a batch, and what it must know before it starts.
+"""Plan of the fused loss's walk over a batch: its chunks, and what must be known before it starts.
 
 No gradient is derived here; it is decided which of three ways a chunk's target is made, so that each logit of a
 teacher is made as seldom as possible:

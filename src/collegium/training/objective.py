@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from collegium.base.schedule import Schedule, largest, smallest, value_at
-from collegium.fused.chunked import KdTarget
+from collegium.fused.chunked import DistillationSums, KdTarget
 from collegium.fused.fused import distillation_loss
 from collegium.fused.teacher_stats import TeacherWeighting
 from collegium.losses.divergences import forward_kl
@@ -35,7 +35,8 @@ from collegium.report.metric_names import (
 from collegium.signals.contracts import Batch, Capability, ItemCounts, LossOutput, Positions, TeacherOutput
 from collegium.signals.inner_states import InnerLayers, InnerStates
 from collegium.signals.metrics import Mean
-from collegium.signals.signals import Head
+from collegium.signals.signals import Head, TeacherSignal
+from collegium.training.chunk_size import default_chunk_size
 from collegium.training.terms.balancing import Balancer
 from collegium.training.terms.cross_tokenizer import CrossTokenizerLoss, cross_tokenizer_names
 from collegium.training.terms.divergence_schedules import DivergenceSchedule
@@ -44,14 +45,6 @@ from collegium.training.terms.features import FeatureTerm
 from collegium.training.terms.loss_metrics import loss_metrics
 from collegium.training.terms.own_views import StudentRows
 from collegium.training.terms.routing import Router
-
-
-BUFFER_BYTES = {"cpu": 24 * 2**20, "cuda": 128 * 2**20}
-"""Size of one [n V] buffer on each kind of device, from which the chunk size follows.
-
-On a CPU the C library keeps freed buffers below 32 MB; above, every one is mapped and cleared again,
-which cost a third of the time of a measurement. A GPU wants larger products.
-"""
 
 
 class Objective(nn.Module):
@@ -72,7 +65,7 @@ class Objective(nn.Module):
         divergence_schedule: Moves the target's parameter along with the training.
         label_smoothing: Share of a label's probability that the cross-entropy spreads over the vocabulary.
         max_invalid_fraction: Share of bad positions above which a teacher stops the run.
-        chunk_size: Positions whose logits are alive at once; None follows from `BUFFER_BYTES`.
+        chunk_size: Positions whose logits are alive at once; None: see `default_chunk_size`.
 
     Attributes:
         progress: Share of the training that is done, in [0, 1], which schedules follow; set between steps.
@@ -199,22 +192,11 @@ class Objective(nn.Module):
         """
         chunk_size = self.chunk_size or default_chunk_size(vocab_size, student_hidden.device)
         signals = [output.signal for output in outputs] if self.distils else []
-        guidance = self._guidance(student_hidden, student_head, positions, chunk_size)
+        rows = StudentRows(student_hidden, student_head, batch, positions, vocab_size, chunk_size, student_embed)
+        guidance = self._guidance(rows)
         scores = None if self.router is None else self.router(student_hidden)
         factors: Mapping[str, float | Tensor] = {} if self.balancer is None else self.balancer.factors()
-        kd_weight, ce_weight = self._logit_weights(batch, guidance)
-        sums = distillation_loss(
-            student_hidden,
-            student_head,
-            positions,
-            signals,
-            self._weighting(scores, guidance),
-            target=self._target(batch, positions),
-            kd_weight=kd_weight * factors.get("kd", 1.0),
-            ce_weight=ce_weight * factors.get("ce", 1.0),
-            label_smoothing=self.label_smoothing,
-            chunk_size=chunk_size,
-        )
+        sums = self._distil(rows, signals, scores, guidance, factors)
         # A step in which nothing is predicted has a loss of 0, not of 0 / 0.
         predicted = counts.predicted.clamp_min(1)
         predicted_here = _count(positions)
@@ -227,7 +209,6 @@ class Objective(nn.Module):
             missed = self.router.loss(scores, sums.stats.cross_entropy, sums.stats.valid)
             loss = loss + self.router.loss_weight * missed / predicted
             metrics[ROUTER_LOSS] = Mean(missed.detach(), predicted_here)
-        rows = StudentRows(student_hidden, student_head, batch, positions, vocab_size, chunk_size, student_embed)
         others, logged = self._others(rows, student_states, outputs, guidance, counts)
         # The factors of "kd" and "ce" are in the weights of the loss above.
         loss = sum((factors.get(name, 1.0) * value for name, value in others.items()), start=loss)
@@ -257,12 +238,32 @@ class Objective(nn.Module):
             metrics |= logged
         return terms, metrics
 
-    def _guidance(
-        self, student_hidden: Tensor, student_head: Head, positions: Positions, chunk_size: int
-    ) -> Guidance | None:
+    def _distil(
+        self,
+        rows: StudentRows,
+        signals: Sequence[TeacherSignal],
+        scores: Tensor | None,
+        guidance: Guidance | None,
+        factors: Mapping[str, float | Tensor],
+    ) -> DistillationSums:
+        kd_weight, ce_weight = self._logit_weights(rows.batch, guidance)
+        return distillation_loss(
+            rows.hidden,
+            rows.head,
+            rows.positions,
+            signals,
+            self._weighting(scores, guidance),
+            target=self._target(rows.batch, rows.positions),
+            kd_weight=kd_weight * factors.get("kd", 1.0),
+            ce_weight=ce_weight * factors.get("ce", 1.0),
+            label_smoothing=self.label_smoothing,
+            chunk_size=rows.chunk_size,
+        )
+
+    def _guidance(self, rows: StudentRows) -> Guidance | None:
         if self.dynamic is None:
             return None
-        return self.dynamic.guide(student_hidden, student_head, positions.labels, chunk_size=chunk_size)
+        return self.dynamic.guide(rows.hidden, rows.head, rows.positions.labels, chunk_size=rows.chunk_size)
 
     def _logit_weights(self, batch: Batch, guidance: Guidance | None) -> tuple[float | Tensor, float | Tensor]:
         """Weights of divergence and cross-entropy, of all positions or of each."""
@@ -387,12 +388,3 @@ def _count(positions: Positions) -> Tensor:
 
 def _total(terms: Iterable[Tensor]) -> Tensor:
     return torch.stack(list(terms)).sum()
-
-
-MIN_CHUNK_SIZE = 128
-"""Below, a product waits for the head's weights: with 64 positions each takes 1.2 times as long."""
-
-
-def default_chunk_size(vocab_size: int, device: torch.device) -> int:
-    """Positions whose float32 logits fill one buffer of `BUFFER_BYTES`; at least `MIN_CHUNK_SIZE`."""
-    return max(MIN_CHUNK_SIZE, BUFFER_BYTES.get(device.type, BUFFER_BYTES["cuda"]) // (4 * vocab_size))

@@ -41,8 +41,9 @@ from collegium.report.metric_names import IMPORTANCE_WEIGHT, ON_POLICY_BLOCKS, R
 from collegium.signals.contracts import Batch, Capability, PositionWeights, Teacher, predicted_positions
 from collegium.signals.metrics import Mean
 from collegium.signals.signals import TeacherSignal
+from collegium.training.chunk_size import default_chunk_size
 from collegium.training.model import DistillationModel
-from collegium.training.objective import Objective, default_chunk_size
+from collegium.training.objective import Objective
 from collegium.training.rollout import Author, Rollout, Sampling, roll_out
 from collegium.training.terms.balancing import UncertaintyWeighting
 

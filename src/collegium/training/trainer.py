@@ -48,8 +48,9 @@ from collegium.training.checkpoint import (
     load_random_state,
     verify,
 )
+from collegium.training.chunk_size import default_chunk_size
 from collegium.training.model import DistillationModel
-from collegium.training.objective import Objective, default_chunk_size
+from collegium.training.objective import Objective
 from collegium.training.on_policy import OnPolicy
 
 
