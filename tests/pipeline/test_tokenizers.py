@@ -118,8 +118,8 @@ def test_the_cache_location_does_not_depend_on_the_student(recipe, run, tmp_path
 
 
 def signals_of(recipe: Recipe):
-    run = build_run(recipe)
-    teacher = build_teachers(recipe, run, device=torch.device("cpu"))[1]
+    run = Run(recipe, device="cpu")
+    teacher = run.teachers[1]
     blocks = run.text.train
     inputs = reading_ahead(run.collator, [teacher])([blocks[i] for i in range(len(blocks))])
     batch = Batch.from_inputs(inputs)
