@@ -11,8 +11,9 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from collegium.alignment.tokenizer_match import tokenizer_difference, tokenizer_fingerprint, vocab_size_of
 from collegium.assembly.tokenizers import teacher_tokenizer
+from collegium.assembly.weights import report_other_base
 from collegium.base.durable import file_digest
-from collegium.base.errors import DataError, TeacherError, one_line, pass_on_full_disk
+from collegium.base.errors import DataError, TeacherError, pass_on_full_disk
 from collegium.base.references import resolve_reference
 from collegium.models.pretrained import check_model, load_model, place, reference_fingerprint, resolve_dtype
 from collegium.recipe.sections.models import LocalTeacherSection, TeachingSection
@@ -55,16 +56,8 @@ def load_teachers(
 
 def _add_adapter(base: SharedBase, section: LocalTeacherSection, name: str) -> None:
     assert section.adapter is not None, "called for these only"
-    path = resolve_reference(section.adapter)
-    try:
-        base.add_adapter(path, name, revision=section.adapter_revision)
-    except Exception as error:  # of PEFT, safetensors or torch: absent, damaged, or made for another model
-        pass_on_full_disk(error)
-        reason = one_line(error)
-        raise DataError(
-            f"adapter {section.adapter} cannot be put on {section.model} ({type(error).__name__}: {reason}); "
-            "check the path, and that it was made for this model"
-        ) from error
+    report_other_base(section)
+    base.add_adapter(resolve_reference(section.adapter), name, revision=section.adapter_revision)
 
 
 def _base_key(section: LocalTeacherSection) -> str:

@@ -29,9 +29,10 @@ from transformers import (
 )
 
 from collegium.base.durable import disk_errors, file_digest
-from collegium.base.errors import DataError, one_line, pass_on_full_disk
-from collegium.base.references import cache_dir, is_local, is_offline, resolve_reference
+from collegium.base.errors import DataError, pass_on_full_disk
+from collegium.base.references import cache_dir, resolve_reference
 from collegium.models.head import ProjectionHead
+from collegium.models.loading import read_model, reason_of, unloadable
 
 
 logger = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ def load_tokenizer(
         )
     except Exception as error:  # transformers raises anything from OSError to KeyError here
         pass_on_full_disk(error)
-        raise _unloadable("tokenizer", reference, error) from error
+        raise unloadable("tokenizer", reference, error) from error
     return tokenizer
 
 
@@ -82,25 +83,20 @@ def load_model(
     """Load a causal language model, in evaluation mode.
 
     Raises:
-        DataError: it cannot be found or read, or has no safetensors.
+        DataError: it cannot be found or read, has no safetensors, or its files do not hold all of it and nothing
+            else.
     """
     folder, gguf_file = _locate(reference)
     if gguf_file is not None:
         folder = str(dequantized(Path(folder) / gguf_file))
-    try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            device_map=device_map,
-            use_safetensors=True,
-        )
-    except Exception as error:
-        pass_on_full_disk(error)
-        raise _unloadable("model", reference, error) from error
-    model.eval()
-    return model
+    return read_model(
+        folder,
+        reference=reference,
+        dtype=dtype,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        device_map=device_map,
+    )
 
 
 def model_from_config(
@@ -129,7 +125,7 @@ def model_from_config(
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
     except Exception as error:
         raise DataError(
-            f"student.overrides: {type(config).__name__} makes no model with {overrides} ({_reason(error)})"
+            f"student.overrides: {type(config).__name__} makes no model with {overrides} ({reason_of(error)})"
         ) from error
     return model
 
@@ -156,7 +152,7 @@ def dequantized(path: Path) -> Path:
         )
     except Exception as error:
         pass_on_full_disk(error)
-        raise DataError(f"{path}: GGUF file cannot be read ({_reason(error)}); fetch it again") from error
+        raise DataError(f"{path}: GGUF file cannot be read ({reason_of(error)}); fetch it again") from error
     # A dequantised model is an ordinary one, but still says otherwise and then refuses to be saved.
     model.hf_quantizer = None
     model.config.__dict__.pop("quantization_config", None)
@@ -218,7 +214,7 @@ def _read_config(folder: str, reference: str, options: dict[str, Any]) -> Pretra
         config: PretrainedConfig = AutoConfig.from_pretrained(folder, **options)
     except Exception as error:
         pass_on_full_disk(error)
-        raise _unloadable("configuration", reference, error) from error
+        raise unloadable("configuration", reference, error) from error
     return config
 
 
@@ -271,7 +267,7 @@ def check_model(model: PreTrainedModel, vocab_size: int, *, name: str) -> None:
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{name}: {type(model).__name__} cannot be run ({_reason(error)})") from error
+        raise DataError(f"{name}: {type(model).__name__} cannot be run ({reason_of(error)})") from error
 
 
 def _probe(model: PreTrainedModel, vocab_size: int, name: str) -> None:
@@ -305,22 +301,3 @@ def _locate(reference: str) -> tuple[str, str | None]:
     if not file.is_file():
         raise DataError(f"{reference}: no such GGUF file")
     return str(file.parent), file.name
-
-
-def _unloadable(what: str, reference: str, error: Exception) -> DataError:
-    reason = _reason(error)
-    if is_local(reference):
-        if not Path(resolve_reference(reference)).exists():
-            reason = "there is no such file or folder"
-        fix = "check the path, and that the folder holds config.json, tokenizer files and *.safetensors"
-    elif is_offline():
-        if isinstance(error, OSError):  # its text is long and speaks of the network
-            reason = "it is not among what was fetched from the hub before"
-        fix = "HF_HUB_OFFLINE is set; unset it, or give a local folder"
-    else:
-        fix = "check the id, the network and `huggingface-cli login`, or give a local folder"
-    return DataError(f"{reference}: {what} cannot be loaded ({reason}); {fix}")
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {one_line(error)}"

@@ -9,6 +9,7 @@ from collegium.assembly.cache import build_builder, cache_location, cache_plan, 
 from collegium.assembly.cached_teachers import require_plain
 from collegium.assembly.process import process_state
 from collegium.assembly.run import Run
+from collegium.assembly.weights import require_teacher_weights
 from collegium.base.errors import DataError, RecipeError
 from collegium.base.terminal import ProgressLine, duration, say, size
 from collegium.cache.builder import CacheProgress, Ranks
@@ -35,6 +36,7 @@ def cache(recipe: Recipe, *, only: str | None = None) -> dict[str, Any]:
         RecipeError: no such teacher is to be cached.
     """
     sections = _cached_sections(recipe, only)
+    require_teacher_weights(sections)  # before hours of preparing text
     run = Run(recipe)
     run.make("text")
     return {section.name: _cache_teacher(run, section) for section in sections}

@@ -4,6 +4,7 @@ It is for the moment after an edit, before a job is queued: a second, no network
 tokenizer or a cache would have to be opened for is left to `doctor`, what weights are needed for to `preflight`.
 """
 
+import contextlib
 import importlib.util
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -13,6 +14,8 @@ from typing import Any, NamedTuple
 from collegium.base.errors import DataError, RecipeError, TeacherError, UserError
 from collegium.base.references import find_files, is_local, is_offline, resolve_reference
 from collegium.base.terminal import is_main_rank
+from collegium.models.adapter_config import other_base, read_adapter_config
+from collegium.models.weight_files import shapes_in, weight_files
 from collegium.pipeline.run_folder import require_free
 from collegium.recipe.methods import METHODS
 from collegium.recipe.recipe import Recipe
@@ -121,13 +124,16 @@ def _student(recipe: Recipe) -> Iterator[Finding]:
         return
     for name in ("model", "tokenizer"):
         if reference := getattr(student, name):
-            yield _model(f"student.{name}", reference, DataError.exit_code)
+            is_read = name == "model" and student.kind != "config"
+            yield _model(f"student.{name}", reference, DataError.exit_code, holds_weights=is_read)
 
 
 def _teachers(recipe: Recipe) -> Iterator[Finding]:
     for i, teacher in enumerate(recipe.teachers):
         for name, reference in teacher.references.items():
-            yield _model(f"teachers.{i}.{name}", reference, TeacherError.exit_code)
+            yield _model(f"teachers.{i}.{name}", reference, TeacherError.exit_code, holds_weights=name == "model")
+        if adapter := teacher.references.get("adapter"):
+            yield from _base_of(f"teachers.{i}.adapter", adapter, teacher.references["model"])
         path = teacher.cache_path
         if path is not None and "://" not in path:
             there = Path(path, "manifest.json").is_file()
@@ -136,8 +142,8 @@ def _teachers(recipe: Recipe) -> Iterator[Finding]:
             yield Finding(f"teachers.{i}.path", found, fix, 0 if there else TeacherError.exit_code)
 
 
-def _model(key: str, reference: str, exit_code: int) -> Finding:
-    """A path is looked at; of a hub id it is only said whether the hub may be asked."""
+def _model(key: str, reference: str, exit_code: int, *, holds_weights: bool = False) -> Finding:
+    """A path is looked at, headers of weights too; of a hub id it is only said whether the hub may be asked."""
     if not is_local(reference) and not reference.endswith(".gguf"):
         asked = (
             "HF_HUB_OFFLINE is set, so it must have been fetched before" if is_offline() else "fetched if needed"
@@ -149,7 +155,23 @@ def _model(key: str, reference: str, exit_code: int) -> Finding:
         return Finding(key, *_halves(error), exit_code)
     if not path.exists():
         return Finding(key, f"{reference} is not there", "give the path of a model, or a hub id", exit_code)
+    try:
+        if path.is_dir() and holds_weights:
+            shapes_in(weight_files(path, reference), reference)
+        if path.is_dir() and key.endswith(".adapter"):
+            read_adapter_config(str(path))
+    except DataError as error:
+        return Finding(key, *_halves(error), exit_code)
     return Finding(key, f"{reference} is there")
+
+
+def _base_of(key: str, adapter: str, base: str) -> Iterator[Finding]:
+    """Say so if an adapter on this machine was made for another model; a run only warns of it."""
+    with contextlib.suppress(DataError):  # which is said already
+        path = resolve_reference(adapter)
+        if Path(path).is_dir() and (sentence := other_base(read_adapter_config(path), base)):
+            found, _, fix = sentence.partition("; ")
+            yield Finding(key, found, fix)
 
 
 def _halves(error: UserError) -> tuple[str, str]:

@@ -1,12 +1,12 @@
 """Findings of `collegium doctor`: the machine, the text, the caches, and the teachers' tokenizers.
 
-Tokenizers and configurations are read, no weights; nothing is prepared, scored or downloaded that is not needed
-for that.
+Tokenizers, configurations and headers of weights are read, no weights; nothing is prepared, scored or downloaded
+that is not needed for that.
 """
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ from collegium.assembly.corpus import prepared_text
 from collegium.assembly.run import Run
 from collegium.assembly.tokenizer_comparison import Sample, compare_teachers, sample_text
 from collegium.assembly.tokenizers import teacher_tokenizer
+from collegium.assembly.weights import require_student_weights, require_teacher_weights
 from collegium.base.errors import DataError, RecipeError, TeacherError, UserError
 from collegium.base.references import cache_dir, is_local, is_offline
 from collegium.base.terminal import say
@@ -25,6 +26,9 @@ from collegium.data.prepared import PreparedText
 from collegium.recipe.recipe import Recipe
 from collegium.recipe.sections.models import CachedTeacherSection, LocalTeacherSection
 
+
+STUDENT = "weights of the student"
+TEACHERS = "weights of the teachers"
 
 LOW_DISK = 2e9
 """Bytes free in the cache folder below which something is said."""
@@ -64,7 +68,8 @@ class Diagnosis:
         """The obstacle to every run of the recipe, as the error that it would end in; None if nothing does."""
         for check in self.checks:
             if check.stops:
-                return DataError(f"{check.name}: {check.fix}")
+                kind = TeacherError if check.name == TEACHERS else DataError
+                return kind(f"{check.name}: {check.fix}")
         for pair in self.tokenizers:
             if pair.kind == "unusable":
                 return TeacherError(f"teacher {pair.teacher!r}: {pair.verdict}")
@@ -79,7 +84,7 @@ def diagnose(recipe: Recipe) -> Diagnosis:
     """
     run = Run(recipe)
     text, sample, text_check = _look_at_text(run)
-    checks = [_torch(), _hub(recipe), _disk(), text_check]
+    checks = [_torch(), _hub(recipe), _disk(), *_weights(recipe), text_check]
     checks += _caches(run, text)
     pairs = compare_teachers(run, sample, on_teacher=lambda name: say(f"reading the tokenizer of teacher {name}"))
     return Diagnosis(tuple(checks), pairs)
@@ -115,6 +120,21 @@ def _disk() -> Check:
     if free < LOW_DISK:
         return Check("cache folder", found, "free some space, or set COLLEGIUM_CACHE to a folder on another disk")
     return Check("cache folder", found)
+
+
+def _weights(recipe: Recipe) -> Iterator[Check]:
+    """Compare the files of models with their configurations, by headers."""
+    local = [s for s in recipe.teachers if isinstance(s, LocalTeacherSection)]
+    looks: list[tuple[str, Callable[[], None]]] = [(STUDENT, lambda: require_student_weights(recipe))]
+    if local:
+        looks.append((TEACHERS, lambda: require_teacher_weights(local)))
+    for name, look in looks:
+        try:
+            look()
+        except (DataError, TeacherError) as error:
+            yield Check(name, "cannot be loaded", str(error), stops=True)
+        else:
+            yield Check(name, "every tensor is in its files, and nothing else, as far as they are here")
 
 
 def _look_at_text(run: Run) -> tuple[PreparedText | None, Sample, Check]:

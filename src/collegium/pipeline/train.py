@@ -13,6 +13,7 @@ import torch
 
 from collegium.assembly.run import Run
 from collegium.assembly.training import build_trainer
+from collegium.assembly.weights import require_weights
 from collegium.base.durable import disk_errors
 from collegium.base.terminal import say
 from collegium.evaluation.cost import Clock
@@ -44,6 +45,7 @@ def train(recipe: Recipe) -> Evaluation:
     clock = Clock()
     resumed = any(folder.glob("checkpoints/checkpoint-*"))
     run.make("past_runs")  # before any work: a run that is continued must be finished
+    require_weights(recipe)  # before any work, too
     with clock.timed("start, text and models"):
         run.make("text", "prompts", "tasks")  # it may be that there are none, which is to be said before training
         run.make("teachers", "held_out")

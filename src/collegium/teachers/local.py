@@ -23,6 +23,7 @@ from collegium.base.errors import DataError
 from collegium.fused.products import FastLinear
 from collegium.losses.divergences import entropy
 from collegium.losses.precision import full_precision
+from collegium.models.adapters import put_adapter
 from collegium.models.decoding import Decoder
 from collegium.models.head import ProjectionHead
 from collegium.models.inner_states import attention_shape, recording
@@ -41,13 +42,12 @@ class SharedBase:
     _selected: tuple[str | None] | None = None  # None: nothing yet; (None,): the base itself
 
     def add_adapter(self, path: str, name: str, *, revision: str | None = None) -> None:
-        """Load a PEFT adapter under `name`."""
-        if isinstance(self.model, PeftModel):
-            self.model.load_adapter(path, adapter_name=name, revision=revision, use_safetensors=True)
-        else:
-            self.model = PeftModel.from_pretrained(
-                self.model, path, adapter_name=name, revision=revision, use_safetensors=True
-            )
+        """Load a PEFT adapter under `name`.
+
+        Raises:
+            DataError: it cannot be read, does not fit the base, or changes it.
+        """
+        self.model = put_adapter(self.model, path, name, revision=revision)
         self.model.to(self.causal_lm.dtype)  # an adapter of another type would be slower
         self._selected = None
 
