@@ -30,15 +30,14 @@ from transformers import (
 from collegium.alignment.tokenizer_match import require_same_tokenizer, tokenizer_fingerprint, vocab_size_of
 from collegium.base.errors import DataError
 from collegium.base.references import resolve_reference
+from collegium.models.gguf import dequantized, remove_stale
 from collegium.models.head import ProjectionHead, logit_transform
 from collegium.models.pretrained import (
     check_model,
-    dequantized,
     load_model,
     load_tokenizer,
     model_from_config,
     reference_fingerprint,
-    remove_stale,
     resolve_dtype,
 )
 from tests.support.pico import byte_tokenizer, pico_llama
@@ -147,7 +146,7 @@ def test_only_safetensors_are_read(tmp_path):
     model.save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(DataError, match="model cannot be loaded"):
+    with pytest.raises(DataError, match="holds weights as pickles only"):
         load_model(str(tmp_path), dtype=torch.float32)
 
 
@@ -268,7 +267,7 @@ def test_a_full_disk_is_not_called_a_damaged_model(error, tmp_path, monkeypatch)
         raise error
 
     model = pico_llama()
-    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: model)
+    monkeypatch.setattr("collegium.models.gguf._read", lambda *_: model)
     monkeypatch.setattr(model, "save_pretrained", full)
     with pytest.raises(OSError) as caught:
         dequantized(path)
@@ -283,6 +282,7 @@ def test_a_full_disk_is_passed_on_while_loading(tmp_path, monkeypatch):
         except OSError as error:
             raise ValueError("download failed") from error
 
+    pico_llama().save_pretrained(tmp_path)
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", full)
     with pytest.raises(OSError) as caught:
         load_model(str(tmp_path), dtype=torch.float32)

@@ -7,6 +7,7 @@ at; see `whole`.
 
 import contextlib
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -49,36 +50,33 @@ def read_model(
     Raises:
         DataError: it cannot be read, or the files and the model do not hold the same tensors.
     """
-    files = _files_of(folder, reference)
+    stored = shapes_in(_files_of(folder, reference), reference)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    try:
-        require_padding_within(AutoConfig.from_pretrained(folder, **options), reference)
-        with heard() as heard_lines:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype=dtype or "auto",
-                device_map=device_map,
-                **({} if quantization_config is None else {"quantization_config": quantization_config}),
-                use_safetensors=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are an error below, with names
-                **options,
-            )
-    except DataError:
-        raise
-    except Exception as error:
-        pass_on_full_disk(error)
-        raise unloadable("model", reference, error) from error
+    if quantization_config is not None:
+        options["quantization_config"] = quantization_config
+    with loading(reference) as kept:
+        require_padding_within(
+            AutoConfig.from_pretrained(folder, revision=revision, trust_remote_code=trust_remote_code), reference
+        )
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype or "auto",
+            device_map=device_map,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are an error below, with names
+            **options,
+        )
     model: PreTrainedModel = loaded[0]
     require_whole(model, Report.of(loaded[1]), reference)
-    stored = shapes_in(files or _fetched_files(folder, model.config), reference)
+    stored = stored or shapes_in(_fetched_files(folder, model.config), reference)
     require_nothing_random(model, stored or None, reference)
     if untie_in_config(model):
         logger.warning(
             "%s: config.json ties embedding and head, but the files hold both; they stay apart", reference
         )
-        heard_lines = [line for line in heard_lines if "tied weights mapping" not in line]
-    for line in heard_lines:
+        kept.lines = [line for line in kept.lines if "tied weights mapping" not in line]
+    for line in kept.lines:
         logger.warning("%s: %s", reference, line)
     model.eval()
     return model
@@ -101,7 +99,7 @@ def require_loadable(
         return None
     files = _files_of(path, reference)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    try:
+    with loading(reference, bars=False):  # a model that is thrown away
         config: PretrainedConfig = AutoConfig.from_pretrained(path, **options)
         require_padding_within(config, reference)
         files = files or _fetched_files(path, config)
@@ -109,13 +107,7 @@ def require_loadable(
             return None
         with torch.device("meta"):
             model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    except DataError:
-        raise
-    except Exception as error:
-        pass_on_full_disk(error)
-        raise unloadable("model", reference, error) from error
-    shapes = shapes_in(files, reference)
-    with heard(bars=False):  # of a model that is thrown away
+        shapes = shapes_in(files, reference)
         whole, info = type(model).from_pretrained(
             None,
             config=config,
@@ -163,41 +155,73 @@ def _fetched_files(reference: str | Path, config: PretrainedConfig) -> list[Path
     return []
 
 
-class _Lines(logging.Handler):
-    """Keeps warnings as one line each."""
+class Heard(logging.Handler):
+    """Keeps warnings as one line each.
+
+    Attributes:
+        lines: The warnings.
+        unjoined: Tensors of the model that could not be put together from several of the files.
+    """
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.lines: list[str] = []
+        self.unjoined: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Keep one; the report of a loading is read as data, but for what it says of conversions."""
         message = record.getMessage()
-        if "LOAD REPORT" not in message:  # which is read as data
+        if "LOAD REPORT" in message:
+            self.unjoined += re.findall(r"^Error: .* destined for (\S+?)\.? ", message, re.MULTILINE)
+        else:
             self.lines.append(one_line(RuntimeError(message), limit=400))
 
 
 @contextlib.contextmanager
-def heard(*, bars: bool = True) -> Iterator[list[str]]:
+def heard(*, bars: bool = True) -> Iterator[Heard]:
     """Keep what transformers warns of meanwhile, whatever its verbosity; bars are drawn as set, or not at all."""
     libraries = transformers_logging.get_logger("transformers")
-    lines = _Lines()
+    kept = Heard()
     level = libraries.level
     handlers = list(libraries.handlers)
     propagates = libraries.propagate
     hides_bars = not bars and transformers_logging.is_progress_bar_enabled()
-    libraries.handlers[:] = [lines]
+    libraries.handlers[:] = [kept]
     libraries.propagate = False
     libraries.setLevel(logging.WARNING)
     if hides_bars:
         transformers_logging.disable_progress_bar()
     try:
-        yield lines.lines
+        yield kept
     finally:
         libraries.handlers[:] = handlers
         libraries.propagate = propagates
         libraries.setLevel(level)
         if hides_bars:
             transformers_logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def loading(reference: str, *, bars: bool = True) -> Iterator[Heard]:
+    """Hear what transformers says of a model that is loaded within, and give its errors a sentence.
+
+    Raises:
+        DataError: it cannot be loaded.
+    """
+    with heard(bars=bars) as kept:
+        try:
+            yield kept
+        except DataError:
+            raise
+        except Exception as error:  # transformers raises anything from OSError to KeyError here
+            pass_on_full_disk(error)
+            if kept.unjoined:
+                raise DataError(
+                    f"{reference}: {kept.unjoined[0]} is put together from several tensors of the files, of which "
+                    "some are absent or have another shape; a file of the model is missing, or config.json is "
+                    "another model's"
+                ) from error
+            raise unloadable("model", reference, error) from error
 
 
 def unloadable(what: str, reference: str, error: Exception) -> DataError:

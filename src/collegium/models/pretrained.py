@@ -1,17 +1,12 @@
 """Models and tokenizers by reference: a hub id, a folder, a GGUF file, or a file inside a package.
 
-A GGUF file is dequantised once and kept as safetensors in the cache, under the hash of its content:
-30 s the first time, one second afterwards. Only safetensors are read. Every model is probed once for
-what the loss relies on: that its trunk and head give its logits, and that documents of a packed block
-do not see each other.
+Only safetensors are read, whole (`loading`); a GGUF file is turned into such first (`gguf`). Every model is probed
+once for what the loss relies on: that its trunk and head give its logits, and that documents of a packed block do
+not see each other.
 """
 
-import contextlib
 import hashlib
 import logging
-import shutil
-import tempfile
-import time
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -22,15 +17,15 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    GgufConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from collegium.base.durable import disk_errors, file_digest
+from collegium.base.durable import file_digest
 from collegium.base.errors import DataError, pass_on_full_disk
-from collegium.base.references import cache_dir, resolve_reference
+from collegium.base.references import resolve_reference
+from collegium.models.gguf import dequantized, gguf_parts
 from collegium.models.head import ProjectionHead
 from collegium.models.loading import read_model, reason_of, unloadable
 
@@ -130,54 +125,6 @@ def model_from_config(
     return model
 
 
-def dequantized(path: Path) -> Path:
-    """Folder with the float32 safetensors of a GGUF file; made at the first call, then kept.
-
-    Raises:
-        DataError: it is not a whole GGUF file.
-        OSError: it cannot be written, for instance because the disk is full.
-    """
-    target = cache_dir() / "dequantized" / file_digest(path)[:32]
-    if (target / "config.json").exists():
-        return target
-    logger.info("dequantising %s (once)", path.name)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    remove_stale(target.parent)
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            path.parent,
-            gguf_file=path.name,
-            dtype=torch.float32,
-            quantization_config=GgufConfig(dequantize=True),
-        )
-    except Exception as error:
-        pass_on_full_disk(error)
-        raise DataError(f"{path}: GGUF file cannot be read ({reason_of(error)}); fetch it again") from error
-    # A dequantised model is an ordinary one, but still says otherwise and then refuses to be saved.
-    model.hf_quantizer = None
-    model.config.__dict__.pop("quantization_config", None)
-    temporary = Path(tempfile.mkdtemp(prefix=".making-", dir=target.parent))
-    try:
-        with disk_errors(temporary):
-            model.save_pretrained(temporary)
-        temporary.chmod(0o755)
-        temporary.rename(target)
-    except OSError:
-        if not (target / "config.json").exists():  # else another process was first
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return target
-
-
-def remove_stale(folder: Path) -> None:
-    """Remove what a process that was killed left half-made more than a day ago."""
-    for left in folder.glob(".making-*"):
-        with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime > 86_400:
-                shutil.rmtree(left)
-
-
 def load_config(
     reference: str, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> PretrainedConfig:
@@ -224,7 +171,7 @@ def reference_fingerprint(reference: str, config: PretrainedConfig) -> str:
     if commit:
         return f"{reference}@{commit}"
     path = Path(resolve_reference(reference))
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else gguf_parts(path)
     digest = hashlib.sha256("".join(file_digest(file) for file in files).encode())
     return f"{path.name}@{digest.hexdigest()[:32]}"
 
@@ -300,4 +247,4 @@ def _locate(reference: str) -> tuple[str, str | None]:
     file = Path(path)
     if not file.is_file():
         raise DataError(f"{reference}: no such GGUF file")
-    return str(file.parent), file.name
+    return str(file.parent), gguf_parts(file)[0].name

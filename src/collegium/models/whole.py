@@ -201,15 +201,13 @@ def _wrapper_of(report: Report) -> str | None:
 
 def _prefix_of(report: Report) -> str | None:
     """The text that stands before every name in the files, or lacks there."""
-    if not report.missing or len(report.unexpected) != len(report.missing):
-        return None
     for longer, shorter, whose in (
         (report.unexpected, report.missing, "files put"),
         (report.missing, report.unexpected, "model puts"),
     ):
-        name = next((n for n in longer if n.endswith(f".{shorter[0]}")), None)
-        prefix = "" if name is None else name.removesuffix(shorter[0])
-        if prefix and {prefix + n for n in shorter} == set(longer):
+        names = set(shorter)
+        prefix = next((n.removesuffix(s) for n in longer[:1] for s in shorter if n.endswith(f".{s}")), "")
+        if prefix and all(name.startswith(prefix) and name.removeprefix(prefix) in names for name in longer):
             return f"the {whose} `{prefix}` before each name: rename the tensors, or save the model again"
     return None
 
@@ -234,9 +232,9 @@ def _layers_of(report: Report, num_layers: int | None) -> str | None:
             f"config.json counts {num_layers} layers, the files hold {max(unexpected) + 1}: give the config.json "
             f"that belongs to these weights, or set `num_hidden_layers` to {max(unexpected) + 1} in it"
         )
-    if missing and max(missing) == num_layers - 1 and missing == set(range(min(missing), num_layers)):
+    if missing and min(missing) and max(missing) == num_layers - 1 and missing == set(range(first, num_layers)):
         return (
-            f"config.json counts {num_layers} layers, of which the files hold the first {min(missing)} whole: a "
+            f"config.json counts {num_layers} layers, of which the files hold the first {first} whole: a "
             "file is missing, or config.json is another model's"
         )
     return None
