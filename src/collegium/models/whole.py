@@ -232,7 +232,8 @@ def _layers_of(report: Report, num_layers: int | None) -> str | None:
             f"config.json counts {num_layers} layers, the files hold {max(unexpected) + 1}: give the config.json "
             f"that belongs to these weights, or set `num_hidden_layers` to {max(unexpected) + 1} in it"
         )
-    if missing and min(missing) and max(missing) == num_layers - 1 and missing == set(range(first, num_layers)):
+    first = min(missing, default=0)
+    if first and missing == set(range(first, num_layers)):
         return (
             f"config.json counts {num_layers} layers, of which the files hold the first {first} whole: a "
             "file is missing, or config.json is another model's"
