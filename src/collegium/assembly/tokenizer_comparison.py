@@ -167,6 +167,7 @@ def _rows(model: str, revision: str | None, trust_remote_code: bool) -> int | No
 def _student_rows(recipe: Recipe) -> int | None:
     student = recipe.student
     overrides = student.overrides if student.kind == "config" else {}
-    if "vocab_size" in overrides:
-        return int(overrides["vocab_size"] or 0)
+    size = overrides.get("vocab_size")
+    if isinstance(size, int):
+        return size
     return _rows(student.model, student.revision, student.trust_remote_code)

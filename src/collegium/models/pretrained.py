@@ -7,6 +7,7 @@ not see each other.
 
 import hashlib
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -23,10 +24,11 @@ from transformers import (
 )
 
 from collegium.base.durable import file_digest
-from collegium.base.errors import DataError, pass_on_full_disk
+from collegium.base.errors import DataError, RecipeError, pass_on_full_disk
 from collegium.base.references import resolve_reference
 from collegium.models.gguf import dequantized, gguf_parts
 from collegium.models.head import ProjectionHead
+from collegium.models.layer_settings import resize_layers
 from collegium.models.loading import read_model, reason_of, unloadable
 
 
@@ -97,7 +99,7 @@ def load_model(
 def model_from_config(
     reference: str,
     *,
-    overrides: dict[str, int | float | bool | str | None],
+    overrides: Mapping[str, Any],
     dtype: torch.dtype,
     seed: int,
     revision: str | None = None,
@@ -106,6 +108,7 @@ def model_from_config(
 
     Raises:
         DataError: the configuration cannot be read, has no such field, or makes no model with these values.
+        RecipeError: its settings of layers cannot follow their number.
     """
     folder, _ = _locate(reference)
     config = _read_config(folder, reference, {"revision": revision})
@@ -114,10 +117,16 @@ def model_from_config(
         raise DataError(f"student.overrides: {type(config).__name__} has no field {unknown[0]!r}")
     torch.manual_seed(seed)
     try:
+        layers = config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
+        for name in ("num_hidden_layers", layers):
+            if isinstance(overrides.get(name), int):
+                resize_layers(config, overrides[name], given=overrides)
         for name, value in overrides.items():
             setattr(config, name, value)
         config.validate()  # else first when the trained student is saved
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    except RecipeError:
+        raise
     except Exception as error:
         raise DataError(
             f"student.overrides: {type(config).__name__} makes no model with {overrides} ({reason_of(error)})"

@@ -12,13 +12,15 @@ from typing import Any, cast
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from collegium.base.errors import RecipeError, one_line
 from collegium.losses.chunks import chunks
 from collegium.losses.precision import full_precision
+from collegium.models.as_configured import require_as_configured
 from collegium.models.head import ProjectionHead
 from collegium.models.inner_states import decoder_layers
+from collegium.models.layer_settings import keep_in_config
 from collegium.models.pretrained import last_hidden_states
 from collegium.signals.contracts import Batch, predicted_positions
 
@@ -30,17 +32,23 @@ def keep_layers(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
     """Drop all layers but `kept`, in place; configuration and layer numbers follow.
 
     Raises:
-        RecipeError: `kept` is not increasing, or names layers that are not there.
+        RecipeError: `kept` is not increasing, names layers that are not there, or leaves a model that no
+            configuration describes.
     """
+    _cut(model, kept)
+    require_as_configured(model)
+    return model
+
+
+def _cut(model: PreTrainedModel, kept: Sequence[int]) -> None:
     parent, name, layers = decoder_layers(model)
     if list(kept) != sorted(set(kept)) or not kept or not 0 <= kept[0] <= kept[-1] < len(layers):
         raise RecipeError(
             f"student.keep_layers must increase from 0 to at most {len(layers) - 1}, got {list(kept)}"
         )
+    keep_in_config(model.config.get_text_config(), kept)  # first, since it may refuse
     setattr(parent, name, nn.ModuleList(layers[i] for i in kept))
     _number(getattr(parent, name))
-    keep_in_config(model.config.get_text_config(), kept)
-    return model
 
 
 def _number(layers: nn.ModuleList) -> None:
@@ -49,14 +57,6 @@ def _number(layers: nn.ModuleList) -> None:
         for module in cast(Iterator[Any], layer.modules()):
             if hasattr(module, "layer_idx"):
                 module.layer_idx = index
-
-
-def keep_in_config(config: PretrainedConfig, kept: Sequence[int]) -> None:
-    """Leave only these layers in the configuration."""
-    for field, value in vars(config).items():
-        if isinstance(value, list) and len(value) == config.num_hidden_layers:  # such as layer_types
-            setattr(config, field, [value[i] for i in kept])
-    config.num_hidden_layers = len(kept)
 
 
 def check_num_layers(model: PreTrainedModel, num_layers: int) -> None:
@@ -98,7 +98,7 @@ def _only(model: PreTrainedModel, kept: Sequence[int]) -> Iterator[None]:
     parent, name, layers = decoder_layers(model)
     config = model.config.get_text_config()
     fields = dict(vars(config))
-    keep_layers(model, kept)
+    _cut(model, kept)
     try:
         yield
     finally:

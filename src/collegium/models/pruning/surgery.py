@@ -15,10 +15,10 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from collegium.losses.precision import full_precision
+from collegium.models.layer_settings import keep_in_config
 from collegium.models.pretrained import place
 from collegium.models.pruning.choice import Kept
 from collegium.models.pruning.layout import AXES, Axis, head_dim_of, module_name, require_known
-from collegium.models.student import keep_in_config
 
 
 @torch.no_grad()

@@ -244,8 +244,8 @@ class ConfigStudentSection(StudentSection):
 
     kind: Literal["config"]
     """Start from a configuration; `model` names the folder or hub id that holds it."""
-    overrides: dict[str, int | float | bool | str | None] = Field(default_factory=dict)
-    """Fields of the configuration to change, such as `num_hidden_layers: 6`."""
+    overrides: dict[str, int | float | bool | str | list[int | float | str] | None] = Field(default_factory=dict)
+    """Fields of the configuration to change, such as `num_hidden_layers: 6`; lists for each layer follow that."""
 
     @model_validator(mode="after")
     def _runs_no_remote_code(self) -> Self:
