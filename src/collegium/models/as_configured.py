@@ -1,6 +1,6 @@
 """A model that was cut is the one that its configuration makes, or reading it back gives another.
 
-Each layer is compared in its parameters and in every plain attribute, so a setting of layers that is in no table is
+Each layer is compared in its parameters and in every plain attribute, so a setting of layers that no table has is
 found too.
 """
 
