@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from collegium.alignment.meeting import Carry, Ints
 from collegium.alignment.plan import Aligner, AlignmentPlan
 from collegium.alignment.token_bytes import TokenBytes
-from collegium.alignment.tokenizer_match import PROBES
+from collegium.alignment.tokenizer_match import PROBES, vocabulary_of
 from collegium.alignment.verdict import (
     Approximation,
     Comparison,
@@ -76,7 +76,7 @@ class ModelTokenizer:
     @cached_property
     def entries(self) -> dict[str, int]:
         """All tokens, with what only fills up the vocabulary."""
-        return dict(self.tokenizer.get_vocab())
+        return dict(vocabulary_of(self.tokenizer))
 
     @cached_property
     def vocab(self) -> dict[str, int]:

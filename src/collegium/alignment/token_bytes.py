@@ -19,7 +19,7 @@ import tokenizers
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from collegium.alignment.tokenizer_match import vocab_size_of
+from collegium.alignment.tokenizer_match import vocab_size_of, vocabulary_of
 from collegium.base.digest import json_digest
 from collegium.base.errors import DataError
 
@@ -65,13 +65,13 @@ class TokenBytes:
         self.size = vocab_size_of(tokenizer)
         added = {int(id_): token for id_, token in backend.get_added_tokens_decoder().items()}
         self.pieces: list[bytes | None] = [None] * self.size
-        for token, token_id in tokenizer.get_vocab().items():
+        for token, token_id in vocabulary_of(tokenizer).items():
             known = added.get(token_id)
             if token != f"[PAD{token_id}]":  # what fills up the vocabulary of a GGUF file
                 self.pieces[token_id] = self._bytes_of(token) if known is None else _bytes_of_added(known)
         unknown = tree["model"].get("unk_id") if tree["model"]["type"] == "Unigram" else None
         for special in (unknown, tokenizer.unk_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id):
-            if isinstance(special, int):
+            if isinstance(special, int) and special < self.size:
                 self.pieces[special] = None
         self.lengths: NDArray[np.int64] = np.array([len(piece or b"") for piece in self.pieces], np.int64)
         self.left_out = _left_out(tree["normalizer"])

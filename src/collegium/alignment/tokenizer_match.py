@@ -17,9 +17,39 @@ PROBES = (
 )
 
 
+_NUM_ROWS = "_collegium_num_rows"
+"""Attribute of a tokenizer that has special tokens above the rows of its model's embedding: the number of rows."""
+
+
 def vocab_size_of(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Number of logits that mean something: the largest token id plus one."""
-    return max(tokenizer.get_vocab().values()) + 1
+    """Number of logits that mean something: the largest token id with a row in the embedding, plus one."""
+    return max(vocabulary_of(tokenizer).values()) + 1
+
+
+def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """All tokens and their ids, but special ones above the rows of the embedding."""
+    num_rows = getattr(tokenizer, _NUM_ROWS, None)
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    return vocabulary if num_rows is None else {t: i for t, i in vocabulary.items() if i < num_rows}
+
+
+def vocabulary_above(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """Special tokens above the rows of the embedding."""
+    return set(tokenizer.get_vocab()) - set(vocabulary_of(tokenizer))
+
+
+def leave_out_above(tokenizer: PreTrainedTokenizerBase, num_rows: int) -> None:
+    """Let special tokens above the rows of a model's embedding not count, if there are no others above them.
+
+    Gemma 3's tokenizer lists a token of images for which the models without images have no row; Llama 2's was
+    often given a padding token. Text is cut into tokens without special ones, so they occur in none. A token that
+    does, or that a document begins or ends with, still counts, and the model is refused.
+    """
+    added = tokenizer.added_tokens_decoder
+    above = [i for i in tokenizer.get_vocab().values() if i >= num_rows]
+    used = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    if above and all(i in added and added[i].special and i not in used for i in above):
+        setattr(tokenizer, _NUM_ROWS, num_rows)
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -44,6 +74,9 @@ def tokenizer_difference(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTo
     """In words, what the second does otherwise than the first, the student's; None if nothing."""
     ours = _without_filling(tokenizer)
     theirs = _without_filling(other)
+    for one, another in ((ours, other), (theirs, tokenizer)):  # special tokens for which one of both has no row
+        for token in vocabulary_above(another):
+            one.pop(token, None)
     differing = [token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token)]
     if differing:
         first = sorted(differing, key=lambda token: min(ours.get(token, 1 << 60), theirs.get(token, 1 << 60)))[:3]
@@ -63,7 +96,7 @@ def tokenizer_difference(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTo
 
 def _without_filling(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     """The map but for the entries `[PADn]` that fill up the vocabulary of a GGUF file: they are in no text."""
-    return {token: i for token, i in tokenizer.get_vocab().items() if token != f"[PAD{i}]"}
+    return {token: i for token, i in vocabulary_of(tokenizer).items() if token != f"[PAD{i}]"}
 
 
 def _encode_probes(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:

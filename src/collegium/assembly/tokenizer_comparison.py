@@ -8,13 +8,13 @@ from collegium.alignment.comparison import ModelTokenizer, ReadText, compare
 from collegium.alignment.tokenizer_match import tokenizer_fingerprint
 from collegium.alignment.verdict import Approximation, Comparison, unusable
 from collegium.assembly.sources import build_source
-from collegium.assembly.tokenizers import begins_with_bos, teacher_tokenizer
+from collegium.assembly.tokenizers import begins_with_bos, rows_of, student_rows, teacher_tokenizer
 from collegium.base.errors import DataError, TeacherError
 from collegium.cache.folder import Folder
 from collegium.cache.manifest import read_manifest
 from collegium.data.prepared import PreparedText
 from collegium.data.tokenization import DocumentTokenizer
-from collegium.models.pretrained import load_config, load_tokenizer
+from collegium.models.pretrained import load_tokenizer
 from collegium.recipe.recipe import Recipe
 from collegium.recipe.sections.models import CachedTeacherSection, LocalTeacherSection
 
@@ -88,7 +88,7 @@ class _Comparer:
         self._recipe = run.recipe
         self._sample = sample
         self._on_teacher = on_teacher
-        self._student = ModelTokenizer(run.tokenizer, _student_rows(run.recipe))
+        self._student = ModelTokenizer(run.tokenizer, student_rows(run.recipe))
         self._tokenizers = {_of_student(run.recipe): self._student}
         self._found: dict[str, Comparison] = {}
 
@@ -153,21 +153,4 @@ def _model_key(model: str, revision: str | None, trust_remote_code: bool) -> str
 def _of_model(section: LocalTeacherSection) -> ModelTokenizer:
     tokenizer = teacher_tokenizer(section)
     assert tokenizer is not None, "a model has one"
-    return ModelTokenizer(tokenizer, _rows(section.model, section.revision, section.trust_remote_code))
-
-
-def _rows(model: str, revision: str | None, trust_remote_code: bool) -> int | None:
-    """Rows of a model's vocabulary; a GGUF file lists a token for each, so that its tokenizer knows."""
-    if model.endswith(".gguf"):
-        return None
-    config = load_config(model, revision=revision, trust_remote_code=trust_remote_code)
-    return int(config.get_text_config().vocab_size)
-
-
-def _student_rows(recipe: Recipe) -> int | None:
-    student = recipe.student
-    overrides = student.overrides if student.kind == "config" else {}
-    size = overrides.get("vocab_size")
-    if isinstance(size, int):
-        return size
-    return _rows(student.model, student.revision, student.trust_remote_code)
+    return ModelTokenizer(tokenizer, rows_of(section.model, section.revision, section.trust_remote_code))

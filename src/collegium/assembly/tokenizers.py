@@ -5,18 +5,46 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
+from collegium.alignment.tokenizer_match import leave_out_above
 from collegium.base.errors import DataError, TeacherError
-from collegium.models.pretrained import load_tokenizer
+from collegium.models.pretrained import load_config, load_tokenizer
 from collegium.recipe.recipe import Recipe
-from collegium.recipe.sections.models import CachedTeacherSection, LocalTeacherSection, TeachingSection
+from collegium.recipe.sections.models import (
+    CachedTeacherSection,
+    ConfigStudentSection,
+    LocalTeacherSection,
+    TeachingSection,
+)
 
 
 def student_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     """Load the tokenizer that the text is prepared with."""
     student = recipe.student
     if student.tokenizer:  # another repository: neither the pinned commit nor the trust is meant for it
-        return load_tokenizer(student.tokenizer)
+        tokenizer = load_tokenizer(student.tokenizer)
+        num_rows = student_rows(recipe)
+        if num_rows is not None:
+            leave_out_above(tokenizer, num_rows)
+        return tokenizer
     return load_tokenizer(student.model, revision=student.revision, trust_remote_code=student.trust_remote_code)
+
+
+def student_rows(recipe: Recipe) -> int | None:
+    """Rows of the embedding of the model that the student begins as; None if only its weights say."""
+    student = recipe.student
+    overrides = student.overrides if isinstance(student, ConfigStudentSection) else {}
+    size = overrides.get("vocab_size")
+    if isinstance(size, int):
+        return size
+    return rows_of(student.model, student.revision, student.trust_remote_code)
+
+
+def rows_of(model: str, revision: str | None, trust_remote_code: bool) -> int | None:
+    """Rows of a model's vocabulary; a GGUF file lists a token for each, so that its tokenizer knows."""
+    if model.endswith(".gguf"):
+        return None
+    config = load_config(model, revision=revision, trust_remote_code=trust_remote_code)
+    return int(config.get_text_config().vocab_size)
 
 
 def teacher_tokenizer(section: TeachingSection) -> PreTrainedTokenizerBase | None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerBase
 
+from collegium.alignment.tokenizer_match import vocab_size_of
 from collegium.signals.contracts import IGNORE_INDEX
 
 
@@ -24,9 +25,13 @@ _OF_SEGMENTS = {
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Token id on padding, which no model attends to: the tokenizer's own, else its EOS, else 0."""
+    """Token id on padding, which no model attends to: the tokenizer's own, else its EOS, else 0.
+
+    One without a row in the embedding, as was often added to Llama 2's tokenizer, is none.
+    """
     ids: tuple[object, ...] = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-    return next(token_id for token_id in ids if isinstance(token_id, int))
+    size = vocab_size_of(tokenizer)
+    return next(token_id for token_id in ids if isinstance(token_id, int) and token_id < size)
 
 
 class BlockCollator:

@@ -88,8 +88,8 @@ def require_loadable(
     """Compare the files of a model with what config.json makes, without reading weights.
 
     Returns:
-        The model on the meta device; None if that says nothing: it was not fetched yet, is quantised, or is a GGUF
-        file.
+        The model on the meta device; None if that says nothing: it was not fetched yet, is quantised, brings its own
+        code, or is a GGUF file.
 
     Raises:
         DataError: files are absent or damaged, or the files and the model do not hold the same tensors.
@@ -103,7 +103,10 @@ def require_loadable(
         config: PretrainedConfig = AutoConfig.from_pretrained(path, **options)
         require_padding_within(config, reference)
         files = files or _fetched_files(path, config)
-        if not files or getattr(config, "quantization_config", None) is not None:
+        is_ours = not (
+            trust_remote_code and getattr(config, "auto_map", None)
+        )  # others may not bear having no memory
+        if not files or not is_ours or getattr(config, "quantization_config", None) is not None:
             return None
         with torch.device("meta"):
             model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)

@@ -5,6 +5,7 @@ once for what the loss relies on: that its trunk and head give its logits, and t
 not see each other.
 """
 
+import contextlib
 import hashlib
 import logging
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from collegium.alignment.tokenizer_match import leave_out_above
 from collegium.base.durable import file_digest
 from collegium.base.errors import DataError, RecipeError, pass_on_full_disk
 from collegium.base.references import resolve_reference
@@ -66,6 +68,10 @@ def load_tokenizer(
     except Exception as error:  # transformers raises anything from OSError to KeyError here
         pass_on_full_disk(error)
         raise unloadable("tokenizer", reference, error) from error
+    if gguf_file is None:  # which lists a token for each row
+        with contextlib.suppress(Exception):  # of a tokenizer without a model beside it
+            config = AutoConfig.from_pretrained(folder, revision=revision, trust_remote_code=trust_remote_code)
+            leave_out_above(tokenizer, int(config.get_text_config().vocab_size))
     return tokenizer
 
 
@@ -217,7 +223,10 @@ def check_model(model: PreTrainedModel, vocab_size: int, *, name: str) -> None:
     """
     rows = len(cast(Tensor, model.get_input_embeddings().weight))
     if rows < vocab_size:
-        raise DataError(f"{name}: has {rows} token embeddings, but the tokenizer has {vocab_size} tokens")
+        raise DataError(
+            f"{name}: has {rows} token embeddings, but the tokenizer has {vocab_size} tokens, of which not all of "
+            "those above are special ones that no text has; give the tokenizer that belongs to the model"
+        )
     try:
         _probe(model, vocab_size, name)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
