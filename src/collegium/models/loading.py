@@ -88,7 +88,7 @@ def require_loadable(
     """Compare the files of a model with what config.json makes, without reading weights.
 
     Returns:
-        The model on the meta device; None if that says nothing: it was not fetched yet, is quantised, brings its own
+        The model on the meta device; None if that says nothing: it was not fetched yet, is quantised, has its own
         code, or is a GGUF file.
 
     Raises:
