@@ -267,7 +267,7 @@ def test_a_full_disk_is_not_called_a_damaged_model(error, tmp_path, monkeypatch)
         raise error
 
     model = pico_llama()
-    monkeypatch.setattr("collegium.models.gguf._read", lambda *_: model)
+    monkeypatch.setattr("collegium.models.gguf.read_gguf", lambda *_: model)
     monkeypatch.setattr(model, "save_pretrained", full)
     with pytest.raises(OSError) as caught:
         dequantized(path)

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GgufConfig
 
 from collegium.base.errors import DataError, one_line
 from collegium.export.parity import Logits
+from collegium.models.gguf import read_gguf
 
 
 def open_gguf(path: Path, longest: int) -> tuple[str, Logits]:
@@ -60,12 +60,7 @@ def _llama_cpp(path: Path, longest: int) -> Logits:
 
 def _transformers(path: Path) -> Logits:
     with _readable(path):
-        model = AutoModelForCausalLM.from_pretrained(
-            path.parent,
-            gguf_file=path.name,
-            dtype=torch.float32,
-            quantization_config=GgufConfig(dequantize=True),
-        )
+        model = read_gguf(path, path)
     return logits_of(model.eval())
 
 

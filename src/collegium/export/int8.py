@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, TorchAoConfig
+from transformers import TorchAoConfig
 
 from collegium.base.durable import disk_errors
 from collegium.base.errors import DataError, one_line, pass_on_full_disk
 from collegium.export.gguf_reader import logits_of
 from collegium.export.packages import quietly, require
 from collegium.export.parity import Logits
+from collegium.models.loading import read_model
 
 
 FORMAT = "safetensors-int8"
@@ -38,10 +39,10 @@ def write_int8(student: Path, folder: Path) -> None:
     quantization: Any = require("torchao.quantization", FORMAT)
     try:
         with quietly():
-            model = AutoModelForCausalLM.from_pretrained(
+            model = read_model(
                 student,
+                reference=str(student),
                 dtype=torch.float32,
-                use_safetensors=True,
                 quantization_config=TorchAoConfig(
                     quantization.Int8WeightOnlyConfig(granularity=quantization.PerGroup(GROUP_SIZE))
                 ),
@@ -60,7 +61,7 @@ def open_int8(folder: Path) -> Logits:
     require("torchao.quantization", FORMAT)
     try:
         with quietly():
-            model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True)
+            model = read_model(folder, reference=folder.name)
     except Exception as error:
         raise DataError(
             f"--to {FORMAT}: what was written cannot be read back ({type(error).__name__}: {one_line(error)})"

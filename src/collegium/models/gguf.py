@@ -79,7 +79,7 @@ def dequantized(path: Path) -> Path:
     try:
         with disk_errors(temporary):
             joined = _joined(parts, temporary / "joined.gguf", path)
-        model = _read(joined, path)
+        model = read_gguf(joined, path)
         if len(parts) > 1:
             joined.unlink()
         with disk_errors(temporary):
@@ -99,8 +99,16 @@ def _digest(parts: list[Path]) -> str:
     return digests[0][:32] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()[:32]
 
 
-def _read(file: Path, path: Path) -> PreTrainedModel:
-    """The model in float32, with a configuration that says all that the file says."""
+def read_gguf(file: Path, path: Path) -> PreTrainedModel:
+    """The model in float32, with a configuration that says all that the file says.
+
+    Args:
+        file: A whole GGUF file.
+        path: Its name in errors.
+
+    Raises:
+        DataError: it cannot be read, or says something that cannot be read right.
+    """
     try:
         metadata = Metadata.of(file, str(path))
         with heard() as kept:
