@@ -17,7 +17,7 @@ from transformers import (
 from collegium.base.errors import DataError
 from collegium.export.formats import FORMATS
 from collegium.export.student_folder import load_student
-from collegium.models.gguf import gguf_parts
+from collegium.models.gguf import gguf_parts, require_readable
 from collegium.models.pretrained import load_config, load_model, load_tokenizer, reference_fingerprint
 from tests.support.gguf_files import rewritten, split
 from tests.support.small_students import small_config
@@ -122,6 +122,8 @@ def test_what_the_configuration_cannot_say_is_refused(keys, reason, tmp_path):
     _, path = written(llama, tmp_path)
     with pytest.raises(DataError, match=f"{reason}.*give the folder with the safetensors"):
         load_model(str(rewritten(path, tmp_path / "odd.gguf", keys=keys)), dtype=torch.float32)
+    with pytest.raises(DataError, match=reason):
+        require_readable(tmp_path / "odd.gguf")
 
 
 @pytest.mark.parametrize(
@@ -136,6 +138,8 @@ def test_a_tensor_without_a_place_is_refused(extra, reason, tmp_path):
     _, path = written(llama, tmp_path)
     with pytest.raises(DataError, match=reason):
         load_model(str(rewritten(path, tmp_path / "odd.gguf", extra=extra)), dtype=torch.float32)
+    with pytest.raises(DataError, match=reason):
+        require_readable(tmp_path / "odd.gguf")
 
 
 def test_a_file_without_some_tensor_is_refused(tmp_path):
@@ -150,6 +154,7 @@ def test_a_file_without_some_tensor_is_refused(tmp_path):
 def test_parts_are_read_as_one_model(tmp_path):
     model, path = written(llama, tmp_path)
     parts = split(path, tmp_path, parts=3)
+    require_readable(parts[1])
     for part in parts:
         assert gguf_parts(part) == parts
         assert largest_difference(model, part) < 1e-3

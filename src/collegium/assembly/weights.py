@@ -7,12 +7,16 @@ read: 0.2 s a model.
 import logging
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
+
+from transformers import PreTrainedModel
 
 from collegium.base.errors import DataError, TeacherError, pass_on_full_disk
 from collegium.base.references import resolve_reference
 from collegium.models.adapter_config import other_base, read_adapter_config
 from collegium.models.adapters import put_adapter
+from collegium.models.gguf import require_readable
 from collegium.models.loading import require_loadable
 from collegium.recipe.recipe import Recipe
 from collegium.recipe.sections.models import ConfigStudentSection, LocalTeacherSection
@@ -29,7 +33,17 @@ def require_student_weights(recipe: Recipe) -> None:
     """
     section = recipe.student
     if not isinstance(section, ConfigStudentSection):
-        require_loadable(section.model, revision=section.revision, trust_remote_code=section.trust_remote_code)
+        _require(section.model, section.revision, section.trust_remote_code)
+
+
+def _require(model: str, revision: str | None, trust_remote_code: bool) -> PreTrainedModel | None:
+    path = resolve_reference(model)
+    if not path.endswith(".gguf"):
+        return require_loadable(model, revision=revision, trust_remote_code=trust_remote_code)
+    if not Path(path).is_file():
+        raise DataError(f"{model}: no such GGUF file")
+    require_readable(Path(path))
+    return None
 
 
 def require_teacher_weights(sections: Sequence[LocalTeacherSection]) -> None:
@@ -43,9 +57,7 @@ def require_teacher_weights(sections: Sequence[LocalTeacherSection]) -> None:
         key = section.model_dump_json(include={"model", "revision", "trust_remote_code"})
         try:
             if key not in bases:
-                bases[key] = require_loadable(
-                    section.model, revision=section.revision, trust_remote_code=section.trust_remote_code
-                )
+                bases[key] = _require(section.model, section.revision, section.trust_remote_code)
             if section.adapter is None:
                 continue
             path = resolve_reference(section.adapter)

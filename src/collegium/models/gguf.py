@@ -22,7 +22,7 @@ from collegium.base.durable import disk_errors, file_digest
 from collegium.base.errors import DataError, pass_on_full_disk
 from collegium.base.references import cache_dir
 from collegium.models.gguf_metadata import Metadata, complete_config, require_every_tensor
-from collegium.models.loading import heard, reason_of
+from collegium.models.loading import heard, loading, reason_of
 from collegium.models.weight_files import some
 from collegium.models.whole import Report, require_whole
 
@@ -69,7 +69,7 @@ def dequantized(path: Path) -> Path:
         OSError: it cannot be written, for instance because the disk is full.
     """
     parts = gguf_parts(path)
-    target = cache_dir() / "dequantized" / f"{_digest(parts)}-{VERSION}"
+    target = _target(parts)
     if (target / "config.json").exists():
         return target
     logger.info("dequantising %s (once)", path.name)
@@ -94,6 +94,30 @@ def dequantized(path: Path) -> Path:
     return target
 
 
+def require_readable(path: Path) -> None:
+    """Require that all that a GGUF file says can be read right, by its keys and the names of its tensors.
+
+    Nothing is dequantised; a file that was, is known to be right.
+
+    Raises:
+        DataError: something cannot.
+    """
+    parts = gguf_parts(path)
+    if (_target(parts) / "config.json").exists():
+        return
+    with loading(str(path), bars=False):
+        metadata = Metadata.of(parts, str(path))
+        config = complete_config(AutoConfig.from_pretrained(path.parent, gguf_file=parts[0].name), metadata)
+        with torch.device("meta"):
+            model: Any = AutoModelForCausalLM.from_config(config)
+    require_every_tensor(model, metadata)
+
+
+def _target(parts: list[Path]) -> Path:
+    """Folder in the cache."""
+    return cache_dir() / "dequantized" / f"{_digest(parts)}-{VERSION}"
+
+
 def _digest(parts: list[Path]) -> str:
     digests = [file_digest(part) for part in parts]
     return digests[0][:32] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()[:32]
@@ -110,7 +134,7 @@ def read_gguf(file: Path, path: Path) -> PreTrainedModel:
         DataError: it cannot be read, or says something that cannot be read right.
     """
     try:
-        metadata = Metadata.of(file, str(path))
+        metadata = Metadata.of([file], str(path))
         with heard() as kept:
             config = complete_config(AutoConfig.from_pretrained(file.parent, gguf_file=file.name), metadata)
             loaded: Any = AutoModelForCausalLM.from_pretrained(

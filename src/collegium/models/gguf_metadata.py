@@ -6,7 +6,7 @@ an error. The same holds for tensors: biases and rotary factors that no paramete
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,22 +69,24 @@ class Metadata:
     rope_factors: torch.Tensor | None
 
     @classmethod
-    def of(cls, path: Path, reference: str) -> "Metadata":
-        """Read them from a file, without its tensors."""
+    def of(cls, parts: Sequence[Path], reference: str) -> "Metadata":
+        """Read them from the parts of a file, the first of which holds the keys; no tensor is read."""
         from gguf import GGUFReader
 
-        reader = GGUFReader(path)
+        readers = [GGUFReader(part) for part in parts]
+        tensors = [tensor for reader in readers for tensor in reader.tensors]
+        reader = readers[0]
         architecture = str(reader.fields["general.architecture"].contents())
         prefix = f"{architecture}."
         keys = {
             name.removeprefix(prefix): f.contents() for name, f in reader.fields.items() if name.startswith(prefix)
         }
-        factors = [tensor.data for tensor in reader.tensors if tensor.name == "rope_freqs.weight"]
+        factors = [tensor.data for tensor in tensors if tensor.name == "rope_freqs.weight"]
         return cls(
             reference=reference,
             architecture=architecture,
             keys=keys,
-            tensors=tuple(tensor.name for tensor in reader.tensors),
+            tensors=tuple(tensor.name for tensor in tensors),
             rope_factors=torch.from_numpy(factors[0].copy()).double() if factors else None,
         )
 
