@@ -19,7 +19,7 @@ from collegium.models.adapters import put_adapter
 from collegium.models.gguf import require_readable
 from collegium.models.loading import require_loadable
 from collegium.recipe.recipe import Recipe
-from collegium.recipe.sections.models import ConfigStudentSection, LocalTeacherSection
+from collegium.recipe.sections.models import ConfigStudentSection, LocalTeacherSection, TeachingSection
 
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def _require(model: str, revision: str | None, trust_remote_code: bool) -> PreTr
     return None
 
 
-def require_teacher_weights(sections: Sequence[LocalTeacherSection]) -> None:
+def require_teacher_weights(sections: Sequence[TeachingSection]) -> None:
     """Require that the files of teachers and their adapters hold all of them, and that the adapters fit.
 
     Raises:
@@ -54,6 +54,8 @@ def require_teacher_weights(sections: Sequence[LocalTeacherSection]) -> None:
     """
     bases: dict[str, Any] = {}
     for i, section in enumerate(sections):
+        if not isinstance(section, LocalTeacherSection):  # of a cache nothing is loaded
+            continue
         key = section.model_dump_json(include={"model", "revision", "trust_remote_code"})
         try:
             if key not in bases:
@@ -96,4 +98,4 @@ def require_weights(recipe: Recipe) -> None:
         TeacherError: of a teacher.
     """
     require_student_weights(recipe)
-    require_teacher_weights([s for s in recipe.teachers if isinstance(s, LocalTeacherSection) and not s.cached])
+    require_teacher_weights([section for section in recipe.teachers if not section.is_cached])

@@ -124,10 +124,9 @@ def _disk() -> Check:
 
 def _weights(recipe: Recipe) -> Iterator[Check]:
     """Compare the files of models with their configurations, by headers."""
-    local = [s for s in recipe.teachers if isinstance(s, LocalTeacherSection)]
     looks: list[tuple[str, Callable[[], None]]] = [(STUDENT, lambda: require_student_weights(recipe))]
-    if local:
-        looks.append((TEACHERS, lambda: require_teacher_weights(local)))
+    if any("model" in section.references for section in recipe.teachers):
+        looks.append((TEACHERS, lambda: require_teacher_weights(recipe.teachers)))
     for name, look in looks:
         try:
             look()
