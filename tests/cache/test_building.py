@@ -240,7 +240,7 @@ def test_a_shard_or_record_that_is_broken_halfway_is_scored_again(folder, expect
 
 def test_unfinished_cache_is_not_read(folder):
     begin(folder)
-    with pytest.raises(DataError, match="manifest.json: is not there: run `collegium cache RECIPE` first"):
+    with pytest.raises(DataError, match="manifest.json: not found: run `collegium cache RECIPE`"):
         CachedTeacher("pico", folder)
 
 

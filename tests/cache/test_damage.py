@@ -446,7 +446,7 @@ def test_damage_under_an_open_reader_is_seen(tmp_path, monkeypatch):
 @in_lists
 def test_missing_manifest_is_not_a_finished_cache(sample):
     (sample.folder / MANIFEST_NAME).unlink()
-    with pytest.raises(DataError, match="manifest.json: is not there: run `collegium cache RECIPE` first"):
+    with pytest.raises(DataError, match="manifest.json: not found: run `collegium cache RECIPE`"):
         CacheReader(sample.folder)
     with pytest.raises(DataError, match="manifest.json: is not there"):
         verify(Folder.at(sample.folder))

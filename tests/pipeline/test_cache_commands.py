@@ -96,7 +96,7 @@ def test_one_teacher_at_a_time(recipe, run):
     assert set(json.loads(out)) == {"two"}
     code, _, err = run("train", recipe, *CACHED)
     assert code == 65
-    assert "manifest.json: is not there: run `collegium cache RECIPE` first" in err
+    assert "manifest.json: not found: run `collegium cache RECIPE`" in err
 
 
 def test_damage_is_named_and_only_that_is_written_again(recipe, run):

@@ -389,7 +389,7 @@ def test_only_damaged_checkpoints_are_an_error_not_a_new_start(tmp_path):
     trainer_of(tmp_path, **options).train()
     for path in tmp_path.glob("checkpoint-*/model.safetensors"):
         path.write_bytes(b"")
-    with pytest.raises(DataError, match="no checkpoint is as it was written"):
+    with pytest.raises(DataError, match="every checkpoint is damaged"):
         trainer_of(tmp_path, **options).train(resume_from_checkpoint=True)
 
 

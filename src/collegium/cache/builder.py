@@ -274,7 +274,7 @@ class CacheBuilder:
         if missing := [shard_name(shard) for shard, record in enumerate(records) if record is None]:
             raise DataError(
                 f"{self.folder.path(missing[0])}: was not written, and {len(missing) - 1} more: run the same "
-                "command again, it resumes"
+                "command again to resume"
             )
         whole = [record for record in records if record is not None]
         keys = [key for record in whole for key in record.keys]

@@ -41,7 +41,7 @@ class StoredHead:
             self._linear = replace(linear, weight=linear.weight.to(device), bias=bias)
 
     def as_linear(self) -> LinearHead:
-        """See `collegium.signals.contracts.TransparentHead`."""
+        """See `collegium.signals.signals.TransparentHead`."""
         return self._linear
 
     def __call__(self, hidden: Float[Tensor, "n E"]) -> Float[Tensor, "n V"]:

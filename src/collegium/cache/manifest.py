@@ -175,7 +175,7 @@ def read_manifest(folder: Folder) -> Manifest:
         return Manifest.from_bytes(folder.read(MANIFEST_NAME))
     except FileNotFoundError:
         raise DataError(
-            f"{path}: is not there: run `collegium cache RECIPE` first, or again to finish it"
+            f"{path}: not found: run `collegium cache RECIPE`, which also resumes an unfinished cache"
         ) from None
     except BAD_MANIFEST as error:
         raise DataError(f"{path}: is damaged ({error}): run `collegium cache repair {folder.location}`") from error

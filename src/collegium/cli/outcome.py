@@ -84,7 +84,7 @@ def _stop_at_once(number: int, _: Any) -> None:
 def _describe(error: OSError) -> str:
     place = f"{error.filename}: " if error.filename else ""
     if error.errno in DISK_FULL:
-        return f"{place}the disk is full; free some space and run the same command again, it resumes"
+        return f"{place}the disk is full; free some space and run the same command again to resume"
     return f"{place}{error.strerror or error}"
 
 

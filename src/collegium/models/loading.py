@@ -236,7 +236,7 @@ def unloadable(what: str, reference: str, error: Exception) -> DataError:
         fix = "check the path, and that the folder holds config.json, tokenizer files and *.safetensors"
     elif is_offline():
         if isinstance(error, OSError):  # its text is long and speaks of the network
-            reason = "it is not among what was fetched from the hub before"
+            reason = "it is not in the local hub cache"
         fix = "HF_HUB_OFFLINE is set; unset it, or give a local folder"
     else:
         fix = "check the id, the network and `huggingface-cli login`, or give a local folder"

@@ -138,7 +138,7 @@ def push(upload: Upload, *, token_env: str | None = None) -> dict[str, Any]:
         HubError: the hub cannot be reached, or refuses.
     """
     if is_offline():
-        raise HubError("HF_HUB_OFFLINE is set, so nothing can be pushed; unset it, or look with --dry-run")
+        raise HubError("HF_HUB_OFFLINE is set, so nothing can be pushed; unset it, or preview with --dry-run")
     token = _token(token_env)
     api = HfApi(token=token, library_name="collegium")
     with _told(upload.repo_id, token):
@@ -202,8 +202,8 @@ def _told(repo_id: str, token: str) -> Iterator[None]:
         if isinstance(error, HubError):
             raise
         raise HubError(
-            f"{repo_id}: the upload broke off ({type(error).__name__}); run the same command again, it goes on "
-            "with what is there already"
+            f"{repo_id}: the upload broke off ({type(error).__name__}); run the same command again to continue "
+            "with what is there"
         ) from None
 
 
@@ -215,7 +215,7 @@ def _refusal(status: int) -> str:
     if status == 404:
         return "the hub knows no such owner, repository or branch (404); check REPO_ID and --revision"
     if status >= 500 or status == 429:
-        return f"the hub failed ({status}); run the same command again, it goes on with what is there already"
+        return f"the hub failed ({status}); run the same command again to continue with what is there"
     return f"the hub refuses this upload ({status}); check REPO_ID, --revision and the files by --dry-run"
 
 

@@ -1,4 +1,4 @@
-"""Whose a run folder is: that of the recipe in it, unless nothing was trained there yet. No torch here."""
+"""Decides which recipe owns a run folder: the one in it, unless nothing was trained there yet. No torch here."""
 
 from pathlib import Path
 

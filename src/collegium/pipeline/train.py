@@ -43,7 +43,7 @@ def train(recipe: Recipe) -> Evaluation:
         return finished_evaluation(folder)
     run = Run(recipe, folder=folder)
     clock = Clock()
-    resumed = any(folder.glob("checkpoints/checkpoint-*"))
+    resumed = any(folder.glob("checkpoints/checkpoint-*"))  # for the record of costs; the trainer decides itself
     run.make("past_runs")  # before any work: a run that is continued must be finished
     require_weights(recipe)  # before any work, too
     with clock.timed("start, text and models"):

@@ -25,7 +25,7 @@ from collegium.report.samples import Continuation, Generation, HarnessScores, Pa
 
 
 SCHEMA_VERSION = 1
-"""Of `evaluation.json`; files of before had none."""
+"""Version of the shape of `evaluation.json`; older files have none."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class Evaluation(Stored):
     """All that is known of a student that was measured.
 
     Attributes:
-        schema_version: Of this shape.
+        schema_version: Version of this shape.
         recipe: Fingerprint of the recipe.
         model: `student`, or the model that was measured in its place.
         held_out: How held-out text was read.

@@ -203,7 +203,7 @@ class DistillationTrainer(Trainer):
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
         if self.accelerator.scaler is None and norm is not None and not math.isfinite(float(norm)):
             raise NumericError(
-                f"step {self.state.global_step + 1}: the gradient is not finite ({float(norm)}), the student "
+                f"step {self.state.global_step + 1}: the gradient is not finite ({float(norm)}); the student "
                 "was not changed; lower training.learning_rate or raise warmup_steps, and start again"
             )
         if self.objective.watches:
@@ -301,7 +301,7 @@ class DistillationTrainer(Trainer):
             newest = self.checkpoints.newest_whole()
             if newest is None and self.checkpoints.list():
                 raise DataError(
-                    f"{self.checkpoints.directory}: no checkpoint is as it was written; "
+                    f"{self.checkpoints.directory}: every checkpoint is damaged; "
                     "restore one, or delete the folder to start again"
                 )
             resume_from_checkpoint = None if newest is None else str(newest)
