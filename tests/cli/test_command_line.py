@@ -59,6 +59,14 @@ def test_train_evaluate_preflight(recipe, tmp_path, monkeypatch, capsys):
     assert json.loads(out) == result
     assert "finished already" in err
 
+    # Where another version measured it, it is measured again.
+    stored = run_dir / "evaluation.json"
+    stored.write_text(json.dumps({key: part for key, part in result.items() if key != "schema_version"}))
+    code, out, err = run(["train", str(recipe), "--json"], monkeypatch, capsys)
+    assert code == 0 and "measuring again" in err
+    assert json.loads(out)["cost"] == result["cost"]
+    assert json.loads(stored.read_text())["schema_version"] == 1
+
     code, out, _ = run(["evaluate", str(run_dir), "--json"], monkeypatch, capsys)
     assert code == 0
     again = json.loads(out)

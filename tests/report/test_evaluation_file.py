@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -56,6 +57,15 @@ def test_a_file_is_read_as_it_was_written(tmp_path):
     assert as_content(made)["schema_version"] == 1
     lines = (tmp_path / "evaluation.json").read_text().splitlines()
     assert any(line.startswith('"documents": {') and line.endswith("},") for line in lines)  # for programs
+
+
+def test_a_mean_that_is_not_known_is_null():
+    """A domain whose documents predict nothing has no mean, and JSON has no NaN."""
+    evaluation = evaluation_of(made_up_run.evaluation())
+    text = evaluation_text(replace(evaluation, mean=replace(evaluation.mean, nll=math.nan)))
+    content = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert content["mean"]["nll"] is None
+    assert evaluation_of(content).mean.nll is None or math.isnan(evaluation_of(content).mean.nll)
 
 
 def test_a_teacher_is_never_mistaken_for_anything_else():

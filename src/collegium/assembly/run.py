@@ -84,6 +84,8 @@ class Run:
     def from_folder(cls, folder: Path, *, device: "torch.device | str | None" = None) -> Self:
         """A run that is in its folder already.
 
+        Its `student` is the one before training; the trained one is in `student/`.
+
         Raises:
             RecipeError: its recipe cannot be read.
         """
@@ -123,6 +125,8 @@ class Run:
             "held_out": held_out,
             "student": student,
         }
+        if tokenizer is None and text is None:
+            derived._own_corpora = self._own_corpora  # they follow from tokenizer and text alone
         vars(derived).update(made | {name: part for name, part in given.items() if part is not None})
         return derived
 

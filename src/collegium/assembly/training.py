@@ -71,7 +71,7 @@ def build_training_arguments(run: "Run") -> TrainingArguments:
     if dtype == torch.float16 and not torch.cuda.is_available():
         raise RecipeError("training.precision: float16 needs a CUDA device; use bfloat16, float32 or auto here")
     _check_trackers(training.report_to)
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(run.folder / "checkpoints"),
         max_steps=training.max_steps or -1,
         num_train_epochs=training.num_epochs or 1,
@@ -101,6 +101,9 @@ def build_training_arguments(run: "Run") -> TrainingArguments:
         disable_tqdm=True,
         use_cpu=run.device.type == "cpu",
     )
+    if arguments.device.type != run.device.type or run.device.index not in (None, arguments.device.index):
+        raise RecipeError(f"training runs on {arguments.device} in this process, and the run is on {run.device}")
+    return arguments
 
 
 def _num_workers(recipe: Recipe) -> int:

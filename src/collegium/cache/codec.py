@@ -76,7 +76,7 @@ def probs_of(codes: NDArray[np.uint8], lengths: NDArray[np.int64], top: Floats) 
     return (np.square(codes.astype(np.float32) / LEVELS) * np.repeat(top, lengths)).astype(np.float32)
 
 
-def mend_sums(lists: TokenLists, tail: Floats, labels: NDArray[np.int64], label_probs: Floats) -> Floats:
+def correct_sums(lists: TokenLists, tail: Floats, labels: NDArray[np.int64], label_probs: Floats) -> Floats:
     """Probabilities with the label's exact where it is listed, and the others scaled to fill up 1 - tail."""
     rows = lists.rows
     is_label = lists.ids == labels[rows]
@@ -103,7 +103,7 @@ def stored_lists(
     probs = probs_of(arrays["codes"], lengths, np.exp(arrays["top_logprob"].astype(np.float32)))
     lists = TokenLists(lengths, ids, probs)
     if settings.kd_temperature == 1.0:
-        probs = mend_sums(lists, np.exp(tail), labels, np.exp(arrays["label_logprob"]))
+        probs = correct_sums(lists, np.exp(tail), labels, np.exp(arrays["label_logprob"]))
     return TokenLists(lengths, ids, probs), tail
 
 

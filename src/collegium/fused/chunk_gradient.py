@@ -6,7 +6,7 @@ L_T their log-sum-exps and y the labels:
 
     nll       = L - z_y                          CE without smoothing
     smoothed  = (1 - s) nll + s (L - mean z)     as -sum over v of (s / V) log q_v = s (L - mean z)
-    A         = kd_weight T^2 where some teacher counts, else 0
+    A         = kd_weight s where some teacher counts, else 0; s = T^2, or 1 (`KdTarget.scale`)
     B         = ce_weight
     loss      = sum of A D + B smoothed
     G         = A dD/dz + B (q - s / V), minus B (1 - s) at the label, all times dz/dx

@@ -1,10 +1,12 @@
 """The distillation loss over chunks of positions, by autograd: the reference, and the general case.
 
-With q^T = softmax(z / T) of the student's logits z, w_k the weight of teacher k and p_k = softmax(z_k / c_k T),
+With q^T = softmax(z / T) of the student's logits z, w_k the weight of teacher k and p_k = softmax(z_k / (c_k T)),
 
     p     =  sum_k w_k p_k                                 (or prod_k p_k^w_k, normalised; or a fusion of a user's)
-    L     =  sum over positions of  A D(q^T, p) + B CE(q, y),       A = kd_weight T^2,  B = ce_weight
-    dL/dz =  (A / T) (q^T - p) + B (q - y)                 for the forward KL; here autograd finds it
+    L     =  sum over positions of  A D(q^T, p) + B CE(q, y),       A = kd_weight s,  B = ce_weight
+    dL/dz =  (A / T) (q^T - p) + B (q - e_y)               for the forward KL; here autograd finds it
+
+with s = T^2, or 1 (`KdTarget.scale`), and e_y the distribution that is 1 at the label y.
 
 `fused` writes that gradient out, and must agree with this file. Of the [N V] tensors of a batch only one chunk's
 rows exist at a time, and of these one teacher's: the forward KL holds five [n V] buffers (student, fused target,

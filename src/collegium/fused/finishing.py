@@ -1,8 +1,9 @@
 """Kernels that turn the student's logits into the gradient of the loss with respect to them, in place.
 
-Derivation. A row of the loss is A D(q^T, p) + B CE, with p the target, A = `kd_factor` (weight of the divergence
-times T^2, 0 where no teacher counts), B = `ce_factor`, q = softmax(z), q^T = softmax(z / T), and CE the
-cross-entropy to a label y that is smoothed by s: -(1 - s) log q_y - (s / V) sum_v log q_v.
+Derivation. A row of the loss is A D(q^T, p) + B CE, with p the target, A = `kd_factor` (`kd_weight` times
+`KdTarget.scale`, which is T^2 or 1; 0 where no teacher counts), B = `ce_factor`, q = softmax(z), q^T =
+softmax(z / T), and CE the cross-entropy to a label y that is smoothed by s:
+-(1 - s) log q_y - (s / V) sum_v log q_v.
 
 1. Softmax. dq_u / dz_v = q_u (1[u = v] - q_v) / T at temperature T. So for any D with slopes g_u = dD / dq_u,
 

@@ -1,15 +1,15 @@
 """The distillation loss in one pass: every logit is made once, and its gradient with it.
 
 Derivation. Over N positions, with q^T = softmax(z / T) of the student's logits z, the target p that teachers are
-fused to, and weights A_n of the divergence (times T^2) and B_n of the cross-entropy, the loss is a sum over
-positions,
+fused to, and weights A_n of the divergence (times T^2, unless `KdTarget.scale` is 1) and B_n of the
+cross-entropy, the loss is a sum over positions,
 
     L = sum over n of  A_n D(q^T_n, p_n)  +  B_n CE(q_n, y_n)            (divided once by a global count, outside)
 
 Teachers carry no gradient, so neither do p and the weights that make it. Position n's logits appear in its own
 summand only: the gradient of the whole loss at them is known as soon as its chunk's target is, before any
 backward pass. With G = dL / dx [n V] at the product x = h W^T + b of a chunk (`finishing` derives it; forward
-KL: row n is A_n (q^T - p) / T + B_n (q - y)),
+KL: row n is A_n (q^T - p) / T + B_n (q - e_y), e_y being 1 at the label and 0 elsewhere),
 
     dL / dh = G W  [n D]        dL / dW = sum over chunks of G^T h  [V D]        dL / db = sum of the rows of G
 

@@ -9,10 +9,12 @@ and c_k is searched by counting: a token is capped if c_k q_v > u_k, that is if 
 limit. The gradient is A (q - p) / T plus that of the cross-entropy, as in `finishing`. For the figures each
 token gives
 
-    p log p  with log p_k = min(log c_k + log q, log u_k), which stays finite where q underflows
+    p log p
     p log q
 
-of the mixture and of every teacher: summed over tokens they are -H(p) and the cross-entropy to the student.
+of the mixture and of every teacher: summed over tokens they are -H(p) and the cross-entropy to the student. Of a
+teacher log p_k = min(log c_k + log q, log u_k), which stays finite where q underflows; of the mixture it is the
+log of at least the smallest normal number, so that 0 log 0 is 0.
 
 Time goes from left to right; H tokens are those of the blocks with the student's highest logits (`listed`):
 

@@ -3,7 +3,8 @@
 No gradient is derived here; it is decided which of three ways a chunk's target is made, so that each logit of a
 teacher is made as seldom as possible:
 
-    weights follow from each teacher's own figures           one walk: scores and mixing together
+    weights follow from each teacher's own figures,
+        or are given                                         one walk: scores and mixing together
     ... of a stretch of text longer than a chunk,
         or from all teachers compared                        two walks: figures and weights, then the loss
     all teachers are lists and the divergence is the         two walks, of which the first reads lists alone:

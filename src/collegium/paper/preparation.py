@@ -19,11 +19,11 @@ from collegium.base.durable import write_text
 from collegium.base.errors import RecipeError
 from collegium.data.sources import Source
 from collegium.paper.specification import Specification, in_folder
+from collegium.pipeline.evaluate import finished_evaluation
 from collegium.pipeline.prepare import prepare
 from collegium.pipeline.train import train
 from collegium.recipe.file import read_mapping, validated
 from collegium.recipe.recipe import Recipe
-from collegium.report.evaluation_file import read_evaluation
 from collegium.report.figures import by_metric
 
 
@@ -170,9 +170,5 @@ def teacher_folder(output: Path, name: str) -> Path:
 
 
 def read_teacher(output: Path, name: str) -> dict[str, float]:
-    """Read the figures of a teacher that was made, plain means over domains.
-
-    Raises:
-        DataError: it was measured by another version.
-    """
-    return by_metric(read_evaluation(teacher_folder(output, name)).mean)
+    """Read the figures of a teacher that was made, plain means over domains; measured again by another version."""
+    return by_metric(finished_evaluation(teacher_folder(output, name)).mean)

@@ -8,6 +8,7 @@ import torch
 from collegium.alignment.tokenizer_match import require_same_tokenizer
 from collegium.assembly.run import Run
 from collegium.base.errors import DataError
+from collegium.base.terminal import say
 from collegium.evaluation.harness import HarnessTasks, evaluate_with_harness, require_harness
 from collegium.evaluation.model_figures import measure_model
 from collegium.models.pretrained import check_model, load_model, load_tokenizer, place
@@ -15,7 +16,7 @@ from collegium.pipeline.comparison import STUDENT
 from collegium.pipeline.measure import measure_all, write_evaluation
 from collegium.recipe.recipe import Recipe
 from collegium.report.evaluation import Evaluation
-from collegium.report.evaluation_file import NAME, read_evaluation, stored_cost
+from collegium.report.evaluation_file import NAME, is_of_this_version, read_evaluation, stored_cost
 
 
 def evaluate_run(run_dir: Path, harness: HarnessTasks | None = None) -> Evaluation:
@@ -52,5 +53,10 @@ def evaluate_model(
 
 
 def finished_evaluation(run_dir: Path) -> Evaluation:
-    """The evaluation of a finished run; measured now if the run was stopped before."""
-    return read_evaluation(run_dir) if (run_dir / NAME).exists() else evaluate_run(run_dir)
+    """The evaluation of a finished run; measured now if there is none yet, or one of another version."""
+    if not (run_dir / NAME).exists():
+        return evaluate_run(run_dir)
+    if not is_of_this_version(run_dir):
+        say(f"{run_dir / NAME}: was written by another version of collegium; measuring again")
+        return evaluate_run(run_dir)
+    return read_evaluation(run_dir)

@@ -141,7 +141,7 @@ def push(upload: Upload, *, token_env: str | None = None) -> dict[str, Any]:
         raise HubError("HF_HUB_OFFLINE is set, so nothing can be pushed; unset it, or preview with --dry-run")
     token = _token(token_env)
     api = HfApi(token=token, library_name="collegium")
-    with _told(upload.repo_id, token):
+    with _hub_errors(upload.repo_id, token):
         created = api.create_repo(upload.repo_id, private=upload.private, exist_ok=True)
         repo_id = created.repo_id
         is_private = bool(api.repo_info(repo_id).private)
@@ -184,7 +184,7 @@ def _token(name: str | None) -> str:
 
 
 @contextmanager
-def _told(repo_id: str, token: str) -> Iterator[None]:
+def _hub_errors(repo_id: str, token: str) -> Iterator[None]:
     """Errors of the hub as ours: what happened and what to do, without headers, bodies or tokens."""
     try:
         yield

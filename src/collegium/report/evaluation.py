@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from collegium.report.figures import Differences, StudentDomain, StudentFigures, StudentMeasured, TeachersMeasured
-from collegium.report.interval import Difference, Stored
+from collegium.report.interval import Difference, Number, Stored
 from collegium.report.samples import Continuation, Generation, HarnessScores, Passage, TaskScores
 
 
@@ -33,7 +33,7 @@ class DocumentLosses(Stored):
     """Predicted tokens and summed loss of each document, in nats."""
 
     tokens: tuple[int, ...]
-    nll: tuple[float, ...]
+    nll: tuple[Number, ...]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Curve(Stored):
     """A logged figure at steps of the training."""
 
     step: tuple[int, ...]
-    value: tuple[float, ...]
+    value: tuple[Number, ...]
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,9 @@ class ActualCost(Stored):
 
     Attributes:
         seconds: Of its parts, in this process.
-        memory_bytes: Most that was resident.
-        device_memory_bytes: Most that was reserved on the GPU; None without one.
-        disk_bytes: Of what it left.
+        memory_bytes: Peak resident memory.
+        device_memory_bytes: Peak memory reserved on the GPU; None without one.
+        disk_bytes: Sizes of the files that it left.
         resumed: Whether another process did the first steps, whose time is not known here.
     """
 
@@ -109,8 +109,8 @@ class ContinualDomain(Stored):
         forward_transfer: `reference` minus `before`.
     """
 
-    final: float
-    before: float
+    final: Number
+    before: Number
     best_past: float | None = None
     best_past_run: str | None = None
     forgetting: Difference | None = None
@@ -126,7 +126,7 @@ class ContinualMean(Stored):
     forgetting: float | None
     learning: float | None
     forward_transfer: float | None
-    final: float
+    final: Number
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ class Evaluation(Stored):
     held_out: HeldOutText
     confidence: float
     domains: Mapping[str, StudentDomain]
-    mean: StudentFigures[float]
+    mean: StudentFigures[Number]
     documents: Mapping[str, DocumentLosses] = field(default_factory=dict)
     before: StudentMeasured | None = None
     teachers: TeachersMeasured | None = None

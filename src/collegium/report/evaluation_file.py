@@ -1,6 +1,7 @@
 """The one writer and the one reader of `evaluation.json`."""
 
 import json
+import math
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -37,7 +38,16 @@ def evaluation_text(evaluation: Evaluation) -> str:
 def as_content(evaluation: Evaluation) -> dict[str, Any]:
     """Plain data that JSON can hold, without what was not measured."""
     content: dict[str, Any] = _adapter().dump_python(evaluation, by_alias=True, exclude_defaults=True)
-    return {"schema_version": evaluation.schema_version, **content}
+    return {"schema_version": evaluation.schema_version, **{key: _known(part) for key, part in content.items()}}
+
+
+def _known(part: Any) -> Any:
+    """The same with null for numbers that are not known: JSON has neither NaN nor infinity."""
+    if isinstance(part, dict):
+        return {key: _known(inner) for key, inner in part.items()}
+    if isinstance(part, list | tuple):
+        return [_known(inner) for inner in part]
+    return None if isinstance(part, float) and not math.isfinite(part) else part
 
 
 def read_evaluation(folder: Path) -> Evaluation:
@@ -80,6 +90,11 @@ def evaluation_of(content: Mapping[str, Any]) -> Evaluation:
         ValidationError: a key is missing, unknown, or holds something else.
     """
     return _adapter().validate_python(content)
+
+
+def is_of_this_version(folder: Path) -> bool:
+    """True if the evaluation in a folder has the shape that `read_evaluation` reads."""
+    return _content(folder).get("schema_version") == SCHEMA_VERSION
 
 
 def stored_cost(folder: Path) -> Cost | None:

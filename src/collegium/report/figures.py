@@ -11,7 +11,7 @@ from typing import Annotated, Generic, TypeVar
 from pydantic import Field
 
 from collegium.report import metric_names as names
-from collegium.report.interval import Difference, Interval, Stored
+from collegium.report.interval import Difference, Interval, Number, Stored
 
 
 T = TypeVar("T")
@@ -151,7 +151,7 @@ class ConfidenceBins(Stored):
     """
 
     tokens: tuple[int, ...]
-    gaps: tuple[float, ...]
+    gaps: tuple[Number, ...]
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ class StudentMeasured(Stored):
     """
 
     domains: Mapping[str, StudentDomain] = field(default_factory=dict)
-    mean: StudentFigures[float] = field(default_factory=StudentFigures)
+    mean: StudentFigures[Number] = field(default_factory=StudentFigures)
 
     def figures(self, domain: str) -> StudentFigures[Interval]:
         """Figures of a domain; none are known of one that was not measured."""
@@ -199,7 +199,7 @@ class TeachersMeasured(Stored):
     """Teachers on all held-out text; see `StudentMeasured`."""
 
     domains: Mapping[str, FusionDomain] = field(default_factory=dict)
-    mean: FusionFigures[float] = field(default_factory=FusionFigures)
+    mean: FusionFigures[Number] = field(default_factory=FusionFigures)
 
     def figures(self, domain: str) -> FusionFigures[Interval]:
         """Figures of a domain, likewise."""

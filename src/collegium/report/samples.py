@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from collegium.report.interval import Interval, Stored
+from collegium.report.interval import Interval, Number, Stored
 
 
 Alternative = tuple[str, float]
@@ -20,7 +20,7 @@ class View(Stored):
         alternatives: The most probable tokens, the first first, [n]; none where a teacher is absent.
     """
 
-    probability: tuple[float, ...]
+    probability: tuple[Number, ...]
     alternatives: tuple[tuple[Alternative, ...], ...]
 
 
@@ -33,7 +33,7 @@ class TeacherView(View):
         entropy: In nats, [n]; None where it is absent.
     """
 
-    weight: tuple[float, ...]
+    weight: tuple[Number, ...]
     entropy: tuple[float | None, ...]
 
 
@@ -54,7 +54,7 @@ class Passage(Stored):
     document: int
     lead: str
     text: tuple[str, ...]
-    conflict: tuple[float, ...]
+    conflict: tuple[Number, ...]
     student: View
     target: View | None = None
     teachers: Mapping[str, TeacherView] = field(default_factory=dict)
@@ -134,7 +134,7 @@ class TaskScores(Stored):
     items: int
     primary: str
     figures: Mapping[str, Interval]
-    baselines: Mapping[str, float]
+    baselines: Mapping[str, Number]
     teachers: Mapping[str, Mapping[str, Interval]]
     per_item: tuple[tuple[float, ...], ...] = ()
     sample: Mapping[str, str] = field(default_factory=dict)
