@@ -214,7 +214,7 @@ def test_a_corrected_mistake_may_use_the_same_folder(recipe, model_folder, monke
     assert "num_layers is 9, but the model has 4" in err
     code, _, err = run(["train", str(recipe), change % 2], monkeypatch, capsys)
     assert code == 0, err
-    assert len(json.loads(Path("runs/pico/kept_layers.json").read_text())) == 2
+    assert len(json.loads(Path("runs/pico/kept_layers.json").read_text())["layers"]) == 2
 
 
 def test_empty_text(recipe, tmp_path, monkeypatch, capsys):
@@ -345,7 +345,7 @@ def test_layers_are_chosen_once(recipe, model_folder, tmp_path, monkeypatch):
 
     section = f"student={{kind: layer_drop, model: {model_folder('big', 5, layers=4)}, num_layers: 2}}"
     first = Run.from_recipe(recipe, overrides=[section], folder=tmp_path).student
-    kept = json.loads((tmp_path / "kept_layers.json").read_text())
+    kept = json.loads((tmp_path / "kept_layers.json").read_text())["layers"]
     assert len(kept) == first.config.num_hidden_layers == 2
 
     def again(*_: object) -> None:

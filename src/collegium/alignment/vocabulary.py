@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import safetensors.numpy
+import xxhash
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
@@ -28,6 +29,9 @@ from collegium.base.references import cache_dir
 logger = logging.getLogger(__name__)
 
 FORMAT = "1"
+DIGEST = "xxh3_128"
+"""Name of the array that holds the digest of the others."""
+
 START: np.uint64 = np.uint64(0x243F6A8885A308D3)
 """Key of no tokens."""
 
@@ -94,19 +98,29 @@ def kept_arrays(
         names: Names of the arrays.
         make: Makes them; also where the file is damaged.
     """
-    content = f"{what}/{student.fingerprint}/{teacher.fingerprint}"
+    content = f"{what}/with digest/{student.fingerprint}/{teacher.fingerprint}"
     path = cache_dir() / "vocabularies" / f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.safetensors"
     if path.exists():
         try:
-            arrays = safetensors.numpy.load_file(path)
+            arrays = safetensors.numpy.load(path.read_bytes())
+            if not np.array_equal(arrays.pop(DIGEST), _digest_of(arrays)):
+                raise ValueError("its digest differs")
             return {name: arrays[name] for name in names}
-        except (SafetensorError, KeyError, OSError) as error:
+        except (SafetensorError, KeyError, ValueError, OSError) as error:
             logger.warning("%s: is damaged (%s); it is made again", path, error)
     made = make()
     arrays = {name: np.ascontiguousarray(made[name]) for name in names}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, safetensors.numpy.save(arrays))
+    write_bytes(path, safetensors.numpy.save({**arrays, DIGEST: _digest_of(arrays)}))
     return arrays
+
+
+def _digest_of(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.uint8]:
+    state = xxhash.xxh3_128()
+    for name in sorted(arrays):
+        state.update(f"{name}/{arrays[name].dtype}/{arrays[name].shape}".encode())
+        state.update(np.ascontiguousarray(arrays[name]).data)
+    return np.frombuffer(state.digest(), np.uint8)
 
 
 def make_map(student: TokenBytes, teacher: TokenBytes) -> VocabularyMap:

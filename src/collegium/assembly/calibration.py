@@ -21,6 +21,7 @@ from collegium.assembly.corpus import Corpus
 from collegium.assembly.local_teachers import load_teachers, logger
 from collegium.assembly.process import process_state
 from collegium.base.digest import json_digest
+from collegium.base.digests import sealed, unsealed
 from collegium.base.durable import write_text
 from collegium.base.errors import DataError, RecipeError
 from collegium.base.references import cache_dir
@@ -179,7 +180,7 @@ def _read(path: Path | None) -> Temperatures:
     if path is None or not path.exists():
         return {}
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = unsealed(json.loads(path.read_text(encoding="utf-8")))
         return {name: {key: FittedTemperature(**fit) for key, fit in fits.items()} for name, fits in tree.items()}
     except (ValueError, TypeError, AttributeError) as error:
         raise DataError(
@@ -199,4 +200,4 @@ def to_json(fit: FittedTemperature) -> dict[str, Any]:
 
 def _write(path: Path, temperatures: Temperatures) -> None:
     tree = {name: {key: to_json(fit) for key, fit in fits.items()} for name, fits in temperatures.items()}
-    write_text(path, json.dumps(tree, indent=1))
+    write_text(path, json.dumps(sealed(tree), indent=1))

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from collegium.base.errors import DataError
 from collegium.models.pretrained import causal_lm_of
-from collegium.recipe.file import load_recipe
+from collegium.recipe.file import load_run_recipe
 from collegium.recipe.recipe import Recipe
 from collegium.recipe.sections.models import ContinuedStudentSection
 
@@ -65,7 +65,7 @@ def _past_runs(recipe: Recipe) -> Iterator[PastRun]:
         if not whole or folder.resolve() in seen:
             return
         seen.add(folder.resolve())
-        recipe = load_recipe(folder / "recipe.yaml")
+        recipe = load_run_recipe(folder / "recipe.yaml")
         yield PastRun(folder, recipe)
 
 

@@ -16,6 +16,9 @@ import transformers
 
 import collegium
 from collegium.assembly.model_lineage import licence_of, model_of, path_of, stored_parameters, teacher_of
+from collegium.base.errors import DataError
+from collegium.models.merging import is_untied
+from collegium.models.pretrained import load_config
 from collegium.recipe.sections.base import Section
 from collegium.recipe.sections.models import (
     ConfigStudentSection,
@@ -86,10 +89,19 @@ def _student_of(run: "Run", folder: Path) -> dict[str, Any]:
         "layers_kept": _layers_kept(section, folder),
         "pruned_to": section.sizes if isinstance(section, PrunedStudentSection) else None,
         "parameters": stored_parameters(folder / "student"),
+        "untied": section.lora is not None and _is_untied(folder / "student", section.model, section.revision),
         "trained_parameters": None if section.lora is None else stored_parameters(folder / "adapter"),
         "tokenizer": tokenizer,
         "vocab_size": run.vocab_size,
     }
+
+
+def _is_untied(student: Path, base: str, revision: str | None) -> bool:
+    """Whether adapters made embeddings and head two matrices, which were one in the base."""
+    try:
+        return is_untied(load_config(str(student)), load_config(base, revision=revision))
+    except DataError:  # the base is gone
+        return False
 
 
 def _continued(section: ContinuedStudentSection) -> dict[str, Any]:

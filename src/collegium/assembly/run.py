@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
-from collegium.recipe.file import load_recipe
+from collegium.recipe.file import load_recipe, load_run_recipe
 from collegium.recipe.recipe import Recipe
 
 
@@ -89,7 +89,7 @@ class Run:
         Raises:
             RecipeError: its recipe cannot be read.
         """
-        return cls(load_recipe(folder / "recipe.yaml"), device=device, folder=folder)
+        return cls(load_run_recipe(folder / "recipe.yaml"), device=device, folder=folder)
 
     def derive(
         self,

@@ -12,6 +12,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from collegium.assembly.process import process_state
+from collegium.base.digests import sealed, unsealed
 from collegium.base.durable import write_text
 from collegium.base.errors import DataError
 from collegium.models.pretrained import check_model, load_model, model_from_config, place, resolve_dtype
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Choice = TypeVar("Choice")
+
+LAYERS = "layers"
+"""Key of the choice in its file, beside the digest."""
 
 CALIBRATION_BATCH = 8
 """Blocks of one forward pass; scores do not depend on it."""
@@ -122,22 +126,41 @@ def _once(
     texts: list[str] = [""]
     if process_state().is_main_process:
         if path is not None and path.exists():
-            texts = [path.read_text(encoding="utf-8")]
+            texts = [path.read_text(encoding="utf-8", errors="replace")]
         else:
-            texts = [dumped(choose())]
+            texts = [_with_digest(dumped(choose()))]
             if path is not None:
                 write_text(path, texts[0])
     broadcast_object_list(texts)
     try:
-        return parsed(texts[0])
+        return parsed(_without_digest(texts[0]))
     except (ValueError, TypeError) as error:
         raise DataError(
             f"{path}: holds no list of what is kept ({error}); delete the run folder and begin again"
         ) from error
 
 
+def _with_digest(text: str) -> str:
+    content = json.loads(text)
+    return json.dumps(sealed(content if isinstance(content, dict) else {LAYERS: content}))
+
+
+def _without_digest(text: str) -> str:
+    """What was kept, as JSON.
+
+    Raises:
+        ValueError: it is not as it was written.
+    """
+    return json.dumps(unsealed(json.loads(text)))
+
+
 def _parsed_layers(text: str) -> list[int]:
-    return [int(index) for index in json.loads(text)]
+    content = json.loads(text)
+    if isinstance(content, dict):  # earlier versions wrote a bare list
+        if content.keys() != {LAYERS}:
+            raise ValueError(f"it holds {sorted(content)}")
+        content = content[LAYERS]
+    return [int(index) for index in content]
 
 
 @contextlib.contextmanager

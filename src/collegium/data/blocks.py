@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from collegium.base.errors import DataError
 from collegium.data.documents import Document
 from collegium.data.packing import Packer, blocks_to_table
+from collegium.data.stored_blocks import StoredBlocks
 from collegium.data.tokenization import DocumentTokenizer, TokenizedDocument
 
 
@@ -27,7 +28,7 @@ class PackedBlocks(Dataset[dict[str, Any]]):
         sample_ids: Number of each row in the data set it comes from; by default its index.
     """
 
-    def __init__(self, dataset: datasets.Dataset, sample_ids: Sequence[int] | None = None) -> None:
+    def __init__(self, dataset: datasets.Dataset | StoredBlocks, sample_ids: Sequence[int] | None = None) -> None:
         self.dataset = dataset
         self._sample_ids = range(len(dataset)) if sample_ids is None else sample_ids
 

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from collegium.data.prepared import PreparedText
+from collegium.data.stored_blocks import StoredBlocks
 
 
 _COLUMNS = ("segment_documents", "segment_starts", "segment_ends")
@@ -68,7 +69,7 @@ class DocumentIndex:
         return cls.of_parts({"train": text.train.dataset, **held_out})
 
     @classmethod
-    def of_parts(cls, parts: Mapping[str, datasets.Dataset]) -> "DocumentIndex":
+    def of_parts(cls, parts: Mapping[str, datasets.Dataset | StoredBlocks]) -> "DocumentIndex":
         """Index of some parts, whose documents are numbered alike."""
         columns = [_segments(number, dataset) for number, dataset in enumerate(parts.values())]
         joined = {name: np.concatenate([part[name] for part in columns]) for name in columns[0]}
@@ -104,9 +105,13 @@ class DocumentIndex:
         )
 
 
-def _segments(part: int, dataset: datasets.Dataset) -> dict[str, NDArray[np.integer]]:
+def _segments(part: int, dataset: datasets.Dataset | StoredBlocks) -> dict[str, NDArray[np.integer]]:
     """Columns of the index for one part, in its order; segments without bytes are left out."""
-    table: pa.Table = dataset.select_columns(list(_COLUMNS)).with_format("arrow")[:]
+    table: pa.Table = (
+        dataset.columns(_COLUMNS)
+        if isinstance(dataset, StoredBlocks)
+        else dataset.select_columns(list(_COLUMNS)).with_format("arrow")[:]
+    )
     documents, starts, ends = (pc.list_flatten(table[name]).to_numpy() for name in _COLUMNS)
     counts = pc.list_value_length(table[_COLUMNS[0]]).to_numpy()
     firsts = np.cumsum(counts) - counts

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from collegium.base.digests import sealed, unsealed
 from collegium.base.errors import DataError
 from collegium.data.storage import FileRecord, read_json, write_json
 
@@ -49,7 +50,12 @@ class Journal:
         path = directory / JOURNAL_NAME
         if not path.exists():
             return None
-        content = read_json(path)
+        try:
+            content = unsealed(read_json(path))
+        except ValueError as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(f"{path}: is damaged ({error}): delete {directory} and prepare it again") from None
         if content["fingerprint"] != fingerprint:
             raise DataError(
                 f"{directory}: holds an unfinished preparation with fingerprint "
@@ -61,4 +67,4 @@ class Journal:
 
     def save(self, directory: Path) -> None:
         """Write it, whole or not at all."""
-        write_json(directory / JOURNAL_NAME, asdict(self))
+        write_json(directory / JOURNAL_NAME, sealed(asdict(self)))

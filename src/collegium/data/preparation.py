@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from collegium.base.digests import sealed
 from collegium.base.errors import DataError
 from collegium.data.deduplicate import HeldOutIndex, words_key, words_of
 from collegium.data.documents import Document
@@ -253,7 +254,7 @@ class Preparation:
             "sources": {source.name: self._describe(source) for source in self._sources},
             "files": {name: asdict(record) for name, record in self._journal.files.items()},
         }
-        write_json(self._directory / MANIFEST_NAME, manifest)
+        write_json(self._directory / MANIFEST_NAME, sealed(manifest))
 
     def _describe_text(self) -> dict[str, Any]:
         """All that decides which documents there are and their numbers; nothing of the tokenizer."""

@@ -8,18 +8,17 @@
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
-import pyarrow as pa
-
 from collegium.base.digest import json_digest
-from collegium.base.durable import file_digest
+from collegium.base.digests import unsealed
 from collegium.base.errors import DataError
 from collegium.data.blocks import PackedBlocks
 from collegium.data.storage import read_json
+from collegium.data.stored_blocks import ArrowFile, StoredBlocks, open_files, read_recorded
 
 
 SCHEMA_VERSION = 3
@@ -61,28 +60,29 @@ class PreparedText:
 
     @classmethod
     def load(cls, directory: Path) -> "PreparedText":
-        """Open a prepared folder; sizes and row counts of all files are checked.
+        """Open a prepared folder; every file is read and compared with its digest.
 
         Raises:
             DataError: if it is not finished, or a file does not agree with the manifest.
         """
         manifest = read_manifest(directory)
-        opened = {}
-        for name, record in manifest["files"].items():
-            _check_size(directory, name, record["bytes"])
-            if name.endswith(".arrow"):
-                opened[name] = _open_blocks(directory, name, record["rows"])
+        opened = _open(directory, manifest["files"])
         return cls(
             directory=directory,
-            train=_concatenate([opened[n] for n in opened if n.startswith("train/")]),
-            held_out={n: PackedBlocks(opened[held_out_file(n)]) for n in manifest["sources"]},
+            train=PackedBlocks(StoredBlocks([opened[n] for n in opened if n.startswith("train/")])),
+            held_out={n: PackedBlocks(StoredBlocks([opened[held_out_file(n)]])) for n in manifest["sources"]},
             manifest=manifest,
             fingerprint=manifest["fingerprint"],
         )
 
     def held_out_texts(self, domain: str) -> list[str]:
-        """The held-out documents of a domain, as they were read."""
-        lines = (self.directory / held_out_text_file(domain)).read_bytes().splitlines()
+        """The held-out documents of a domain, as they were read.
+
+        Raises:
+            DataError: the file is not what was written.
+        """
+        name = held_out_text_file(domain)
+        lines = _read(self.directory, name, self.manifest["files"][name]).splitlines()
         return [json.loads(line)["text"] for line in lines]
 
     @property
@@ -111,16 +111,13 @@ class PreparedText:
             )
 
     def verify(self) -> None:
-        """Read every file and compare its checksum.
+        """Read every file and compare its checksum, again after `load` did.
 
         Raises:
             DataError: naming the first damaged file.
         """
         for name, record in self.manifest["files"].items():
-            found = file_digest(self.directory / name)
-            if found != record["sha256"]:
-                reason = f"its sha256 is {found}, not {record['sha256']}"
-                raise _damaged(self.directory, name, reason)
+            _read(self.directory, name, record)
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
@@ -137,29 +134,30 @@ def read_manifest(directory: Path) -> dict[str, Any]:
             f"{path}: is of schema {version}, this version reads {SCHEMA_VERSION}: "
             "prepare the text again in another data.directory"
         )
-    return dict(manifest)
-
-
-def _check_size(directory: Path, name: str, expected: int) -> None:
-    path = directory / name
-    if not path.is_file():
-        raise _damaged(directory, name, "it is missing")
-    if path.stat().st_size != expected:
-        raise _damaged(directory, name, f"it has {path.stat().st_size} bytes, not {expected}")
-
-
-def _open_blocks(directory: Path, name: str, num_rows: int) -> datasets.Dataset:
     try:
-        blocks = datasets.Dataset.from_file(str(directory / name))
-    except (pa.ArrowException, OSError, ValueError) as error:
+        return dict(unsealed(manifest))
+    except ValueError as error:
+        raise _damaged(directory, MANIFEST_NAME, str(error)) from None
+
+
+def _open(directory: Path, files: Mapping[str, Mapping[str, Any]]) -> dict[str, ArrowFile]:
+    """The files of blocks, by name; texts are compared too."""
+    blocks = {name: record for name, record in files.items() if name.endswith(".arrow")}
+    opened = {}
+    for name, found in zip(blocks, open_files({directory / n: r for n, r in blocks.items()}), strict=True):
+        if isinstance(found, ValueError):
+            raise _damaged(directory, name, str(found)) from found
+        opened[name] = found
+    for name in files.keys() - blocks.keys():
+        _read(directory, name, files[name])
+    return opened
+
+
+def _read(directory: Path, name: str, record: Mapping[str, Any]) -> bytes:
+    try:
+        return read_recorded(directory / name, record)
+    except ValueError as error:
         raise _damaged(directory, name, str(error)) from error
-    if len(blocks) != num_rows:
-        raise _damaged(directory, name, f"it has {len(blocks)} rows, not {num_rows}")
-    return blocks
-
-
-def _concatenate(shards: list[datasets.Dataset]) -> PackedBlocks:
-    return PackedBlocks(datasets.concatenate_datasets(shards))
 
 
 def _damaged(directory: Path, name: str, reason: str) -> DataError:

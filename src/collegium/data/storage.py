@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import xxhash
 
 from collegium.base.durable import write_bytes
 from collegium.base.errors import DataError
 from collegium.data.packing import Block, blocks_to_table
 
 
-_RECORD_BATCH_ROWS = 256
+_RECORD_BATCH_ROWS = 16
+"""What is read for a single row."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,14 @@ class FileRecord:
         tokens: Tokens of its blocks by domain.
         bytes: Its size.
         sha256: Its checksum, in hexadecimal.
+        xxh3_128: Another one, which is ten times as fast to compare; earlier versions did not write it.
     """
 
     rows: int
     tokens: dict[str, int]
     bytes: int
     sha256: str
+    xxh3_128: str = ""
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -59,7 +63,7 @@ def read_json(path: Path) -> Any:
 
 
 def write_blocks(path: Path, blocks: Sequence[Block]) -> FileRecord:
-    """Write an Arrow stream, the format that `datasets.Dataset.from_file` maps into memory."""
+    """Write an Arrow stream, a format that `datasets` reads too."""
     table = blocks_to_table(blocks)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
@@ -78,4 +82,8 @@ def write_json_lines(path: Path, records: Sequence[dict[str, Any]]) -> FileRecor
 
 def _write_recorded(path: Path, content: bytes | memoryview, rows: int, tokens: dict[str, int]) -> FileRecord:
     write_bytes(path, content)
-    return FileRecord(rows, tokens, len(content), hashlib.sha256(content).hexdigest())
+    return FileRecord(rows, tokens, len(content), *_digests(content))
+
+
+def _digests(content: bytes | memoryview) -> tuple[str, str]:
+    return hashlib.sha256(content).hexdigest(), xxhash.xxh3_128_hexdigest(content)

@@ -12,6 +12,7 @@ width of 576), so that measuring a student again costs the student's forward pas
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice, zip_longest
 
 import torch
 from jaxtyping import Float, Int
@@ -121,6 +122,11 @@ class HeldOutDomain:
                 totals[self._document_index[number]] += size
         return totals
 
+    def blocks(self) -> Iterator[Batch]:
+        """One block after another, without what teachers say of it."""
+        for row in self._rows:
+            yield Batch.from_inputs(self._collator([row]))
+
     def batches(self) -> Iterator[HeldOutBatch]:
         """All batches, each with its signals on the device while it is used; teachers are asked once."""
         for held_out in self._scored:
@@ -193,6 +199,11 @@ class HeldOut:
             )
             for name, domain in blocks.items()
         }
+
+    def first_blocks(self, count: int) -> list[Batch]:
+        """The first blocks of the domains in turn, without what teachers say of them."""
+        turns = zip_longest(*(domain.blocks() for domain in self.domains.values()))
+        return list(islice((batch for turn in turns for batch in turn if batch is not None), count))
 
     def measure_student(self, trunk: Trunk, head: Head, *, own: "Rule | None" = None) -> dict[str, DocumentSums]:
         """NLL, token accuracy, calibration, KL to each teacher and to fused targets, and top-1 agreement.

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from collegium.base.digests import verify_student
 from collegium.base.errors import DataError
 from collegium.models.pretrained import load_model, load_tokenizer
 
@@ -38,5 +39,6 @@ def load_student(folder: Path, name: str) -> Student:
             f"{folder.parent}: holds no `student` folder; give the folder of a finished run (`collegium train` "
             "finishes one that was stopped)"
         )
+    verify_student(folder)
     model = load_model(str(folder), dtype=torch.float32)
     return Student(name, folder, model.requires_grad_(False), load_tokenizer(str(folder)))

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig, PreTrainedModel
 
+from collegium.base.digests import verify_folder, write_digests
 from collegium.base.durable import disk_errors, file_digest
 from collegium.base.errors import DataError, pass_on_full_disk
 from collegium.base.references import cache_dir
@@ -70,7 +71,7 @@ def dequantized(path: Path) -> Path:
     """
     parts = gguf_parts(path)
     target = _target(parts)
-    if (target / "config.json").exists():
+    if (target / "config.json").exists() and _is_whole(target):
         return target
     logger.info("dequantising %s (once)", path.name)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -84,6 +85,7 @@ def dequantized(path: Path) -> Path:
             joined.unlink()
         with disk_errors(temporary):
             model.save_pretrained(temporary)
+        write_digests(temporary)
         temporary.chmod(0o755)
         temporary.rename(target)
     except OSError:
@@ -92,6 +94,17 @@ def dequantized(path: Path) -> Path:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return target
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether dequantised weights are as they were written; removes them if not."""
+    try:
+        verify_folder(folder)
+    except DataError:
+        logger.warning("%s: is damaged; the file is dequantised again", folder)
+        shutil.rmtree(folder)
+        return False
+    return True
 
 
 def require_readable(path: Path) -> None:

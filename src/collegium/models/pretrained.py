@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from collegium.alignment.tokenizer_match import leave_out_above
+from collegium.base.digests import verify_folder
 from collegium.base.durable import file_digest
 from collegium.base.errors import DataError, RecipeError, pass_on_full_disk
 from collegium.base.references import resolve_reference
@@ -92,6 +93,7 @@ def load_model(
     folder, gguf_file = _locate(reference)
     if gguf_file is not None:
         folder = str(dequantized(Path(folder) / gguf_file))
+    verify_folder(Path(folder))
     return read_model(
         folder,
         reference=reference,
@@ -261,6 +263,7 @@ def _locate(reference: str) -> tuple[str, str | None]:
     """Folder or hub id, and the GGUF file in it if it is one."""
     path = resolve_reference(reference)
     if not path.endswith(".gguf"):
+        verify_folder(Path(path), with_weights=False)
         return path, None
     file = Path(path)
     if not file.is_file():

@@ -6,6 +6,7 @@ finished, and a card that is missing is written by the next `collegium evaluate`
 
 from pathlib import Path
 
+from collegium.base.digests import update_digest
 from collegium.base.durable import write_text
 from collegium.recipe.file import dump_mapping
 from collegium.recipe.recipe import Recipe
@@ -19,6 +20,7 @@ def write_card(run_dir: Path, recipe: Recipe, evaluation: Evaluation) -> Path:
     """Write `student/README.md` of a finished run."""
     path = run_dir / "student" / CARD_NAME
     write_text(path, render_card(evaluation, recipe_text(recipe)))
+    update_digest(path.parent, CARD_NAME)
     return path
 
 

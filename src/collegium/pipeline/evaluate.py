@@ -7,6 +7,7 @@ import torch
 
 from collegium.alignment.tokenizer_match import require_same_tokenizer
 from collegium.assembly.run import Run
+from collegium.base.digests import verify_student
 from collegium.base.errors import DataError
 from collegium.base.terminal import say
 from collegium.evaluation.harness import HarnessTasks, evaluate_with_harness, require_harness
@@ -27,6 +28,7 @@ def evaluate_run(run_dir: Path, harness: HarnessTasks | None = None) -> Evaluati
     """
     if not (run_dir / "student").is_dir():
         raise DataError(f"{run_dir}: holds no `student` folder; give a finished run, or use --recipe with a model")
+    verify_student(run_dir / "student")
     recipe = Run.from_folder(run_dir).recipe
     return evaluate_model(recipe, str(run_dir / "student"), run_dir, harness)
 

@@ -18,6 +18,7 @@ import httpx2
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
+from collegium.base.digests import card_is_edited, verify_student
 from collegium.base.errors import DataError, HubError, RecipeError, one_line
 from collegium.base.references import is_offline
 from collegium.base.terminal import say, show_json, show_table
@@ -78,6 +79,9 @@ def plan_upload(
         )
     evaluation = _evaluation_of(run_dir)
     student = run_dir / "student"
+    verify_student(student)
+    if card_is_edited(student):
+        say(f"{student / CARD_NAME}: is not as collegium wrote it; it is uploaded as it is now")
     files: dict[str, Path | bytes] = {
         path.relative_to(student).as_posix(): path
         for path in sorted(student.rglob("*"))

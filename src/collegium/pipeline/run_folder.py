@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+from collegium.base.digests import sealed_text
 from collegium.base.durable import write_text
 from collegium.base.errors import RecipeError
 from collegium.base.terminal import is_main_rank
-from collegium.recipe.file import differences, dump_recipe, load_recipe
+from collegium.recipe.file import differences, dump_recipe, load_run_recipe
 from collegium.recipe.recipe import Recipe
 
 
@@ -25,7 +26,7 @@ def claim_run_dir(recipe: Recipe, run_dir: Path) -> None:
         for name in ("kept_layers.json", "kept.json", "temperatures.json"):
             (run_dir / name).unlink(missing_ok=True)
     run_dir.mkdir(parents=True, exist_ok=True)
-    write_text(run_dir / "recipe.yaml", dump_recipe(recipe))
+    write_text(run_dir / "recipe.yaml", sealed_text(dump_recipe(recipe)))
 
 
 def require_free(recipe: Recipe, run_dir: Path) -> Recipe | None:
@@ -33,12 +34,13 @@ def require_free(recipe: Recipe, run_dir: Path) -> Recipe | None:
 
     Raises:
         RecipeError: it belongs to another recipe.
+        DataError: the recipe that is there is damaged.
     """
     path = run_dir / "recipe.yaml"
     if not path.exists():
         return None
     try:
-        other = load_recipe(path)
+        other = load_run_recipe(path)
     except RecipeError as error:
         raise RecipeError(
             f"{run_dir}: holds a run whose recipe this version does not read; "

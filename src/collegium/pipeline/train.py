@@ -14,7 +14,7 @@ import torch
 from collegium.assembly.run import Run
 from collegium.assembly.training import build_trainer
 from collegium.assembly.weights import require_weights
-from collegium.base.durable import disk_errors
+from collegium.base.durable import sync_folder
 from collegium.base.terminal import say
 from collegium.evaluation.cost import Clock
 from collegium.evaluation.language_modeling import DocumentSums
@@ -26,6 +26,7 @@ from collegium.pipeline.run_folder import claim_run_dir
 from collegium.recipe.recipe import Recipe
 from collegium.report.evaluation import Evaluation
 from collegium.training.callbacks import MetricsFile, StopOnSignal, TrainingProgress
+from collegium.training.publication import ADAPTER
 from collegium.training.trainer import DistillationTrainer, measure_student
 
 
@@ -78,16 +79,22 @@ def fit_student(run: Run) -> DistillationTrainer:
 
 
 def publish_student(trainer: DistillationTrainer, folder: Path) -> None:
-    """Write `student/`, and `adapter/` beside it if only that was trained; each whole or not at all."""
+    """Write `student/`, and `adapter/` beside it if only that was trained; each whole or not at all.
+
+    Raises:
+        DataError: what was written and read back is not the student that was trained.
+    """
     if trainer.is_world_process_zero():
         temporary = folder / ".writing"
         try:
-            with disk_errors(temporary):
-                shutil.rmtree(folder / "adapter", ignore_errors=True)
-                if trainer.distillation_model.save_adapter(temporary):
-                    temporary.rename(folder / "adapter")
-                trainer.save_model(str(temporary))
-                temporary.rename(folder / "student")  # last: it says that the run is finished
+            shutil.rmtree(temporary, ignore_errors=True)
+            trainer.save_model(str(temporary))
+            if (temporary / ADAPTER).is_dir():
+                shutil.rmtree(folder / ADAPTER, ignore_errors=True)
+                (temporary / ADAPTER).rename(folder / ADAPTER)
+                say(f"{folder}: student/ has the adapter merged into plain weights, adapter/ has it alone")
+            temporary.rename(folder / "student")  # last: it says that the run is finished
+            sync_folder(folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()

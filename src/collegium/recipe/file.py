@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from collegium.base.digests import verify_text
 from collegium.base.errors import RecipeError, one_line
 from collegium.base.suggestion import did_you_mean
 from collegium.recipe.recipe import Recipe
@@ -37,6 +38,17 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         _apply_override(content, override)
     return validated(content, path)
+
+
+def load_run_recipe(path: Path) -> Recipe:
+    """Read the recipe that a run left in its folder, which must be as it was written.
+
+    Raises:
+        DataError: it is damaged, or was edited.
+        RecipeError: this version does not read it.
+    """
+    verify_text(path)
+    return load_recipe(path)
 
 
 def parse_recipe(text: str, path: Path) -> Recipe:

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from collegium.base.digests import DIGEST_KEY, sealed, unsealed
 from collegium.base.durable import write_text
 from collegium.base.errors import DataError, one_line
 from collegium.report.evaluation import SCHEMA_VERSION, Cost, Evaluation
@@ -36,9 +37,10 @@ def evaluation_text(evaluation: Evaluation) -> str:
 
 
 def as_content(evaluation: Evaluation) -> dict[str, Any]:
-    """Plain data that JSON can hold, without what was not measured."""
+    """Plain data that JSON can hold, without what was not measured, and with its own digest at the end."""
     content: dict[str, Any] = _adapter().dump_python(evaluation, by_alias=True, exclude_defaults=True)
-    return {"schema_version": evaluation.schema_version, **{key: _known(part) for key, part in content.items()}}
+    known = {key: _known(part) for key, part in content.items()}
+    return sealed({"schema_version": evaluation.schema_version, **known})
 
 
 def _known(part: Any) -> Any:
@@ -73,6 +75,10 @@ def read_evaluation(folder: Path) -> Evaluation:
             written = f"another version of collegium, with schema_version {version}"
         raise DataError(f"{path}: was written by {written}; this one reads {SCHEMA_VERSION}: {again}")
     try:
+        content = unsealed(content)
+    except ValueError as error:
+        raise DataError(f"{path}: is damaged, or was edited ({error}); {again}") from None
+    try:
         evaluation = evaluation_of(content)
     except ValidationError as error:
         first = error.errors()[0]
@@ -89,7 +95,7 @@ def evaluation_of(content: Mapping[str, Any]) -> Evaluation:
     Raises:
         ValidationError: a key is missing, unknown, or holds something else.
     """
-    return _adapter().validate_python(content)
+    return _adapter().validate_python({key: value for key, value in content.items() if key != DIGEST_KEY})
 
 
 def is_of_this_version(folder: Path) -> bool:
@@ -114,7 +120,7 @@ def stored_lineage(folder: Path) -> Mapping[str, Any] | None:
 def _content(folder: Path) -> dict[str, Any]:
     """Whatever is there; empty where nothing can be read."""
     try:
-        content = json.loads((folder / NAME).read_text(encoding="utf-8"))
+        content = unsealed(json.loads((folder / NAME).read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from collegium.base.errors import DataError, RecipeError
-from collegium.recipe.file import load_recipe
+from collegium.recipe.file import load_run_recipe
 from collegium.recipe.recipe import Recipe
 from collegium.report.evaluation import Evaluation
 from collegium.report.evaluation_file import read_evaluation
@@ -71,7 +71,7 @@ def read_run(folder: Path) -> RunRecord:
     """
     evaluation = read_evaluation(folder)
     try:
-        recipe = load_recipe(folder / "recipe.yaml")
+        recipe = load_run_recipe(folder / "recipe.yaml")
     except RecipeError as error:
         raise DataError(f"{folder}: holds a recipe that this version does not read\n{error}") from error
     return RunRecord(folder, recipe, evaluation)

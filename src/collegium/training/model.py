@@ -4,18 +4,17 @@ The whole loss is computed inside `forward`, through the DDP or FSDP wrapper: ca
 `.module`, gradients would not be reduced. Teachers are no part of it; their outputs are arguments.
 """
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from collegium.models.head import ProjectionHead
 from collegium.models.inner_states import recording
+from collegium.models.merging import require_mergeable
 from collegium.models.pretrained import causal_lm_of, trunk_of
 from collegium.signals.contracts import Batch, ItemCounts, LossOutput, Positions, TeacherOutput
 from collegium.training.objective import Objective
@@ -28,10 +27,15 @@ class DistillationModel(nn.Module):
         student: The causal language model that is trained, or a PEFT model over it.
         objective: The loss, with projections that are trained along.
         vocab_size: Size of the vocabulary common to student and teachers.
+
+    Raises:
+        RecipeError: the student's adapters could not be merged into plain weights.
     """
 
     def __init__(self, student: PreTrainedModel | PeftModel, objective: Objective, *, vocab_size: int) -> None:
         super().__init__()
+        if isinstance(student, PeftModel):
+            require_mergeable(student)
         self.student = student
         self.objective = objective
         self.vocab_size = vocab_size
@@ -79,29 +83,3 @@ class DistillationModel(nn.Module):
         self.causal_lm.activation_checkpointing_enable(options, every_n_layers, offload)
         if isinstance(self.student, PeftModel):
             self.student.enable_input_require_grads()
-
-    def save_student(self, folder: Path, state_dict: Mapping[str, Tensor] | None = None) -> None:
-        """Write the student as a plain Hugging Face folder; adapters are merged in, projections left out.
-
-        Args:
-            folder: Where to.
-            state_dict: This module's weights, gathered, where they are sharded over ranks.
-        """
-        if isinstance(self.student, PeftModel):
-            # Merged in a copy: merging and unmerging in place leaves rounding errors in the base.
-            merged = copy.deepcopy(self.student).merge_and_unload()
-            merged.save_pretrained(folder)
-            return
-        own = None
-        if state_dict is not None:
-            prefix = "student."
-            own = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
-        self.student.save_pretrained(folder, state_dict=own)
-
-    def save_adapter(self, folder: Path) -> bool:
-        """Write the trained adapter alone, in PEFT's format; False if the student has none."""
-        if not isinstance(self.student, PeftModel):
-            return False
-        self.student.save_pretrained(str(folder))
-        (folder / "README.md").unlink(missing_ok=True)  # a blank form that names a path of this machine
-        return True

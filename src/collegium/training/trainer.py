@@ -52,6 +52,7 @@ from collegium.training.chunk_size import default_chunk_size
 from collegium.training.model import DistillationModel
 from collegium.training.objective import Objective
 from collegium.training.on_policy import OnPolicy
+from collegium.training.publication import compared_blocks, publish
 
 
 class DistillationTrainer(Trainer):
@@ -344,10 +345,11 @@ class DistillationTrainer(Trainer):
             load_random_state(Path(checkpoint))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Write the student as a plain Hugging Face folder, with its tokenizer."""
+        """Write the student as a plain Hugging Face folder that was read back; see `publish`."""
         folder = Path(output_dir or cast(str, self.args.output_dir))
-        self.distillation_model.save_student(folder, state_dict)
-        cast(PreTrainedTokenizerBase, self.processing_class).save_pretrained(folder)
+        tokenizer = cast(PreTrainedTokenizerBase, self.processing_class)
+        blocks = compared_blocks(self.held_out, cast(PackedBlocks | None, self.train_dataset), self._collator)
+        publish(self.distillation_model.student, tokenizer, folder, blocks=blocks)
 
 
 def measure_student(

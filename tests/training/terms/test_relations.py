@@ -136,7 +136,7 @@ def test_projections_not_yet_used_have_a_gradient_of_0_and_are_not_exported(tmp_
     _, grads = run(model, batch_of(), teachers_of(1, width=24))
     first, second = (grads[f"objective.features.0.projections.0.{i}.weight"] for i in range(2))
     assert first.any() and not second.any()
-    model.save_student(tmp_path)
+    model.student.save_pretrained(tmp_path)
     exported = AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()
     assert exported.keys() == pico_llama(0).state_dict().keys()
 

@@ -51,11 +51,11 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _arrow_table(path: Path) -> pa.Table:
-    with pa.memory_map(str(path)) as file:
-        try:
-            return pa.ipc.open_stream(file).read_all()
-        except pa.ArrowInvalid:
-            return pa.ipc.open_file(file).read_all()
+    content = pa.py_buffer(path.read_bytes())  # not mapped: a file that shrinks would end the process
+    try:
+        return pa.ipc.open_stream(content).read_all()
+    except pa.ArrowInvalid:
+        return pa.ipc.open_file(content).read_all()
 
 
 def _table_rows(table: pa.Table) -> Iterator[dict[str, Any]]:

@@ -110,7 +110,10 @@ def _lineage(lineage: Mapping[str, Any]) -> list[str]:
     student = lineage["student"]
     trained = student["trained_parameters"]
     size = words.count(student["parameters"])
-    size += "" if trained is None else f", of which an adapter of {words.count(trained)} was trained"
+    size += (
+        "" if trained is None else f", of which an adapter of {words.count(trained)} was trained and is merged in"
+    )
+    size += "; embeddings and head, one matrix before, are two" if student.get("untied") else ""
     rows.append(["student, began as", words.start(student), size, words.count(student["vocab_size"]), ""])
     texts = [
         [
