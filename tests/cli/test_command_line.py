@@ -101,6 +101,9 @@ def test_train_evaluate_preflight(recipe, tmp_path, monkeypatch, capsys):
     kept = written.read_text(encoding="utf-8")
     written.write_text(f"{kept}old_key: 1\n", encoding="utf-8")
     code, _, err = run(["train", str(recipe)], monkeypatch, capsys)
+    assert code == 65 and "if you edited it on purpose, delete its first line" in err
+    written.write_text(kept.partition("\n")[2] + "old_key: 1\n", encoding="utf-8")
+    code, _, err = run(["train", str(recipe)], monkeypatch, capsys)
     assert code == 2 and "holds a run whose recipe this version does not read" in err
     written.write_text(kept, encoding="utf-8")
 

@@ -60,6 +60,7 @@ def test_temperatures_are_fitted_kept_and_used(recipe, tmp_path, monkeypatch, ca
     # A run that goes on reads its own.
     tree = json.loads(path.read_text())
     tree["one"]["weight_temperature"]["temperature"] = 3.0
+    del tree["sha256"]
     path.write_text(json.dumps(tree))
     resumed = Run.from_recipe(recipe, overrides=FIT, folder=path.parent).fitted
     assert resumed.teachers[0].weight_temperature == 3.0
