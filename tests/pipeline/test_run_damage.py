@@ -10,6 +10,7 @@ import torch
 from collegium.assembly.run import Run
 from collegium.base.errors import UserError
 from collegium.export.student_folder import load_student
+from collegium.models.adapter_config import read_adapter_config
 from collegium.models.pretrained import load_model, load_tokenizer
 from collegium.pipeline.evaluate import evaluate_run
 from collegium.pipeline.push import plan_upload
@@ -92,10 +93,9 @@ def _weights(folder: str) -> None:
 
 
 def test_no_damaged_adapter_is_whole(copied):
-    from collegium.base.digests import verify_folder
-
-    for damage in damages(copied / "adapter" / "adapter_model.safetensors"):
-        assert refused(verify_folder, copied / "adapter"), damage
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        for damage in damages(copied / "adapter" / name):
+            assert refused(read_adapter_config, str(copied / "adapter")), damage
 
 
 @pytest.mark.parametrize("name", ["recipe.yaml", "temperatures.json", "kept_layers.json", "evaluation.json"])

@@ -12,6 +12,7 @@ from typing import Any
 
 from huggingface_hub import hf_hub_download
 
+from collegium.base.digests import verify_folder
 from collegium.base.errors import DataError, one_line, pass_on_full_disk
 from collegium.base.references import resolve_reference
 
@@ -48,8 +49,9 @@ def read_adapter_config(path: str, *, revision: str | None = None) -> AdapterCon
     """Read what kind of adapter a folder or hub id holds.
 
     Raises:
-        DataError: it cannot be read, or is of a kind that cannot share a base with others.
+        DataError: it cannot be read, is not as it was written, or is of a kind that cannot share a base with others.
     """
+    verify_folder(Path(resolve_reference(path)))
     content = _read(path, revision)
     kind = str(content.get("peft_type"))
     if kind not in ACCEPTED:
