@@ -49,7 +49,7 @@ def read_adapter_config(path: str, *, revision: str | None = None) -> AdapterCon
     """Read what kind of adapter a folder or hub id holds.
 
     Raises:
-        DataError: it cannot be read, is not as it was written, or is of a kind that cannot share a base with others.
+        DataError: it cannot be read, is not as it was written, or is of a kind that cannot share a base.
     """
     verify_folder(Path(resolve_reference(path)))
     content = _read(path, revision)
