@@ -85,6 +85,9 @@ def _line(finding: Finding) -> str:
 def _run_folder(recipe: Recipe) -> Finding:
     try:
         there = require_free(recipe, recipe.run_dir)
+    except DataError as error:  # the recipe that is there is damaged
+        found, fix = str(error).split(": ", 1)[1].split(": ", 1)
+        return Finding("output_dir", f"{recipe.run_dir / 'recipe.yaml'} {found}", fix, error.exit_code)
     except RecipeError as error:
         found, fix = str(error).splitlines()[0].removeprefix(f"{recipe.run_dir}: ").rsplit("; ", 1)
         return Finding("output_dir", f"{recipe.run_dir} {found}", fix, error.exit_code)

@@ -120,7 +120,9 @@ def stored_lineage(folder: Path) -> Mapping[str, Any] | None:
 def _content(folder: Path) -> dict[str, Any]:
     """Whatever is there; empty where nothing can be read."""
     try:
-        content = unsealed(json.loads((folder / NAME).read_text(encoding="utf-8")))
+        content = json.loads((folder / NAME).read_text(encoding="utf-8"))
+        if isinstance(content, dict) and content.get("schema_version") == SCHEMA_VERSION:
+            content = unsealed(content)
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
