@@ -578,7 +578,7 @@ def test_a_cache_at_a_url_is_repaired(memory, expected, name, harm):
             else content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :],
         )
     if name == "manifest.json":
-        with pytest.raises(DataError, match="memory://bucket/cache/manifest.json: is "):
+        with pytest.raises(DataError, match="memory://bucket/cache/manifest.json: (is damaged|not found)"):
             CacheReader(memory)
     else:
         assert [damage.name for damage in verify(folder).damages] == [name]

@@ -448,7 +448,7 @@ def test_missing_manifest_is_not_a_finished_cache(sample):
     (sample.folder / MANIFEST_NAME).unlink()
     with pytest.raises(DataError, match="manifest.json: not found: run `collegium cache RECIPE`"):
         CacheReader(sample.folder)
-    with pytest.raises(DataError, match="manifest.json: is not there"):
+    with pytest.raises(DataError, match="manifest.json: not found"):
         verify(Folder.at(sample.folder))
     written, num_blocks = sample.repair()
     assert MANIFEST_NAME in written and num_blocks == 0
