@@ -13,6 +13,7 @@ from transformers import LlamaModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
 from collegium.base.errors import DataError
 from collegium.models.loading import require_loadable
 from collegium.models.pretrained import load_model
+from collegium.models.whole import require_nothing_random
 from tests.support.pico import pico_llama
 
 
@@ -230,6 +231,15 @@ def test_a_weight_that_its_class_lets_be_absent_is_looked_at(tmp_path, monkeypat
     monkeypatch.setattr("transformers.LlamaForCausalLM._keys_to_ignore_on_load_missing", [r"lm_head\.weight"])
     with pytest.raises(DataError, match=r"1 tensor of LlamaForCausalLM is in no file .*lm_head.weight"):
         load_model(str(tmp_path), dtype=torch.float32)
+
+
+def test_a_head_behind_a_longer_prefix_is_read(tmp_path):
+    model = pico_llama(tied=False)
+    head = {"lm_head.weight", "model.embed_tokens.weight"}
+    require_nothing_random(model, {f"language_model.{name}" for name in head}, "m")
+    model.config.tie_word_embeddings = True
+    with pytest.raises(DataError, match="lm_head.weight"):
+        require_nothing_random(model, {"model.embed_tokens.weight"}, "m")
 
 
 def test_head_and_embedding_that_differ_stay_apart_and_the_configuration_says_so(tmp_path, caplog):

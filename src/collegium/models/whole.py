@@ -115,10 +115,11 @@ def require_nothing_random(model: PreTrainedModel, stored: Collection[str] | Non
         return
     left_out = "|".join(f"({pattern})" for pattern in model._keys_to_ignore_on_load_missing or ())
     embedding = _weight(model.get_input_embeddings())
+    head = head_name(model) if model.config.get_text_config().tie_word_embeddings else None
     suspects = [
         name
         for name, parameter in model.named_parameters(remove_duplicate=False)
-        if (left_out and re.search(left_out, name)) or name == head_name(model)
+        if (left_out and re.search(left_out, name)) or name == head
         if not _is_stored(name, stored, model.base_model_prefix)
         if parameter.device.type != "meta" and not _is_constant(parameter)
         if embedding is None or parameter.data_ptr() != embedding.data_ptr()
@@ -128,7 +129,9 @@ def require_nothing_random(model: PreTrainedModel, stored: Collection[str] | Non
 
 
 def _is_stored(name: str, stored: Collection[str], prefix: str) -> bool:
-    return name in stored or name.removeprefix(f"{prefix}.") in stored or f"{prefix}.{name}" in stored
+    """See whether a file holds a weight, under its name or behind a longer prefix, as in models of images too."""
+    end = name.removeprefix(f"{prefix}.")
+    return end in stored or any(other.endswith(f".{end}") for other in stored)
 
 
 def _is_constant(parameter: Tensor) -> bool:
