@@ -4,6 +4,10 @@ import numpy as np
 import pytest
 import torch
 from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -19,7 +23,7 @@ from collegium.export.formats import FORMATS
 from collegium.export.student_folder import load_student
 from collegium.models.gguf import gguf_parts, require_readable
 from collegium.models.pretrained import load_config, load_model, load_tokenizer, reference_fingerprint
-from tests.support.gguf_files import rewritten, split
+from tests.support.gguf_files import gemma_file, rewritten, split
 from tests.support.small_students import small_config
 from tests.support.small_tokenizers import byte_level
 
@@ -105,6 +109,56 @@ def test_yarn_is_read_as_transformers_has_it(tmp_path):
     stretched = LlamaForCausalLM(LlamaConfig(**small_config(rope_parameters=rope))).eval()
     stretched.load_state_dict(model.state_dict())
     assert largest_difference(stretched, rewritten(path, tmp_path / "yarn.gguf", keys=keys)) < 1e-3
+
+
+GEMMA = {
+    "vocab_size": 400,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "sliding_window": 16,
+    "initializer_range": 0.3,
+    "query_pre_attn_scalar": 256,
+}
+LINEAR = {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6}
+
+
+@pytest.mark.parametrize(
+    ("make", "architecture", "keys"),
+    [
+        (
+            lambda: Gemma2ForCausalLM(
+                Gemma2Config(**GEMMA, attn_logit_softcapping=5.0, final_logit_softcapping=3.0)
+            ),
+            "gemma2",
+            {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0},
+        ),
+        (
+            lambda: Gemma3ForCausalLM(
+                Gemma3TextConfig(
+                    **GEMMA,
+                    rope_parameters={
+                        "full_attention": LINEAR,
+                        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+                    },
+                )
+            ),
+            "gemma3",
+            {"rope.freq_base": 1e6, "rope.scaling.type": "linear", "rope.scaling.factor": 8.0},
+        ),
+    ],
+    ids=["gemma2", "gemma3"],
+)
+def test_gemmas_are_read_with_their_caps_and_stretched_global_layers(make, architecture, keys, tmp_path):
+    torch.manual_seed(0)
+    model = make().eval().requires_grad_(False)
+    for parameter in model.parameters():
+        parameter += 0.1 * torch.randn_like(parameter)
+    path = gemma_file(model, architecture, tmp_path / "gemma.gguf", keys)
+    assert largest_difference(model, path) < 1e-4
 
 
 @pytest.mark.parametrize(

@@ -61,3 +61,35 @@ def split(path: Path, folder: Path, *, parts: int) -> list[Path]:
         keys = {"split.no": i, "split.count": parts, "split.tensors.count": len(names)}
         files.append(rewritten(path, target, keys=keys, tensors=names[i::parts], with_fields=i == 0))
     return files
+
+
+def gemma_file(model: Any, architecture: str, path: Path, keys: Mapping[str, Any]) -> Path:
+    """A Gemma as llama.cpp's converter writes it: gains of norms are stored plus one."""
+    import gguf
+
+    config = model.config
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_sliding_window(config.sliding_window)
+    for name, value in keys.items():
+        (writer.add_string if isinstance(value, str) else writer.add_float32)(f"{architecture}.{name}", value)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list([f"t{i}" for i in range(config.vocab_size)])
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.upper()], config.num_hidden_layers)
+    for key, tensor in model.state_dict().items():
+        if key != "lm_head.weight":
+            name = names.get_name(key, try_suffixes=(".weight",))
+            writer.add_tensor(name, (tensor + 1 if "norm" in key else tensor).numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

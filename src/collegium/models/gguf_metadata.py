@@ -111,6 +111,9 @@ def complete_config(config: PretrainedConfig, metadata: Metadata) -> PretrainedC
     if (metadata.architecture, config.num_hidden_layers) in SCALED_BY_WIDTH:
         config.query_pre_attn_scalar = config.hidden_size // config.num_attention_heads
     _set_biases(config, metadata)
+    padding = getattr(config, "pad_token_id", None)
+    if isinstance(padding, int) and padding >= config.vocab_size:  # of the family's default, not of the file
+        config.pad_token_id = None
     return config
 
 
