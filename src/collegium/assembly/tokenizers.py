@@ -1,5 +1,6 @@
 """Tokenizers of a recipe: the student's, the teachers' own, and what they do by custom."""
 
+import contextlib
 from functools import cache
 from typing import Literal
 
@@ -22,9 +23,10 @@ def student_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     student = recipe.student
     if student.tokenizer:  # another repository: neither the pinned commit nor the trust is meant for it
         tokenizer = load_tokenizer(student.tokenizer)
-        num_rows = student_rows(recipe)
-        if num_rows is not None:
-            leave_out_above(tokenizer, num_rows)
+        with contextlib.suppress(DataError):  # of a model that is not there, as its loading will say
+            num_rows = student_rows(recipe)
+            if num_rows is not None:
+                leave_out_above(tokenizer, num_rows)
         return tokenizer
     return load_tokenizer(student.model, revision=student.revision, trust_remote_code=student.trust_remote_code)
 

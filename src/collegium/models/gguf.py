@@ -12,6 +12,7 @@ import re
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from collegium.base.durable import disk_errors, file_digest
 from collegium.base.errors import DataError, pass_on_full_disk
 from collegium.base.references import cache_dir
 from collegium.models.gguf_metadata import Metadata, complete_config, require_every_tensor
-from collegium.models.loading import heard, loading, reason_of
+from collegium.models.loading import heard, reason_of
 from collegium.models.weight_files import some
 from collegium.models.whole import Report, require_whole
 
@@ -118,7 +119,7 @@ def require_readable(path: Path) -> None:
     parts = gguf_parts(path)
     if (_target(parts) / "config.json").exists():
         return
-    with loading(str(path), bars=False):
+    with _read_within(path), heard(bars=False):
         metadata = Metadata.of(parts, str(path))
         config = complete_config(AutoConfig.from_pretrained(path.parent, gguf_file=parts[0].name), metadata)
         with torch.device("meta"):
@@ -146,24 +147,18 @@ def read_gguf(file: Path, path: Path) -> PreTrainedModel:
     Raises:
         DataError: it cannot be read, or says something that cannot be read right.
     """
-    try:
+    with _read_within(path), heard() as kept:
         metadata = Metadata.of([file], str(path))
-        with heard() as kept:
-            config = complete_config(AutoConfig.from_pretrained(file.parent, gguf_file=file.name), metadata)
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                file.parent,
-                config=config,
-                gguf_file=file.name,
-                dtype=torch.float32,
-                quantization_config=GgufConfig(dequantize=True),
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-            )
-    except DataError:
-        raise
-    except Exception as error:
-        pass_on_full_disk(error)
-        raise DataError(f"{path}: GGUF file cannot be read ({reason_of(error)}); fetch it again") from error
+        config = complete_config(AutoConfig.from_pretrained(file.parent, gguf_file=file.name), metadata)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            file.parent,
+            config=config,
+            gguf_file=file.name,
+            dtype=torch.float32,
+            quantization_config=GgufConfig(dequantize=True),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
     model: Any = loaded[0]
     for line in kept.lines:
         logger.warning("%s: %s", path, line)
@@ -174,6 +169,18 @@ def read_gguf(file: Path, path: Path) -> PreTrainedModel:
     model.config.__dict__.pop("quantization_config", None)
     whole: PreTrainedModel = model
     return whole
+
+
+@contextlib.contextmanager
+def _read_within(path: Path) -> Iterator[None]:
+    """Give errors of the readers a sentence."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        pass_on_full_disk(error)
+        raise DataError(f"{path}: GGUF file cannot be read ({reason_of(error)}); fetch it again") from error
 
 
 def _joined(parts: list[Path], target: Path, path: Path) -> Path:

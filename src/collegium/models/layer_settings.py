@@ -114,15 +114,17 @@ def keep_in_config(config: PretrainedConfig, kept: Sequence[int], *, key: str = 
                 f"the first {period}"
             )
     for name in PER_LAYER:
-        value = getattr(config, name, None)
+        value = _own(config, name)
         if isinstance(value, list | tuple):
             if len(value) < total:
                 raise RecipeError(
                     f"{key}: `{name}` in config.json has {len(value)} entries for {total} layers; correct it first"
                 )
             setattr(config, name, [value[i] for i in kept])
+    if isinstance(_own(config, "attention_types"), list) and isinstance(_own(config, "attention_layers"), list):
+        config.attention_types = [[list(config.attention_layers), 1]]  # GPT-Neo's, which the list is made from
     for name in INDICES:
-        value = getattr(config, name, None)
+        value = _own(config, name)
         if isinstance(value, list | tuple):
             setattr(config, name, [kept.index(i) for i in value if i in kept])
     for name in FIRST:
@@ -134,6 +136,11 @@ def keep_in_config(config: PretrainedConfig, kept: Sequence[int], *, key: str = 
         if isinstance(value, int) and value >= 0:
             setattr(config, name, sum(i <= value for i in kept) - 1)
     config.num_hidden_layers = len(kept)
+
+
+def _own(config: PretrainedConfig, name: str) -> Any:
+    """A field that is stored; others follow from those."""
+    return vars(config).get(name)
 
 
 def _keep_experts(config: PretrainedConfig, kept: Sequence[int]) -> None:
@@ -168,7 +175,7 @@ def resize_layers(config: PretrainedConfig, num_layers: int, *, given: Collectio
         keep_in_config(config, range(num_layers), key="student.overrides.num_hidden_layers")
         return
     for name in PER_LAYER:
-        value = getattr(config, name, None)
+        value = _own(config, name)
         if isinstance(value, list | tuple) and name not in given:
             period = _period_of(value)
             if period is None:
