@@ -126,4 +126,5 @@ def test_domains_are_numbered_in_the_order_given():
 
 @pytest.mark.parametrize(("pad", "eos", "expected"), [(7, 5, 7), (None, 5, 5), (None, None, 0), (0, 5, 0)])
 def test_padding_id_is_that_of_the_tokenizer_else_its_eos_else_0(pad, eos, expected):
-    assert padding_id(SimpleNamespace(pad_token_id=pad, eos_token_id=eos)) == expected
+    words = {str(token_id): token_id for token_id in range(8)}
+    assert padding_id(SimpleNamespace(pad_token_id=pad, eos_token_id=eos, get_vocab=lambda: words)) == expected
