@@ -108,7 +108,7 @@ def test_caches(recipe, monkeypatch, capsys):
     cached = ["teachers.0.cached=true", "cache.directory=caches"]
     assert found(*cached)["cache of one"] == "prepare the text, then ask again"
     run(["prepare", str(recipe)], monkeypatch, capsys)
-    assert "run `collegium cache RECIPE` first" in found(*cached)["cache of one"]
+    assert "run `collegium cache RECIPE`" in found(*cached)["cache of one"]
     code, _, err = run(["cache", str(recipe), *cached], monkeypatch, capsys)
     assert code == 0, err
     assert found(*cached)["cache of one"] is None
@@ -125,7 +125,7 @@ def test_caches(recipe, monkeypatch, capsys):
     code, out, err = run(
         ["doctor", str(recipe), "teachers=[{kind: cached, name: far, path: nowhere}]"], monkeypatch, capsys
     )
-    assert code == 69 and "nowhere/manifest.json: is not there" in err
+    assert code == 69 and "nowhere/manifest.json: not found" in err
 
 
 def test_a_full_disk_is_said(recipe, monkeypatch, capsys):
