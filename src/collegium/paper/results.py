@@ -11,6 +11,7 @@ from importlib.metadata import version
 from typing import Any
 
 from collegium.base.digest import json_digest
+from collegium.base.finite import null_where_unknown
 from collegium.evaluation.statistics import holm
 from collegium.evaluation.stratified import stratified_difference
 from collegium.evaluation.student_t import paired_t_test
@@ -95,17 +96,8 @@ def collect(
         scores = task_scores(measured, experiment.baseline, specialists)
         for row in rows:
             row |= scores[row["name"]]
-    finite: dict[str, Any] = _finite(results)
+    finite: dict[str, Any] = null_where_unknown(results)
     return finite
-
-
-def _finite(content: Any) -> Any:
-    """Replace NaN and Inf by None, since JSON cannot hold them."""
-    if isinstance(content, Mapping):
-        return {key: _finite(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_finite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def _fingerprint(specification: Specification) -> str:

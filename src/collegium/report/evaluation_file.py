@@ -1,7 +1,6 @@
 """The one writer and the one reader of `evaluation.json`."""
 
 import json
-import math
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -12,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from collegium.base.digests import DIGEST_KEY, sealed, unsealed
 from collegium.base.durable import write_text
 from collegium.base.errors import DataError, one_line
+from collegium.base.finite import null_where_unknown
 from collegium.report.evaluation import SCHEMA_VERSION, Cost, Evaluation
 
 
@@ -39,17 +39,8 @@ def evaluation_text(evaluation: Evaluation) -> str:
 def as_content(evaluation: Evaluation) -> dict[str, Any]:
     """Plain data that JSON can hold, without what was not measured, and with its own digest at the end."""
     content: dict[str, Any] = _adapter().dump_python(evaluation, by_alias=True, exclude_defaults=True)
-    known = {key: _known(part) for key, part in content.items()}
+    known = {key: null_where_unknown(part) for key, part in content.items()}
     return sealed({"schema_version": evaluation.schema_version, **known})
-
-
-def _known(part: Any) -> Any:
-    """The same with null for numbers that are not known: JSON has neither NaN nor infinity."""
-    if isinstance(part, dict):
-        return {key: _known(inner) for key, inner in part.items()}
-    if isinstance(part, list | tuple):
-        return [_known(inner) for inner in part]
-    return None if isinstance(part, float) and not math.isfinite(part) else part
 
 
 def read_evaluation(folder: Path) -> Evaluation:

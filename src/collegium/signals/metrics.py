@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from collegium.base.finite import null_where_unknown
+
 
 @dataclass(frozen=True)
 class Mean:
@@ -81,7 +83,7 @@ class JsonlWriter:
     def write(self, record: Mapping[str, Any]) -> None:
         """Append `record`; numbers that JSON does not know become null."""
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({k: _json_number(v) for k, v in record.items()}) + "\n")
+            file.write(json.dumps(null_where_unknown(record)) + "\n")
 
     def keep(self, *, up_to_step: int) -> None:
         """Drop torn lines and those after `up_to_step`, as a resumed run writes them again."""
@@ -102,7 +104,3 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
     return records
-
-
-def _json_number(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
