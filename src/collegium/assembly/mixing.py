@@ -11,7 +11,8 @@ from collegium.base.errors import DataError, RecipeError
 from collegium.evaluation.domain_mixing import DomainMixing, set_aside
 from collegium.evaluation.language_modeling import HeldOut
 from collegium.training.chunk_size import default_chunk_size
-from collegium.training.trainer import DistillationTrainer, measure_student
+from collegium.training.measurement import measure_student
+from collegium.training.trainer import DistillationTrainer
 
 
 if TYPE_CHECKING:

@@ -26,8 +26,9 @@ from collegium.pipeline.run_folder import claim_run_dir
 from collegium.recipe.recipe import Recipe
 from collegium.report.evaluation import Evaluation
 from collegium.training.callbacks import MetricsFile, StopOnSignal, TrainingProgress
+from collegium.training.measurement import measure_student
 from collegium.training.publication import ADAPTER
-from collegium.training.trainer import DistillationTrainer, measure_student
+from collegium.training.trainer import DistillationTrainer
 
 
 def train(recipe: Recipe) -> Evaluation:

@@ -7,11 +7,8 @@ update. Trackers, callbacks, PEFT and accelerate come with `Trainer`. The privat
 this are listed in `overrides`, each with its reason.
 """
 
-import copy
-import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,40 +19,34 @@ from torch.utils.data import Dataset, Sampler
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Trainer,
     TrainerCallback,
     TrainingArguments,
 )
 from transformers.trainer_utils import TrainOutput
 
 from collegium.alignment.tokenizer_match import vocab_size_of
-from collegium.base.errors import DataError, NumericError, RecipeError, TeacherError
+from collegium.base.errors import NumericError, RecipeError, TeacherError
 from collegium.data.blocks import PackedBlocks, pack_documents
 from collegium.data.collate import BlockCollator, padding_id
 from collegium.data.order import StatelessOrder
 from collegium.evaluation.domain_mixing import DomainMixing
-from collegium.evaluation.language_modeling import DocumentSums, HeldOut, Rule
-from collegium.evaluation.model_figures import measure_model
+from collegium.evaluation.language_modeling import HeldOut
 from collegium.models.pretrained import check_model, load_model, load_tokenizer
 from collegium.report import metric_names as names
 from collegium.signals.contracts import Batch, ItemCounts, Teacher, predicted_positions
 from collegium.signals.metrics import MeanAccumulator
 from collegium.teachers.collect import as_teachers, limit_inner_states, reading_ahead
-from collegium.training.checkpoint import (
-    CheckpointDirectory,
-    TrainingState,
-    load_model_state,
-    load_random_state,
-    verify,
-)
+from collegium.training.arguments import own_arguments
+from collegium.training.checkpointed import CheckpointedTrainer
 from collegium.training.chunk_size import default_chunk_size
+from collegium.training.measurement import evaluation_logs, measure_student
 from collegium.training.model import DistillationModel
 from collegium.training.objective import Objective
 from collegium.training.on_policy import OnPolicy
 from collegium.training.publication import compared_blocks, publish
 
 
-class DistillationTrainer(Trainer):
+class DistillationTrainer(CheckpointedTrainer):
     """Trains a student from any number of teachers.
 
     Args:
@@ -99,7 +90,7 @@ class DistillationTrainer(Trainer):
         mixing: DomainMixing | None = None,
         on_policy: OnPolicy | None = None,
     ) -> None:
-        args = _own_arguments(args)
+        args = own_arguments(args)
         tokenizer = processing_class or load_tokenizer(_name_of(model))
         vocab_size = vocab_size_of(tokenizer)
         student = _student(model, vocab_size, peft_config)
@@ -134,9 +125,6 @@ class DistillationTrainer(Trainer):
         self._block_size = block_size
         self._collator = collator
         self.held_out = self._held_out(eval_dataset)
-        self.checkpoints = CheckpointDirectory(
-            Path(cast(str, args.output_dir)), keep=args.save_total_limit or 1_000_000
-        )
         self._means = MeanAccumulator()
         self._step_means = MeanAccumulator()
         if self.train_dataset is not None:
@@ -274,20 +262,12 @@ class DistillationTrainer(Trainer):
         held_out = self.held_out if eval_dataset is None else self._held_out(eval_dataset)
         if held_out is None:
             raise ValueError("there is nothing to evaluate on: give eval_dataset")
-        sums = measure_student(self.distillation_model, held_out)
-        logs: dict[str, float] = {}
-        key = partial(names.evaluated, metric_key_prefix)
-        for metric in dict.fromkeys(metric for table in sums.values() for metric in table.sums):
-            by_domain = {domain: table.mean(metric) for domain, table in sums.items() if metric in table.sums}
-            logs |= {key(metric, domain): value for domain, value in by_domain.items()}
-            logs[key(metric)] = sum(by_domain.values()) / len(by_domain)
-        logs[key(names.LOSS)] = logs[key(names.NLL)]
-        logs[key(names.PERPLEXITY)] = math.exp(logs[key(names.NLL)])
+        logs = evaluation_logs(measure_student(self.distillation_model, held_out), metric_key_prefix)
         self.log(logs)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logs)
         return logs
 
-    # Checkpoints.
+    # The whole training.
 
     def train(
         self,
@@ -296,53 +276,13 @@ class DistillationTrainer(Trainer):
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
         """Train; `resume_from_checkpoint=True` goes on from the newest whole checkpoint, if there is one."""
-        if self.args.should_save:
-            self.checkpoints.clear_temporary()
-        if resume_from_checkpoint is True:
-            newest = self.checkpoints.newest_whole()
-            if newest is None and self.checkpoints.list():
-                raise DataError(
-                    f"{self.checkpoints.directory}: every checkpoint is damaged; "
-                    "restore one, or delete the folder to start again"
-                )
-            resume_from_checkpoint = None if newest is None else str(newest)
         output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         self._require_reliable_teachers(self._means.pop())  # of the steps after the last log line
-        if self.args.should_save:
-            self.checkpoints.drop_old()  # a run that was killed between writing and dropping left one more
         return output
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Gather on all ranks, write on the first."""
-        self.checkpoints.save(self.training_state(), self.state.global_step, write=self.args.should_save)
-        self.accelerator.wait_for_everyone()
-
-    def training_state(self) -> TrainingState:
-        """Content of a checkpoint, as live objects."""
-        assert self.model is not None
-        assert self.optimizer is not None
-        return TrainingState(
-            model=self.model,
-            optimizer=getattr(self.optimizer, "optimizer", self.optimizer),  # below accelerate's wrapper
-            stateful={"scheduler": self.lr_scheduler, "scaler": self.accelerator.scaler, "mixing": self.mixing},
-            documents={"trainer_state": dataclasses.asdict(self.state)},
-        )
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        assert self.model is not None
-        verify(Path(resume_from_checkpoint))
-        load_model_state(model or self.model, Path(resume_from_checkpoint))
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            self.training_state().load_optimizer(Path(checkpoint))
-
-    def _load_scaler(self, checkpoint: str | None) -> None:
-        """Loaded with the optimizer."""
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            load_random_state(Path(checkpoint))
+    def stateful(self) -> dict[str, Any]:
+        """Also the proportions of domains."""
+        return {**super().stateful(), "mixing": self.mixing}
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Write the student as a plain Hugging Face folder that was read back; see `publish`."""
@@ -350,18 +290,6 @@ class DistillationTrainer(Trainer):
         tokenizer = cast(PreTrainedTokenizerBase, self.processing_class)
         blocks = compared_blocks(self.held_out, cast(PackedBlocks | None, self.train_dataset), self._collator)
         publish(self.distillation_model.student, tokenizer, folder, blocks=blocks)
-
-
-def measure_student(
-    model: DistillationModel, held_out: HeldOut, *, own: Rule | None = None
-) -> dict[str, DocumentSums]:
-    """Figures of the student on held-out text; see `HeldOut.measure_student`."""
-    was_training = model.training
-    model.eval()
-    try:
-        return measure_model(model.student, held_out, model.vocab_size, own=own)
-    finally:
-        model.train(was_training)
 
 
 def _student(
@@ -373,21 +301,6 @@ def _student(
     if peft_config is not None:
         student = cast(PeftModel, get_peft_model(cast(PreTrainedModel, student), peft_config))
     return student
-
-
-def _own_arguments(args: TrainingArguments | None) -> TrainingArguments:
-    """A copy with what the loss needs; the caller's stays as it is."""
-    args = copy.copy(args) if args is not None else TrainingArguments(output_dir="collegium-run")
-    if args.load_best_model_at_end:
-        raise ValueError(
-            "load_best_model_at_end is not supported: checkpoints are for resuming; compare evaluations"
-        )
-    args.remove_unused_columns = False
-    args.logging_nan_inf_filter = False
-    if args.ddp_find_unused_parameters is None:
-        args.ddp_find_unused_parameters = False  # every trained parameter is used in every step
-    args._n_gpu = min(args.n_gpu, 1)  # several devices: one process each, by torchrun or accelerate launch
-    return args
 
 
 def _name_of(model: Any) -> str:

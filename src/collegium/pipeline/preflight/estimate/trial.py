@@ -25,7 +25,8 @@ from collegium.pipeline.preflight.estimate.written import line_bytes, publish, w
 from collegium.recipe.recipe import Recipe
 from collegium.report.evaluation_file import evaluation_text
 from collegium.training.callbacks import MetricsFile
-from collegium.training.trainer import DistillationTrainer, measure_student
+from collegium.training.measurement import measure_student
+from collegium.training.trainer import DistillationTrainer
 
 
 MIN_STEPS = 5

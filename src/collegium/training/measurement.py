@@ -1,0 +1,40 @@
+"""Figures of the student on held-out text, while it is trained and after."""
+
+import math
+from collections.abc import Mapping
+from functools import partial
+
+from collegium.evaluation.language_modeling import DocumentSums, HeldOut, Rule
+from collegium.evaluation.model_figures import measure_model
+from collegium.report import metric_names as names
+from collegium.training.model import DistillationModel
+
+
+def measure_student(
+    model: DistillationModel, held_out: HeldOut, *, own: Rule | None = None
+) -> dict[str, DocumentSums]:
+    """Figures of the student on held-out text; see `HeldOut.measure_student`."""
+    was_training = model.training
+    model.eval()
+    try:
+        return measure_model(model.student, held_out, model.vocab_size, own=own)
+    finally:
+        model.train(was_training)
+
+
+def evaluation_logs(sums: Mapping[str, DocumentSums], prefix: str) -> dict[str, float]:
+    """A log line of an evaluation: each metric by domain, its mean over domains, and loss and perplexity.
+
+    Args:
+        sums: Figures by domain.
+        prefix: Beginning of every key.
+    """
+    logs: dict[str, float] = {}
+    key = partial(names.evaluated, prefix)
+    for metric in dict.fromkeys(metric for table in sums.values() for metric in table.sums):
+        by_domain = {domain: table.mean(metric) for domain, table in sums.items() if metric in table.sums}
+        logs |= {key(metric, domain): value for domain, value in by_domain.items()}
+        logs[key(metric)] = sum(by_domain.values()) / len(by_domain)
+    logs[key(names.LOSS)] = logs[key(names.NLL)]
+    logs[key(names.PERPLEXITY)] = math.exp(logs[key(names.NLL)])
+    return logs
