@@ -1,6 +1,15 @@
 """The files that a cache is built of: shards with their records, index, and what is cleared away.
 
-A record says of one shard what the manifest will say of it, while there is no manifest.
+    CACHE/
+    ├── manifest.json             everything that describes the cache, written last (`manifest`)
+    ├── index.parquet             keys of all rows, in the order of the shards
+    ├── head.safetensors          the teacher's head, with `hidden_states` only (`builder`)
+    ├── source.yaml               the teacher's section of the recipe, so that rows can be repaired (`builder`)
+    └── shards/
+        └── shard-00000.parquet   rows (`shard`)
+
+While it is built there are also `begun.json`, which says for which teacher and text, and a record beside each
+shard, `shard-00000.json`, which says what the manifest will say of it.
 """
 
 import hashlib

@@ -3,20 +3,25 @@
 A row is one block of text. Its arrays are list columns that pandas, polars and duckdb open as they are, with an
 entry for each predicted position (`gaps` and `codes`: for each listed token, position after position):
 
-    key                    hash of the block's tokens (`keys`)
-    digest                 hash of key and arrays
-    lengths                number of tokens listed at the position
-    gaps, codes            their ids and probabilities, packed (`codec`); with `sampled`, how often each was drawn
-    top_logprob            the highest log-probability, at the mixed temperature (as are the lists)
-    tail_logprob           log of the mass that is not listed; like `top_logprob`, with `top_k` only
-    entropy                in nats, at the mixed temperature
-    label_logprob          of the gold token, at the target temperature
-    label_rank             number of tokens that are more probable than the gold token
-    weight_entropy,        the two figures that weights are made of, at the weight temperature; only where that is
-    weight_label_logprob   not the mixed one
-    hidden                 last hidden states of all tokens of the block, with `hidden_states` in place of the rest
+    key                    uint64   hash of the block's tokens (`keys`)
+    digest                 uint64   hash of key and arrays
+    lengths                uint16   number of tokens listed at the position
+    gaps                   int32    their ids, packed (`codec`)
+    codes                  uint8    their probabilities, packed; with `sampled`, how often each was drawn
+    top_logprob            float16  the highest log-probability, at the mixed temperature (as are the lists)
+    tail_logprob           float16  log of the mass that is not listed; like `top_logprob`, with `top_k` only
+    entropy                float32  in nats, at the mixed temperature
+    label_logprob          float32  of the gold token, at the target temperature
+    label_rank             int32    number of tokens that are more probable than the gold token
+    weight_entropy,        float32  the two figures that weights are made of, at the weight temperature; only
+    weight_label_logprob   float32  where that is not the mixed one
+    hidden                 float16  last hidden states of all tokens of the block, one after another, with
+                                    `hidden_states` in place of the rest
 
 The mixed temperature is target temperature times kd temperature: at it the student is compared with the target.
+
+The arrays stand in the order of their names. The footer's metadata hold, under `collegium`, the cache's identity,
+the first row, and the numbers of rows and tokens, as JSON.
 
 Byte streams are split by significance and compressed with zstd. Every page has a checksum, which is verified by
 whoever asks for it; page headers and the footer have none, so each row carries a digest of its arrays too, and
