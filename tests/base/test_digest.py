@@ -1,6 +1,7 @@
 """Fingerprints of what users have on disk stay what they are, so that caches and prepared text are found again."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 PINNED = {
     "recipe": "d775c56188a277f4",
     "cache": "dea3b17aee7737faf915e0c89b8c3d69",
+    "cache with settings": "8669c31d667f9af7c7db1666749d9d64",
     "cache file": "f2118b7edb9d100170c394e3c3d863e0d7ebb3a28c7ecd5aeb52c378008322b2",
     "checkpoint": "884da108a8e980e1bcbe5593929169122362e2f57f29b72517c40904bc0a2892",
     "tokenizer": "742b2d5744f48cdf30308b289f4756a9",
@@ -66,9 +68,12 @@ def prepared_text(path) -> str:
 
 
 def test_fingerprints_are_those_of_earlier_releases(text_file):
+    teacher = replace(manifest().teacher, settings={"config.json": {"rope_theta": 10000.0}})
+    with_settings = replace(manifest(), teacher=teacher)
     found = {
         "recipe": load_recipe(RECIPES / "families.yaml").fingerprint,
         "cache": manifest().identity,
+        "cache with settings": with_settings.identity,
         "cache file": json.loads(manifest().to_bytes())["sha256"],
         "checkpoint": json.loads(_manifest_text(7, {"model.safetensors": {"sha256": "ab", "bytes": 1}}))["sha256"],
         "tokenizer": tokenizer_fingerprint(byte_tokenizer()),

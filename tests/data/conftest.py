@@ -154,7 +154,7 @@ class ListSource:
 
     def __init__(self, name: str, texts: Sequence[str | Document]) -> None:
         self.name = name
-        self.fingerprint = str(hash(tuple(texts)))
+        self.fingerprint = self.earlier_fingerprint = str(hash(tuple(texts)))
         self.num_read = 0
         self._texts = texts
         self._next = 0

@@ -22,7 +22,8 @@ from collegium.base.errors import DataError
 from collegium.export.formats import FORMATS
 from collegium.export.student_folder import load_student
 from collegium.models.gguf import gguf_parts, require_readable
-from collegium.models.pretrained import load_config, load_model, load_tokenizer, reference_fingerprint
+from collegium.models.identity import reference_fingerprint
+from collegium.models.pretrained import load_config, load_model, load_tokenizer
 from tests.support.gguf_files import gemma_file, rewritten, split
 from tests.support.small_students import small_config
 from tests.support.small_tokenizers import byte_level

@@ -32,12 +32,12 @@ from collegium.base.errors import DataError
 from collegium.base.references import resolve_reference
 from collegium.models.gguf import dequantized, remove_stale
 from collegium.models.head import ProjectionHead, logit_transform
+from collegium.models.identity import reference_fingerprint
 from collegium.models.pretrained import (
     check_model,
     load_model,
     load_tokenizer,
     model_from_config,
-    reference_fingerprint,
     resolve_dtype,
 )
 from tests.support.pico import byte_tokenizer, pico_llama

@@ -16,7 +16,8 @@ from collegium.data.blocks import PackedBlocks, pack_documents
 from collegium.data.collate import BlockCollator
 from collegium.data.joined import JoinedText
 from collegium.data.prepared import PreparedText
-from collegium.models.pretrained import load_model, reference_fingerprint
+from collegium.models.identity import reference_fingerprint
+from collegium.models.pretrained import load_model
 from collegium.signals.contracts import Batch, Teacher
 from collegium.teachers.aligned import AlignedTeacher, AlignmentPolicy, align
 from collegium.teachers.cached import CachedTeacher

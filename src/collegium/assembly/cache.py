@@ -1,21 +1,26 @@
 """Caches of teachers: what one will hold, where it lies, and who builds it."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from collegium.assembly.corpus import Corpus
-from collegium.assembly.local_teachers import load_teachers, teacher_fingerprint
+from collegium.assembly.local_teachers import load_teachers, settings_of, teacher_fingerprint
 from collegium.base.errors import DataError, TeacherError
 from collegium.base.references import cache_dir
+from collegium.base.terminal import say
 from collegium.cache.builder import CacheBuilder, CacheProgress, Ranks
 from collegium.cache.folder import Folder
 from collegium.cache.manifest import CacheSettings, Manifest, TeacherIdentity
+from collegium.cache.records import as_begun
 from collegium.data.blocks import PackedBlocks
+from collegium.models.identity import with_settings
 from collegium.models.pretrained import load_config
+from collegium.models.settings import Settings
 from collegium.recipe.sections.models import LocalTeacherSection, TeachingSection
 from collegium.signals.contracts import Teacher
 
@@ -39,6 +44,50 @@ def domain_blocks(corpus: Corpus, *domains: str) -> PackedBlocks:
     return PackedBlocks(train.dataset.select(rows), rows)
 
 
+class CachePlace(NamedTuple):
+    """Folder or URL of a teacher's cache, and the plan of what lies or will lie there."""
+
+    location: str
+    plan: Manifest
+
+
+def cache_place(run: "Run", section: LocalTeacherSection) -> CachePlace:
+    """Say where the cache of a teacher lies: as the recipe says, or by what decides its content.
+
+    A cache of an earlier version is taken as it is, and what cannot be known of it is said.
+
+    Raises:
+        TeacherError: the model cannot be found.
+    """
+    plan = cache_plan(run, section)
+    directory = run.recipe.cache.directory
+    if directory is None:
+        location = _default_location(section.name, plan)
+        before = _default_location(section.name, plan.earlier)
+        if not Path(location).exists() and as_begun(plan, Folder.at(before)).is_earlier:
+            location = before
+    else:
+        location = f"{directory.rstrip('/')}/{section.name}"
+    begun = as_begun(plan, Folder.at(location))
+    if begun.is_earlier:
+        _say_unknown(location, section.name)
+    return CachePlace(location, begun)
+
+
+def _default_location(name: str, plan: Manifest) -> str:
+    return str(cache_dir() / "teachers" / f"{name}-{plan.identity[:16]}")
+
+
+@cache
+def _say_unknown(location: str, name: str) -> None:
+    """Say it once, however often a command looks."""
+    say(
+        f"teacher {name}: its cache {location} is of an earlier version, which kept a hash of the weights but not "
+        "the settings in config.json and adapter_config.json: that these are as they were is not known; to be "
+        "sure, delete it and run `collegium cache` again"
+    )
+
+
 def cache_plan(run: "Run", section: LocalTeacherSection) -> Manifest:
     """Say what the cache of a teacher holds; its weights are not loaded.
 
@@ -46,8 +95,8 @@ def cache_plan(run: "Run", section: LocalTeacherSection) -> Manifest:
         TeacherError: the model cannot be found.
     """
     corpus = run.corpus_of(section)
-    config, fingerprint = identify(section, corpus.tokenizer)
-    network = config.get_text_config()
+    teacher = identify(section, corpus.tokenizer)
+    network = teacher.config.get_text_config()
     cache = run.recipe.cache
     is_list = cache.mode != "hidden_states"  # hidden states serve every temperature
     weight_temperature, target_temperature = section.temperatures if is_list else (1.0, 1.0)
@@ -63,11 +112,12 @@ def cache_plan(run: "Run", section: LocalTeacherSection) -> Manifest:
     )
     return Manifest(
         teacher=TeacherIdentity(
-            fingerprint,
+            teacher.fingerprint,
             section.model,
             corpus.vocab_size,
             int(network.hidden_size),
             int(network.num_hidden_layers),
+            teacher.settings,
         ),
         text=corpus.text.fingerprint,
         splits={name: len(blocks) for name, blocks in cached_text(section, corpus).items()},
@@ -75,25 +125,36 @@ def cache_plan(run: "Run", section: LocalTeacherSection) -> Manifest:
     )
 
 
-def identify(section: LocalTeacherSection, tokenizer: PreTrainedTokenizerBase) -> tuple[PretrainedConfig, str]:
-    """Configuration and fingerprint of a teacher whose weights are not loaded.
+class Identified(NamedTuple):
+    """A teacher whose weights are not loaded.
+
+    Attributes:
+        config: Its configuration.
+        fingerprint: Identity of its weights, their type, and the tokenizer.
+        settings: What else decides its numbers.
+    """
+
+    config: PretrainedConfig
+    fingerprint: str
+    settings: Settings
+
+    @property
+    def whole(self) -> str:
+        """Identity of weights and settings."""
+        return with_settings(self.fingerprint, self.settings)
+
+
+def identify(section: LocalTeacherSection, tokenizer: PreTrainedTokenizerBase) -> Identified:
+    """Say which teacher a section means; its weights are not loaded.
 
     Raises:
         TeacherError: the model cannot be found.
     """
     try:
         config = load_config(section.model, revision=section.revision, trust_remote_code=section.trust_remote_code)
-        return config, teacher_fingerprint(section, config, tokenizer)
+        return Identified(config, teacher_fingerprint(section, config, tokenizer), settings_of(section))
     except (DataError, OSError) as error:
         raise TeacherError(f"teacher {section.name!r}: {error}") from error
-
-
-def cache_location(run: "Run", section: LocalTeacherSection, plan: Manifest) -> str:
-    """Folder or URL of a teacher's cache: as the recipe says, or by what decides its content."""
-    directory = run.recipe.cache.directory
-    if directory is not None:
-        return f"{directory.rstrip('/')}/{section.name}"
-    return str(cache_dir() / "teachers" / f"{section.name}-{plan.identity[:16]}")
 
 
 def build_builder(

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from collegium.alignment.plan import Aligner
 from collegium.alignment.tokenizer_match import tokenizer_fingerprint
-from collegium.assembly.cache import cache_location, cache_plan, domain_blocks
+from collegium.assembly.cache import CachePlace, cache_place, domain_blocks
 from collegium.assembly.corpus import Corpus
 from collegium.assembly.local_teachers import alignment_policy
 from collegium.base.errors import DataError, RecipeError
 from collegium.cache.folder import Folder
-from collegium.cache.manifest import Manifest
-from collegium.cache.records import require_same_plan
+from collegium.cache.manifest import MANIFEST_NAME, Manifest, NoCacheError
+from collegium.cache.records import finished_manifest, plan_difference, plan_differences, require_same_plan
 from collegium.data.joined import JoinedText
 from collegium.recipe.sections.models import CachedTeacherSection, LocalTeacherSection, TeachingSection
 from collegium.signals.contracts import Teacher
@@ -85,10 +85,10 @@ def require_plain(section: TeachingSection, *, kd_temperature: float) -> None:
 def _open_own(run: "Run", section: LocalTeacherSection | CachedTeacherSection) -> CachedTeacher:
     """Open a cache of text in the teacher's own tokens."""
     if isinstance(section, LocalTeacherSection):
-        plan = cache_plan(run, section)
-        location = cache_location(run, section, plan)
-        teacher = cached_teacher(run, section, location)
-        require_same_plan(teacher.manifest, plan, Folder.at(location))
+        place = cache_place(run, section)
+        require_there(section.name, place)
+        teacher = cached_teacher(run, section, place.location)
+        require_same_plan(teacher.manifest, place.plan, Folder.at(place.location))
         return teacher
     own = run.corpus_of(section)
     teacher = cached_teacher(run, section, section.path)
@@ -101,6 +101,25 @@ def _open_own(run: "Run", section: LocalTeacherSection | CachedTeacherSection) -
             "another than the student's, or make a cache of this text"
         )
     return teacher
+
+
+def require_there(name: str, place: CachePlace) -> None:
+    """See that a teacher has a cache, and say what changed where there is one of what it was before.
+
+    Raises:
+        NoCacheError: it has none.
+    """
+    folder = Folder.at(place.location)
+    if folder.size(MANIFEST_NAME) is not None or folder.local is None:
+        return
+    others = [Folder.at(path) for path in folder.local.parent.glob(f"{name}-{'[0-9a-f]' * 16}")]
+    found = [manifest for other in others if (manifest := finished_manifest(other)) is not None]
+    near = min(found, key=lambda manifest: len(list(plan_differences(manifest, place.plan))), default=None)
+    if near is not None and (sentence := plan_difference(near, place.plan)):
+        raise NoCacheError(
+            f"{folder.path(MANIFEST_NAME)}: not found: there is a cache of teacher {name!r} with {sentence}: run "
+            "`collegium cache RECIPE`, which makes one of it as it is now"
+        )
 
 
 def cached_teacher(run: "Run", section: TeachingSection, location: str | Path) -> CachedTeacher:

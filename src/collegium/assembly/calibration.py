@@ -105,7 +105,7 @@ def fitted_on(section: TeachingSection, domains: Sequence[str]) -> dict[str, lis
 
 def _fingerprint(run: "Run", section: Section) -> str:
     if isinstance(section, LocalTeacherSection):
-        return identify(section, run.corpus_of(section).tokenizer)[1]
+        return identify(section, run.corpus_of(section).tokenizer).whole
     return read_manifest(Folder.at(section.path)).identity
 
 
@@ -160,7 +160,9 @@ def _of_lists(run: "Run", section: Section) -> dict[str, FittedTemperature] | No
     except DataError:
         return None
     own = run.corpus_of(section)
-    same = manifest.teacher.fingerprint == identify(section, own.tokenizer)[1]
+    now = identify(section, own.tokenizer)
+    was = manifest.teacher
+    same = was.fingerprint == now.fingerprint and was.settings in (None, now.settings)
     if not same or manifest.text != own.text.fingerprint:
         return None
     unknown = (math.nan,) * 4

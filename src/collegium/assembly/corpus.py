@@ -148,12 +148,24 @@ def text_directory(
     """Folder of the prepared text: as the recipe says, in a teacher's own tokens beside that, else in the cache.
 
     In the cache it is named by its fingerprint. The content of the sources is part of that, so that an edited
-    file is prepared again, and so is the version of what is written.
+    file is prepared again, and so is the version of what is written. Text that an earlier version prepared, which
+    looked at samples of large files, is found by its name.
     """
     if recipe.data.directory is not None:
         given = Path(recipe.data.directory)
         return given if is_students else given.with_name(f"{given.name}-{tokenizer_fingerprint(tokenizer)[:8]}")
-    parts = [tokenizer_fingerprint(tokenizer), *(source.fingerprint for source in sources)]
+    default = _default_directory(recipe, tokenizer, [source.fingerprint for source in sources], is_students)
+    if (default / MANIFEST_NAME).exists():
+        return default
+    before = _default_directory(recipe, tokenizer, [source.earlier_fingerprint for source in sources], is_students)
+    return before if (before / MANIFEST_NAME).exists() else default
+
+
+def _default_directory(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, sources: Sequence[str], is_students: bool
+) -> Path:
+    """Folder in the cache for text of sources with these fingerprints."""
+    parts = [tokenizer_fingerprint(tokenizer), *sources]
     neutral: Any = {"directory": True, "mixing": True, "sources": {"__all__": DESCRIBING}}
     content = recipe.data.model_dump_json(exclude=neutral) + "".join(parts) + str(SCHEMA_VERSION)
     if not is_students and adds_bos(tokenizer):

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -12,10 +11,11 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from collegium.alignment.tokenizer_match import tokenizer_difference, tokenizer_fingerprint, vocab_size_of
 from collegium.assembly.tokenizers import teacher_tokenizer
 from collegium.assembly.weights import report_other_base
-from collegium.base.durable import file_digest
 from collegium.base.errors import DataError, TeacherError, pass_on_full_disk
 from collegium.base.references import resolve_reference
-from collegium.models.pretrained import check_model, load_model, place, reference_fingerprint, resolve_dtype
+from collegium.models.identity import adapter_fingerprint, reference_fingerprint, with_settings
+from collegium.models.pretrained import check_model, load_model, place, resolve_dtype
+from collegium.models.settings import Settings, teacher_settings
 from collegium.recipe.sections.models import LocalTeacherSection, TeachingSection
 from collegium.signals.contracts import Teacher
 from collegium.teachers.aligned import AlignmentPolicy, align
@@ -137,7 +137,9 @@ def _local_teacher(
         section.name,
         base.shared,
         vocab_size=vocab_size_of(tokenizer),
-        fingerprint=teacher_fingerprint(section, base.shared.causal_lm.config, tokenizer),
+        fingerprint=with_settings(
+            teacher_fingerprint(section, base.shared.causal_lm.config, tokenizer), settings_of(section)
+        ),
         adapter=adapter,
         weight_temperature=weight_temperature,
         target_temperature=target_temperature,
@@ -154,7 +156,11 @@ def teacher_fingerprint(
     return f"{fingerprint}/{section.dtype}/{tokenizer_fingerprint(tokenizer)}"
 
 
-def adapter_fingerprint(folder: str) -> str:
-    """Hash of a local adapter's weights; its id if it is on the hub."""
-    path = Path(folder) / "adapter_model.safetensors"
-    return file_digest(path)[:16] if path.exists() else folder
+def settings_of(section: LocalTeacherSection) -> Settings:
+    """What else decides a teacher's numbers: the settings of its model and of its adapter."""
+    return teacher_settings(
+        section.model,
+        adapter=section.adapter,
+        adapter_revision=section.adapter_revision,
+        runs_code=section.trust_remote_code,
+    )

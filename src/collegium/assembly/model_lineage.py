@@ -67,7 +67,7 @@ def _local(section: LocalTeacherSection, students: PreTrainedTokenizerBase) -> d
 def _shown_fingerprint(section: LocalTeacherSection, tokenizer: PreTrainedTokenizerBase) -> str | None:
     """Fingerprint of weights, type and tokenizer; an adapter that is no local folder stands there by its id."""
     try:
-        return identify(section, tokenizer)[1]
+        return identify(section, tokenizer).fingerprint
     except UserError:
         return None
 

@@ -5,7 +5,7 @@ It is read back only if its bytes are those that would be written, so that a cha
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, TypeVar
 
 from collegium.base.digest import json_digest
@@ -13,7 +13,9 @@ from collegium.base.errors import DataError
 from collegium.cache.folder import Folder
 
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Since it holds the teacher's settings; a manifest without them is of version 1."""
+
 MANIFEST_NAME = "manifest.json"
 INDEX_NAME = "index.parquet"
 HEAD_NAME = "head.safetensors"
@@ -64,6 +66,8 @@ class TeacherIdentity:
         vocab_size: Common vocabulary of student and teacher.
         hidden_size: Width of its hidden states.
         num_layers: Number of its layers.
+        settings: What else decides its numbers, by file (config.json, adapter_config.json); None in a cache of an
+            earlier version, which did not keep it.
     """
 
     fingerprint: str
@@ -71,6 +75,7 @@ class TeacherIdentity:
     vocab_size: int
     hidden_size: int
     num_layers: int
+    settings: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -127,12 +132,29 @@ class Manifest:
     @property
     def identity(self) -> str:
         """Hash of what decides the content; each shard carries it."""
-        content = {k: v for k, v in asdict(self).items() if k not in ("shards", "files")}
+        content = {k: v for k, v in self._tree().items() if k not in ("schema", "shards", "files")}
         return json_digest(content)[:32]
+
+    @property
+    def earlier(self) -> "Manifest":
+        """The same as an earlier version made it, which did not keep the teacher's settings."""
+        return replace(self, teacher=replace(self.teacher, settings=None))
+
+    @property
+    def is_earlier(self) -> bool:
+        """True if it is of an earlier version."""
+        return self.teacher.settings is None
+
+    def _tree(self) -> dict[str, Any]:
+        tree = {"schema": SCHEMA_VERSION, **asdict(self)}
+        if self.is_earlier:
+            tree["schema"] = 1
+            del tree["teacher"]["settings"]
+        return tree
 
     def to_bytes(self) -> bytes:
         """The file."""
-        content = {"schema": SCHEMA_VERSION, **asdict(self)}
+        content = self._tree()
         digest = json_digest(content, sort_keys=False)
         return (json.dumps({**content, "sha256": digest}, indent=1) + "\n").encode()
 
@@ -144,11 +166,11 @@ class Manifest:
             ValueError: it is not as it was written.
         """
         tree = json.loads(content)
-        if not isinstance(tree, dict) or tree.get("schema") != SCHEMA_VERSION:
-            version = tree.get("schema") if isinstance(tree, dict) else None
-            raise ValueError(f"it is of schema {version}, this version reads {SCHEMA_VERSION}")
+        version = tree.get("schema") if isinstance(tree, dict) else None
+        if version not in (1, SCHEMA_VERSION):
+            raise ValueError(f"it is of schema {version}, this version reads 1 and {SCHEMA_VERSION}")
         manifest = cls(
-            teacher=_read(TeacherIdentity, tree["teacher"]),
+            teacher=_read(TeacherIdentity, {"settings": None, **tree["teacher"]}),
             text=tree["text"],
             splits=tree["splits"],
             settings=_read(CacheSettings, tree["settings"]),
@@ -160,6 +182,10 @@ class Manifest:
         return manifest
 
 
+class NoCacheError(DataError):
+    """There is no finished cache."""
+
+
 def _read(kind: type[T], tree: Mapping[str, Any]) -> T:
     return kind(**{f.name: tree[f.name] for f in fields(kind)})  # type: ignore[arg-type]
 
@@ -168,13 +194,14 @@ def read_manifest(folder: Folder) -> Manifest:
     """The manifest of a finished cache.
 
     Raises:
-        DataError: there is none, or it is damaged.
+        NoCacheError: there is none.
+        DataError: it is damaged.
     """
     path = folder.path(MANIFEST_NAME)
     try:
         return Manifest.from_bytes(folder.read(MANIFEST_NAME))
     except FileNotFoundError:
-        raise DataError(
+        raise NoCacheError(
             f"{path}: not found: run `collegium cache RECIPE`, which also resumes an unfinished cache"
         ) from None
     except BAD_MANIFEST as error:

@@ -14,7 +14,7 @@ shard, `shard-00000.json`, which says what the manifest will say of it.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from collegium.base.differences import Difference, differences
 from collegium.base.durable import LOCK_NAME
 from collegium.base.errors import DataError
 from collegium.cache.folder import Folder
@@ -108,17 +109,64 @@ def require_same_plan(found: Manifest, wanted: Manifest, folder: Folder) -> None
     Raises:
         DataError: naming the first difference, with both values.
     """
-    trees = [manifest_fields(manifest) for manifest in (found, wanted)]
-    for name, value in trees[0].items():
-        if value != trees[1][name]:
-            raise DataError(
-                f"{folder.location}: holds a cache with {name} {value}, now {trees[1][name]} is asked "
-                "for: give another cache.directory, or delete it"
-            )
+    if sentence := plan_difference(found, wanted):
+        raise DataError(
+            f"{folder.location}: holds a cache with {sentence} is asked for: give another cache.directory, or "
+            "delete it"
+        )
+
+
+def plan_difference(found: Manifest, wanted: Manifest) -> str | None:
+    """Say with both values in what a cache is another one than is wanted; None if in nothing that is known."""
+    differing = list(plan_differences(found, wanted))
+    if not differing:
+        return None
+    more = f" ({len(differing) - 1} more differ)" if len(differing) > 1 else ""
+    first = differing[0]
+    return f"{' '.join(first.path)} {first.before}, now {first.after}{more}"
+
+
+def plan_differences(found: Manifest, wanted: Manifest) -> Iterator[Difference]:
+    """Everything in which two caches differ."""
+    fields = manifest_fields(wanted)
+    for name, value in manifest_fields(found).items():
+        if value != fields[name]:
+            yield Difference((name,), value, fields[name])
+    ours = found.teacher.settings
+    theirs = wanted.teacher.settings
+    if ours is not None and theirs is not None:
+        for one in differences(ours, theirs):
+            yield one._replace(path=(f"{one.path[0]}:", ".".join(one.path[1:])))
+
+
+def as_begun(plan: Manifest, folder: Folder) -> Manifest:
+    """The plan of a cache; where an earlier version began or made it, as that one had it.
+
+    Else the parts that are there would be of another cache, and hours of work be lost.
+    """
+    there = finished_manifest(folder) or _begun(folder)
+    if there is not None:
+        return plan.earlier if there.is_earlier else plan
+    return plan.earlier if plan.earlier.identity in _shard_identities(folder, plan) else plan
+
+
+def _shard_identities(folder: Folder, plan: Manifest) -> Iterator[str | None]:
+    """Identities of the caches that the shards there say they belong to; None of one that cannot be read."""
+    for name in map(shard_name, range(num_shards(plan))):
+        if folder.size(name) is not None:
+            with folder.open(name) as file:
+                yield identity_of(file)
+
+
+def _begun(folder: Folder) -> Manifest | None:
+    try:
+        return Manifest.from_bytes(folder.read(BEGUN_NAME))
+    except (FileNotFoundError, *BAD_MANIFEST):
+        return None
 
 
 def manifest_fields(manifest: Manifest) -> dict[str, Any]:
-    """All that decides the content of a cache, by name."""
+    """All that decides the content of a cache, by name, but the teacher's settings."""
     tree = asdict(manifest)
     settings: dict[str, Any] = tree["settings"]
     return {"teacher": tree["teacher"]["fingerprint"], "text": tree["text"], "splits": tree["splits"], **settings}

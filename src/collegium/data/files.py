@@ -3,10 +3,12 @@
 import gzip
 import hashlib
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 from collegium.base.digest import json_digest
 from collegium.base.errors import DataError
+from collegium.base.known_digests import content_digest
 
 
 ByteFile = io.BufferedReader | gzip.GzipFile
@@ -26,8 +28,23 @@ def open_bytes(path: Path) -> ByteFile:
     return gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb")
 
 
+def whole_digest(path: Path) -> str:
+    """Hash of the content, every byte of it.
+
+    Raises:
+        DataError: if the file cannot be read.
+    """
+    try:
+        size = path.stat().st_size
+        if size > _WHOLE_DIGEST_SIZE:
+            return content_digest(path)
+        return hashlib.sha256(str(size).encode() + path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+
+
 def sampled_digest(path: Path) -> str:
-    """Hash of the content: in whole up to 8 MiB, above that size, beginning, middle and end.
+    """Hash by which earlier versions knew a file: above 8 MiB, of its size, beginning, middle and end.
 
     Raises:
         DataError: if the file cannot be read.
@@ -35,16 +52,19 @@ def sampled_digest(path: Path) -> str:
     try:
         with path.open("rb") as file:
             size = file.seek(0, io.SEEK_END)
+            if size <= _WHOLE_DIGEST_SIZE:
+                return whole_digest(path)
             digest = hashlib.sha256(str(size).encode())
-            whole = size <= _WHOLE_DIGEST_SIZE
-            for start in [0] if whole else [0, size // 2, size - _SAMPLE_SIZE]:
+            for start in (0, size // 2, size - _SAMPLE_SIZE):
                 file.seek(start)
-                digest.update(file.read(size if whole else _SAMPLE_SIZE))
+                digest.update(file.read(_SAMPLE_SIZE))
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     return digest.hexdigest()
 
 
-def combined_digest(options: list[str | None], files: list[Path]) -> str:
+def combined_digest(
+    options: list[str | None], files: list[Path], *, digest: Callable[[Path], str] = whole_digest
+) -> str:
     """Identity of files, in this order, and of how they are read."""
-    return json_digest([options, [sampled_digest(file) for file in files]])
+    return json_digest([options, [digest(file) for file in files]])

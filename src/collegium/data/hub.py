@@ -1,7 +1,7 @@
 """Rows of data sets on the hub, streamed, and documents of their text columns."""
 
 import errno
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import datasets
 
 from collegium.base.errors import DataError, one_line
 from collegium.data.documents import Document
-from collegium.data.files import combined_digest
+from collegium.data.files import combined_digest, sampled_digest, whole_digest
 from collegium.data.readers import Columns
 
 
@@ -52,14 +52,14 @@ class HubRows:
         """The data set as it was named."""
         return self._dataset
 
-    def fingerprint(self, options: list[str | None]) -> str:
+    def fingerprint(self, options: list[str | None], *, digest: Callable[[Path], str] = whole_digest) -> str:
         """Identity of the rows and of how they are read."""
         asked = [self._config, self._split, *options]
         if not self._is_local:
             return combined_digest([self._dataset, self._revision, *asked], [])
         data_files = self._load_builder().config.data_files or {}
         files = [Path(str(file)) for split in sorted(data_files) for file in data_files[split]]
-        return combined_digest(asked, files)
+        return combined_digest(asked, files, digest=digest)
 
     def state_dict(self) -> dict[str, Any]:
         """Position of the next row, with the commit that is read."""
@@ -151,6 +151,11 @@ class HubSource:
     def fingerprint(self) -> str:
         """Identity of the text and of how it is read."""
         return self._rows.fingerprint(list(self._columns))
+
+    @property
+    def earlier_fingerprint(self) -> str:
+        """The same of earlier versions, which looked at samples of large files."""
+        return self._rows.fingerprint(list(self._columns), digest=sampled_digest)
 
     def state_dict(self) -> dict[str, Any]:
         """Position of the next document, with the commit that is read."""

@@ -9,6 +9,7 @@ What is lost is at most one shard of work.
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -16,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from collegium.base.digest import json_digest
 from collegium.base.durable import folder_lock
 from collegium.base.errors import DataError
+from collegium.base.terminal import say
 from collegium.data.journal import JOURNAL_NAME
 from collegium.data.preparation import Preparation
 from collegium.data.prepared import MANIFEST_NAME, SCHEMA_VERSION, PreparedText, read_manifest
@@ -95,10 +97,19 @@ def _finish(
     encoder = DocumentTokenizer(tokenizer, add_bos=settings.add_bos, add_eos=settings.add_eos)
     fingerprint = _fingerprint(sources, encoder, settings)
     journal = directory / JOURNAL_NAME
-    if _has_manifest(directory, fingerprint) and not journal.exists():
+
+    def is_finished() -> bool:
+        if not (directory / MANIFEST_NAME).exists():
+            return False
+        found = read_manifest(directory)["fingerprint"]
+        if found != fingerprint:
+            _require_earlier(directory, found, fingerprint, _fingerprint(sources, encoder, settings, earlier=True))
+        return True
+
+    if is_finished() and not journal.exists():
         return
     with folder_lock(directory):
-        if not _has_manifest(directory, fingerprint):
+        if not is_finished():
             Preparation(
                 sources,
                 encoder,
@@ -121,26 +132,35 @@ def _check_names(names: Sequence[str], limits: Mapping[str, SourceLimits]) -> No
         raise ValueError(f"limits name {unknown}, the sources are {list(names)}")
 
 
-def _fingerprint(sources: Sequence[Source], encoder: DocumentTokenizer, settings: PrepareSettings) -> str:
+def _fingerprint(
+    sources: Sequence[Source], encoder: DocumentTokenizer, settings: PrepareSettings, *, earlier: bool = False
+) -> str:
     decisive = asdict(settings)
     if not settings.bos_at_segments:  # text that was prepared without it stays what it is
         del decisive["bos_at_segments"]
     content = {
         "schema": SCHEMA_VERSION,
-        "sources": [[source.name, source.fingerprint] for source in sources],
+        "sources": [[s.name, s.earlier_fingerprint if earlier else s.fingerprint] for s in sources],
         "tokenizer": encoder.identity,
         "settings": decisive,
     }
     return json_digest(content)
 
 
-def _has_manifest(directory: Path, fingerprint: str) -> bool:
-    if not (directory / MANIFEST_NAME).exists():
-        return False
-    found = read_manifest(directory)["fingerprint"]
-    if found != fingerprint:
+def _require_earlier(directory: Path, found: str, asked: str, earlier: str) -> None:
+    """Take text of the same files as far as an earlier version looked at them, and say so; else refuse it."""
+    if found != earlier:
         raise DataError(
-            f"{directory}: holds text with fingerprint {found}, now {fingerprint} is asked for "
+            f"{directory}: holds text with fingerprint {found}, now {asked} is asked for "
             "(another source, tokenizer or setting): give another data.directory, or delete it"
         )
-    return True
+    _say_unknown(directory)
+
+
+@cache
+def _say_unknown(directory: Path) -> None:
+    """Say it once, however often a command opens the text."""
+    say(
+        f"{directory}: is of an earlier version, which looked at three samples of each file above 8 MiB: that "
+        "these files are as they were is not known; to be sure, delete it and run `collegium prepare` again"
+    )

@@ -17,7 +17,7 @@ import pyarrow as pa
 from collegium.base.errors import DataError
 from collegium.base.references import find_files
 from collegium.data.documents import Document
-from collegium.data.files import ByteFile, combined_digest, format_of, open_bytes
+from collegium.data.files import ByteFile, combined_digest, format_of, open_bytes, sampled_digest
 from collegium.data.readers import Columns, Documents, read_json_lines, read_lines, read_parquet, read_separated
 
 
@@ -32,6 +32,11 @@ class Source(Protocol):
     @property
     def fingerprint(self) -> str:
         """Identity of the text and of how it is read."""
+        ...
+
+    @property
+    def earlier_fingerprint(self) -> str:
+        """The same of earlier versions, which looked at samples of large files."""
         ...
 
     def __iter__(self) -> Iterator[Document]:
@@ -50,8 +55,7 @@ class Source(Protocol):
 class FileSource:
     """Text, JSONL or Parquet files, each also as `.gz`.
 
-    The fingerprint hashes the order and content of the files, not their names: in whole up to
-    8 MiB, above that their size, beginning, middle and end.
+    The fingerprint hashes the order and the whole content of the files, not their names.
 
     Args:
         name: The domain.
@@ -95,9 +99,17 @@ class FileSource:
     @cached_property
     def fingerprint(self) -> str:
         """Identity of the text and of how it is read."""
+        return combined_digest(self._options, self._files)
+
+    @property
+    def earlier_fingerprint(self) -> str:
+        """The same of earlier versions, which looked at samples of large files."""
+        return combined_digest(self._options, self._files, digest=sampled_digest)
+
+    @property
+    def _options(self) -> list[str | None]:
         separator = self._separator.pattern if self._separator else None
-        options = [self._format, self._documents, separator, *self._columns]
-        return combined_digest(options, self._files)
+        return [self._format, self._documents, separator, *self._columns]
 
     def state_dict(self) -> dict[str, Any]:
         """Position of the next document."""

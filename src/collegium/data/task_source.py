@@ -1,13 +1,14 @@
 """A task's items as documents, prompt and completion, from the hub or from local files."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
 from collegium.base.errors import DataError
 from collegium.base.references import find_files
 from collegium.data.documents import Document
-from collegium.data.files import combined_digest
+from collegium.data.files import combined_digest, sampled_digest, whole_digest
 from collegium.data.tasks.items import Part, Task, TaskItem, part_of, some_items
 from collegium.data.tasks.prompts import item_of
 from collegium.data.tasks.rows import read_rows
@@ -32,7 +33,7 @@ class Rows(Protocol):
 
     def __iter__(self) -> Iterator[dict[str, Any]]: ...
 
-    def fingerprint(self, options: list[str | None]) -> str:
+    def fingerprint(self, options: list[str | None], *, digest: Callable[[Path], str] = whole_digest) -> str:
         """Identity of the rows and of how they are read."""
         ...
 
@@ -63,9 +64,9 @@ class FileRows:
         self._file = 0
         self._row = 0
 
-    def fingerprint(self, options: list[str | None]) -> str:
+    def fingerprint(self, options: list[str | None], *, digest: Callable[[Path], str] = whole_digest) -> str:
         """Identity of the rows and of how they are read."""
-        return combined_digest([*options, *(file.suffix for file in self._files)], self._files)
+        return combined_digest([*options, *(file.suffix for file in self._files)], self._files, digest=digest)
 
     def state_dict(self) -> dict[str, Any]:
         """Position of the next row."""
@@ -121,9 +122,18 @@ class TaskSource:
     @cached_property
     def fingerprint(self) -> str:
         """Identity of the items and of how they are read."""
+        return self._rows.fingerprint(self._options)
+
+    @property
+    def earlier_fingerprint(self) -> str:
+        """The same of earlier versions, which looked at samples of large files."""
+        return self._rows.fingerprint(self._options, digest=sampled_digest)
+
+    @property
+    def _options(self) -> list[str | None]:
         share = str(self._evaluation_share)
         size = str(self._max_characters)
-        return self._rows.fingerprint([PROMPTS_VERSION, self.task, self._part, share, size])
+        return [PROMPTS_VERSION, self.task, self._part, share, size]
 
     def state_dict(self) -> dict[str, Any]:
         """Position of the next item."""

@@ -20,11 +20,13 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig, PreTrainedModel
 
 from collegium.base.digests import verify_folder, write_digests
-from collegium.base.durable import disk_errors, file_digest
+from collegium.base.durable import disk_errors
 from collegium.base.errors import DataError, pass_on_full_disk
+from collegium.base.known_digests import content_digest
 from collegium.base.references import cache_dir
 from collegium.models.gguf_metadata import Metadata, complete_config, require_every_tensor
 from collegium.models.loading import heard, reason_of
+from collegium.models.settings import GGUF_VERSION
 from collegium.models.weight_files import some
 from collegium.models.whole import Report, require_whole
 
@@ -33,9 +35,6 @@ if TYPE_CHECKING:
     from gguf import GGUFReader
 
 logger = logging.getLogger(__name__)
-
-VERSION = 2
-"""Of what is kept in the cache; raised when files are read otherwise."""
 
 _PART = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
 
@@ -129,11 +128,11 @@ def require_readable(path: Path) -> None:
 
 def _target(parts: list[Path]) -> Path:
     """Folder in the cache."""
-    return cache_dir() / "dequantized" / f"{_digest(parts)}-{VERSION}"
+    return cache_dir() / "dequantized" / f"{_digest(parts)}-{GGUF_VERSION}"
 
 
 def _digest(parts: list[Path]) -> str:
-    digests = [file_digest(part) for part in parts]
+    digests = [content_digest(part) for part in parts]
     return digests[0][:32] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()[:32]
 
 

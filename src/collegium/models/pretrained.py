@@ -6,7 +6,6 @@ not see each other.
 """
 
 import contextlib
-import hashlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +25,6 @@ from transformers import (
 
 from collegium.alignment.tokenizer_match import leave_out_above
 from collegium.base.digests import verify_folder
-from collegium.base.durable import file_digest
 from collegium.base.errors import DataError, RecipeError, pass_on_full_disk
 from collegium.base.references import resolve_reference
 from collegium.models.gguf import dequantized, gguf_parts
@@ -180,17 +178,6 @@ def _read_config(folder: str, reference: str, options: dict[str, Any]) -> Pretra
         pass_on_full_disk(error)
         raise unloadable("configuration", reference, error) from error
     return config
-
-
-def reference_fingerprint(reference: str, config: PretrainedConfig) -> str:
-    """Identity of a model's weights: the hub commit, or a hash of the files it was read from."""
-    commit = getattr(config, "_commit_hash", None)
-    if commit:
-        return f"{reference}@{commit}"
-    path = Path(resolve_reference(reference))
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else gguf_parts(path)
-    digest = hashlib.sha256("".join(file_digest(file) for file in files).encode())
-    return f"{path.name}@{digest.hexdigest()[:32]}"
 
 
 def place(model: Module, device: torch.device) -> Module:

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from collegium.assembly.cache import build_builder, cache_location, cache_plan, cached_text
+from collegium.assembly.cache import build_builder, cache_place, cache_plan, cached_text
 from collegium.assembly.cached_teachers import require_plain
 from collegium.assembly.process import process_state
 from collegium.assembly.run import Run
@@ -17,7 +17,7 @@ from collegium.cache.exchange import export_parquet
 from collegium.cache.folder import Folder
 from collegium.cache.manifest import SOURCE_NAME, Manifest
 from collegium.cache.reader import CacheReader
-from collegium.cache.records import finished_manifest, read_recorded
+from collegium.cache.records import as_begun, finished_manifest, read_recorded
 from collegium.cache.verify import Verdict, repair, verify
 from collegium.recipe.file import dump_recipe, parse_recipe
 from collegium.recipe.recipe import Recipe, TrainingSection
@@ -74,8 +74,7 @@ def _cache_teacher(run: Run, section: LocalTeacherSection) -> dict[str, Any]:
         )
 
     section = section_to_cache(run, section)
-    plan = cache_plan(run, section)
-    location = cache_location(run, section, plan)
+    location, plan = cache_place(run, section)
     builder = build_builder(
         run,
         section,
@@ -161,7 +160,7 @@ def repair_cache(location: str) -> list[str]:
     """
     run = Run(_recipe_of(location))
     (section,) = run.recipe.local_teachers  # `_source` wrote the recipe of one
-    plan = cache_plan(run, section)
+    plan = as_begun(cache_plan(run, section), Folder.at(location))
     builder = build_builder(run, section, plan, location=location, source=_source(run.recipe, section))
     _, written = repair(builder)
     say(f"{location}: wrote {', '.join(written)}" if written else f"{location}: nothing is damaged")

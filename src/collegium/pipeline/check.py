@@ -17,9 +17,10 @@ from collegium.base.terminal import is_main_rank
 from collegium.models.adapter_config import other_base, read_adapter_config
 from collegium.models.weight_files import shapes_in, weight_files
 from collegium.pipeline.run_folder import require_free
+from collegium.pipeline.stale_caches import stale_cache
 from collegium.recipe.methods import METHODS
 from collegium.recipe.recipe import Recipe
-from collegium.recipe.sections.models import ContinuedStudentSection
+from collegium.recipe.sections.models import ContinuedStudentSection, LocalTeacherSection
 
 
 @dataclass(frozen=True)
@@ -137,12 +138,19 @@ def _teachers(recipe: Recipe) -> Iterator[Finding]:
             yield _model(f"teachers.{i}.{name}", reference, TeacherError.exit_code, holds_weights=name == "model")
         if adapter := teacher.references.get("adapter"):
             yield from _base_of(f"teachers.{i}.adapter", adapter, teacher.references["model"])
+        if isinstance(teacher, LocalTeacherSection) and teacher.cached:
+            yield from _stale(f"teachers.{i}.cached", teacher, recipe.cache.directory)
         path = teacher.cache_path
         if path is not None and "://" not in path:
             there = Path(path, "manifest.json").is_file()
             fix = None if there else "make it there with `collegium cache`, or give another folder"
             found = f"{path} holds {'a' if there else 'no'} cache"
             yield Finding(f"teachers.{i}.path", found, fix, 0 if there else TeacherError.exit_code)
+
+
+def _stale(key: str, teacher: LocalTeacherSection, directory: str | None) -> Iterator[Finding]:
+    if stale := stale_cache(teacher, directory):
+        yield Finding(key, stale.found, stale.fix, DataError.exit_code if stale.stops else 0)
 
 
 def _model(key: str, reference: str, exit_code: int, *, holds_weights: bool = False) -> Finding:

@@ -22,6 +22,7 @@ from collegium.assembly.weights import require_student_weights, require_teacher_
 from collegium.base.errors import DataError, RecipeError, TeacherError, UserError
 from collegium.base.references import cache_dir, is_local, is_offline
 from collegium.base.terminal import say
+from collegium.cache.manifest import NoCacheError
 from collegium.data.prepared import PreparedText
 from collegium.recipe.recipe import Recipe
 from collegium.recipe.sections.models import CachedTeacherSection, LocalTeacherSection
@@ -170,8 +171,10 @@ def _cache(run: Run | None, section: LocalTeacherSection | CachedTeacherSection)
                 name, "not there: its text in the teacher's tokens is not", "run `collegium cache RECIPE`"
             )
         manifest = open_cache(run, section).manifest
-    except (DataError, RecipeError, TeacherError) as error:
+    except (NoCacheError, RecipeError, TeacherError) as error:
         return Check(name, "cannot be read", str(error))
+    except DataError as error:
+        return Check(name, "cannot be used", str(error), stops=True)
     size = sum(shard.bytes for shard in manifest.shards)
     return Check(name, f"{manifest.num_rows:,} blocks, {size / 1e6:,.1f} MB")
 

@@ -9,7 +9,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from collegium.alignment.tokenizer_match import tokenizer_difference, vocab_size_of
-from collegium.models.pretrained import check_model, load_model, load_tokenizer, place, reference_fingerprint
+from collegium.models.identity import module_fingerprint, reference_fingerprint, with_settings
+from collegium.models.pretrained import check_model, load_model, load_tokenizer, place
+from collegium.models.settings import model_settings
 from collegium.signals.contracts import Teacher
 from collegium.signals.inner_states import InnerLayers
 from collegium.teachers.aligned import align
@@ -88,10 +90,10 @@ def _local_teacher(
     if isinstance(teacher, str):
         own = load_tokenizer(teacher)
         model = load_model(teacher, dtype=torch.float32)
-        fingerprint = reference_fingerprint(teacher, model.config)
+        fingerprint = with_settings(reference_fingerprint(teacher, model.config), model_settings(teacher))
     else:
         model = teacher
-        fingerprint = f"object:{name}"
+        fingerprint = module_fingerprint(model)
     is_same = tokenizer_difference(tokenizer, own) is None
     vocab_size = vocab_size_of(tokenizer if is_same else own)
     check_model(model, vocab_size, name=name)

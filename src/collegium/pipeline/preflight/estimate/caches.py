@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from collegium.assembly.cache import cache_location, cache_plan, cached_text, teacher_to_cache
+from collegium.assembly.cache import cache_place, cached_text, teacher_to_cache
 from collegium.assembly.cached_teachers import cached_teacher
 from collegium.assembly.corpus import Corpus
 from collegium.assembly.run import Run
@@ -64,10 +64,10 @@ def pending_caches(run: Run) -> list[PendingCache]:
     pending = []
     for section in run.recipe.teachers_to_cache:
         kept = section_to_cache(run, section)
-        plan = cache_plan(run, kept)
-        if finished_manifest(Folder.at(cache_location(run, kept, plan))) is None:
+        place = cache_place(run, kept)
+        if finished_manifest(Folder.at(place.location)) is None:
             corpus = run.corpus_of(section)
-            pending.append(PendingCache(kept, corpus, plan, corpus is not run.corpus))
+            pending.append(PendingCache(kept, corpus, place.plan, corpus is not run.corpus))
     return pending
 
 
@@ -78,7 +78,7 @@ def built_cache_bytes(run: Run, pending: Sequence[PendingCache]) -> dict[str, in
     for section in run.recipe.teachers_to_cache:
         if section.name not in missing:
             kept = section_to_cache(run, section)
-            local = Folder.at(cache_location(run, kept, cache_plan(run, kept))).local
+            local = Folder.at(cache_place(run, kept).location).local
             if local is not None:
                 sizes[section.name] = folder_bytes(local)
     return sizes
