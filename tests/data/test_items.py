@@ -143,13 +143,26 @@ def test_entities_as_a_line_and_back(entities):
     names = {"PER": "person", "LOC": "location", "ORG": "organization", "MISC": "other", "x": "x"}
     expected = [(" ".join(words), names[kind]) for words, kind in entities]
     assert entities_of(tokens, tags) == expected
-    assert parse_entities(format_entities(expected)) == expected
+    assert parse_entities(format_entities(expected)) == [
+        (words.replace(";", ","), kind) for words, kind in expected
+    ]
 
 
 def test_entities_without_a_beginning_and_what_a_model_writes():
     assert entities_of(["a", "b", "c"], ["I-PER", "I-PER", "I-LOC"]) == [("a b", "person"), ("c", "location")]
     assert parse_entities(" none") == parse_entities("") == parse_entities("Obama person") == []
     assert parse_entities(" Obama = person ;Paris = location;") == [("Obama", "person"), ("Paris", "location")]
+
+
+@pytest.mark.parametrize(
+    "malformed", ["Obama person", "Obama =", "= person", "Obama=person", "Obama = a person", " ", "=", " = "]
+)
+def test_a_malformed_entity_takes_nothing_from_its_neighbours(malformed):
+    right = [("New York", "location"), ("Bob", "person")]
+    line = format_entities(right)
+    first, second = line.split("; ")
+    assert parse_entities(f" {malformed}; {line}") == parse_entities(f" {line}; {malformed}") == right
+    assert parse_entities(f" {first};{malformed};{second}") == right
 
 
 SST2 = "1 a fine film\n0 a bad ; film\n\n"

@@ -11,6 +11,7 @@ from collegium.base.errors import DataError
 from collegium.data.blocks import pack_documents
 from collegium.data.packing import Packer, blocks_to_table
 from collegium.data.tokenization import DocumentTokenizer, TokenizedDocument
+from tests.support.byte_level import bytes_of
 
 
 def document_of(length: int, first: int) -> TokenizedDocument:
@@ -85,6 +86,32 @@ def test_pack_documents_from_text(tokenizer, prose, document_texts):
     num_bytes = sum(sum(row["segment_bytes"]) for row in blocks)
     assert 0 < num_bytes < len("".join(texts).encode())
     assert [row["sample_id"] for row in blocks] == list(range(len(blocks)))
+
+
+TEXT = st.text("aé€漢🙂🙃 \n1", min_size=1, max_size=40)
+
+
+@settings(deadline=None)
+@given(st.data(), st.lists(TEXT, min_size=1, max_size=4), st.integers(2, 9), st.booleans(), st.booleans())
+def test_predicted_and_first_tokens_have_all_bytes_of_a_text(
+    tokenizer, other_tokenizer, data, texts, block_size, add_bos, add_eos
+):
+    """Whatever the tokens: each byte of a character that several share counts for the token that has it."""
+    used = data.draw(st.sampled_from([tokenizer, other_tokenizer]))  # one of single bytes, one across characters
+    encoder = DocumentTokenizer(used, add_bos=add_bos, add_eos=add_eos)
+    packer = Packer(block_size=block_size, domain="d")
+    documents = encoder.encode(texts)
+    blocks = [b for i, d in enumerate(documents) for b, _ in packer.add(i, d)] + [*packer.flush()]
+    for block in blocks:
+        for segment in block.segments:
+            own = [len(bytes_of(used, [token])) for token in segment.tokens.tolist()]
+            assert segment.num_bytes == sum(own[1:])
+            assert segment.num_bytes + own[0] == segment.end - segment.start
+    for number, text in enumerate(texts):
+        parts = [s for block in blocks for s in block.segments if s.document == number]
+        if sum(len(part.tokens) for part in parts) == len(documents[number]):  # one token alone is left out
+            firsts = sum(len(bytes_of(used, part.tokens[:1].tolist())) for part in parts)
+            assert sum(part.num_bytes for part in parts) + firsts == len(text.encode())
 
 
 def test_pack_documents_with_marks_counts_all_bytes_of_a_whole_document(tokenizer):

@@ -148,10 +148,22 @@ def test_accuracy_and_f1_of_pairs(labels):
     assert figures["f1"].value == pytest.approx(tp / (tp + (fp + fn) / 2) if tp + fp + fn else 0.0)
 
 
-def test_length_divides_the_bytes_of_a_choice():
-    asked = TaskItems.of("q", "qa", [choosing(" a", " a longer é")])
-    figures = choice_figures(asked, [np.array([-2.0, -5.0])])  # -1 and -0.417 a byte
-    assert (figures["accuracy"].value, figures["accuracy_norm"].value) == (1.0, 0.0)
+@pytest.mark.parametrize(
+    ("choices", "logprobs", "chosen"),
+    [
+        ((" a", " a longer é"), [-2.0, -5.0], 1),  # -2 and -0.5 a character
+        (
+            (" ab", " éé é"),
+            [-4.0, -8.1],
+            0,
+        ),  # -2 and -2.025 a character; a byte is -2 and -1.16, with the blank -1.33 and -1.01
+        ((" a", " abc"), [-1.0, -2.9], 1),  # -1 and -0.967 without the blank; with it -0.5 and -0.725
+    ],
+)
+def test_length_is_that_of_lm_evals_acc_norm(choices, logprobs, chosen):
+    """`lls / [len(choice)]` in `lm_eval/api/task.py`, where the blank is the `target_delimiter`."""
+    asked = TaskItems.of("q", "qa", [choosing(*choices, answer=chosen)])
+    assert choice_figures(asked, [np.array(logprobs)])["accuracy_norm"].value == 1.0
 
 
 def test_entities_by_hand():
@@ -162,6 +174,7 @@ def test_entities_by_hand():
     assert entity_token_f1(found, right).value == pytest.approx(2 * 3 / (4 + 5))
     assert entity_f1(right, right).value == 1.0
     assert entity_f1([" none"], [" none"]).value == 0.0
+    assert entity_f1([" Obama person; New York = location"], right[:1]).value == pytest.approx(2 / 3)
     assert f1([["a", "a"]], [["a"]]).value == pytest.approx(2 / 3)
 
 

@@ -53,10 +53,10 @@ def documents(positions, mask):
 
 
 def pair_reference(student, teacher):
-    """Mean over heads and j <= i of the squared difference of products, of one document."""
+    """`loss_pair` of the official code: mean over heads and all i, j of the squared difference of products."""
     total, count = 0.0, 0
     for i in range(len(student)):
-        for j in range(i + 1):
+        for j in range(len(student)):
             for head in range(HEADS):
                 s, t = (h.view(len(h), HEADS, -1)[:, head] for h in (student, teacher))
                 error = s[i] @ s[j] / math.sqrt(D // HEADS) - t[i] @ t[j] / math.sqrt(E // HEADS)

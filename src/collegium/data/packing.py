@@ -55,7 +55,9 @@ class Segment:
     def of(cls, number: int, part: TokenizedDocument) -> "Segment":
         """A part of document `number`; it has tokens."""
         prompt = part.prompt_tokens
-        num_bytes = int(part.byte_ends[-1] - part.byte_ends[max(prompt, 1) - 1])
+        # From the boundaries of tokens, not of characters: the first token may end inside a character, whose other
+        # bytes belong to tokens that are predicted.
+        num_bytes = int(part.boundaries[-1] - part.boundaries[max(prompt, 1)])
         return cls(number, part.tokens, num_bytes, int(part.boundaries[0]), int(part.boundaries[-1]), prompt)
 
     @property

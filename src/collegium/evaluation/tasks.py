@@ -9,8 +9,9 @@
 | qa from a passage | exact_match, f1 of what is written | f1 |
 | summarization | accuracy, accuracy_norm among four summaries, rouge_l of what is written | accuracy_norm |
 
-All lie between 0 and 1. `accuracy_norm` divides a completion's log-probability by its UTF-8 bytes, so that a long
-one has a chance. The prompts are those of training; nothing is shown before them.
+All lie between 0 and 1. `accuracy_norm` is lm-eval's `acc_norm`: a completion's log-probability is divided by its
+characters, without the blank before it, so that a long one has a chance. The prompts are those of training;
+nothing is shown before them.
 """
 
 from collections import Counter
@@ -117,7 +118,7 @@ def measure_task(model: AnswerSheet, items: TaskItems) -> TaskResult:
 
 def choice_figures(items: TaskItems, logprobs: Sequence[np.ndarray[Any, np.dtype[np.float64]]]) -> Figures:
     """Accuracy of the most probable choice, as it is and by its length."""
-    sizes = [np.array([len(choice.encode()) for choice in item.choices]) for item in items.items]
+    sizes = [np.array([_characters(choice) for choice in item.choices]) for item in items.items]
     best = [int(row.argmax()) for row in logprobs]
     best_norm = [int((row / size).argmax()) for row, size in zip(logprobs, sizes, strict=True)]
     answers = [item.answer for item in items.items]
@@ -130,6 +131,11 @@ def choice_figures(items: TaskItems, logprobs: Sequence[np.ndarray[Any, np.dtype
             [["same"] * choice for choice in best], [["same"] * (answer or 0) for answer in answers]
         )
     return figures
+
+
+def _characters(choice: str) -> int:
+    """Characters as lm-eval counts them: the blank between prompt and choice is its `target_delimiter`."""
+    return max(1, len(choice.removeprefix(" ")))
 
 
 def baselines(items: TaskItems) -> dict[str, float]:

@@ -104,7 +104,8 @@ def selected_positions(figures: StudentFigures, selection: Selection, share: flo
     """The given share of the positions about which the student is least sure.
 
     `entropy`, `confidence` and `margin` judge by its distribution alone, `label` by the loss on the text,
-    which is the divergence from a one-hot label. Of equal positions the earlier are taken.
+    which is the divergence from a one-hot label. Of equal positions the earlier are taken. The number is rounded
+    down, to one at least.
 
     Raises:
         ValueError: the share is outside (0, 1].
@@ -118,7 +119,8 @@ def selected_positions(figures: StudentFigures, selection: Selection, share: flo
         "label": -figures.nll,
     }[selection]
     chosen = torch.zeros(len(order), dtype=torch.bool, device=order.device)
-    chosen[_first(order, int(len(order) * share))] = True
+    # A product such as 0.29 * 100 lies just below its whole number.
+    chosen[_first(order, max(1, int(len(order) * share + 1e-9)))] = True
     return chosen
 
 

@@ -177,24 +177,28 @@ def structure_loss(
 def pair_errors(
     student: Float[Tensor, "B P D"], teacher: Float[Tensor, "B P E"], items: Items, num_heads: int, *, buffer: int
 ) -> tuple[Float[Tensor, "B P"], Int[Tensor, "B P"]]:
-    """Sum over heads and items j <= i of the same segment of (s_ij - t_ij)^2, and their number.
+    """Sum over heads and items j of the same segment of (s_ij - t_ij)^2, and their number.
 
-    s_ij = h_i . h_j / sqrt(d), h being one head's part, of width d.
+    s_ij = h_i . h_j / sqrt(d), h being one head's part, of width d. Both halves of the symmetric matrix count, as
+    in the official code; of i != j one is computed and counted twice.
     """
     ours = _heads(student, num_heads)
     theirs = _heads(teacher, num_heads)  # [B H P d]
     errors = []
     counts = []
     for rows in _row_chunks(items.mask, num_heads, buffer):
-        allowed = _related(items, rows).tril(rows.start)[..., : rows.stop]  # [B r j]
-        errors.append(checkpoint(_squared, ours, theirs, allowed, rows, use_reentrant=False))
-        counts.append(num_heads * allowed.sum(-1))
+        related = _related(items, rows)[..., : rows.stop]
+        times = (
+            related.tril(rows.start).long() + related.tril(rows.start - 1).long()
+        )  # [B r j]: 1 at j = i, 2 below
+        errors.append(checkpoint(_squared, ours, theirs, times, rows, use_reentrant=False))
+        counts.append(num_heads * times.sum(-1))
     return torch.cat(errors, 1), torch.cat(counts, 1)
 
 
-def _squared(ours: Tensor, theirs: Tensor, allowed: Bool[Tensor, "B r j"], rows: slice) -> Float[Tensor, "B r"]:
-    errors = (_products(ours, rows, rows.stop) - _products(theirs, rows, rows.stop)).square()
-    return torch.where(allowed.unsqueeze(1), errors, 0.0).sum((1, 3))
+def _squared(ours: Tensor, theirs: Tensor, times: Int[Tensor, "B r j"], rows: slice) -> Float[Tensor, "B r"]:
+    errors = (_products(ours, rows, rows.stop) - _products(theirs, rows, rows.stop)).square().sum(1)
+    return torch.where(times > 0, errors * times, 0.0).sum(2)
 
 
 def _products(heads: Float[Tensor, "B H P d"], rows: slice, stop: int | None = None) -> Float[Tensor, "B H r j"]:

@@ -81,16 +81,22 @@ def test_selection_distils_the_mean_over_the_chosen_and_learns_all_text(batch, s
     score = entropy_of(logq) if selection == "entropy" else nll.detach()
     count = int(len(score) * share)
     chosen = score.argsort(descending=True)[:count]
-    distilled = kl(logp, logq)[chosen].sum() / (share * len(score))
+    distilled = kl(logp, logq)[chosen].mean()
     assert_loss(model, result, KD_WEIGHT * distilled + (1 - KD_WEIGHT) * nll.mean())
 
 
-def test_selection_of_half_counts_each_chosen_position_twice(batch):
-    """The weight of the divergence at each position, as `guide` hands it to the loss."""
-    model = student_with(objective_of(["t1"], DynamicDistillation(selection="entropy")))
-    hidden, labels = torch.randn(21, 32, dtype=torch.float64), torch.randint(V, (21,))
-    guidance = model.objective.dynamic.guide(hidden, model.student.lm_head, labels, chunk_size=5)
-    assert sorted(guidance.kd.tolist()) == [0.0] * 11 + [2.0] * 10
+@pytest.mark.parametrize(
+    ("num_positions", "share", "num_chosen"),
+    [(21, 0.5, 10), (3, 0.5, 1), (1, 0.5, 1), (100, 0.29, 29), (8, 1.0, 8)],
+)
+def test_chosen_positions_weigh_as_much_as_all_would(num_positions, share, num_chosen):
+    """The weight of the divergence at each position, as `guide` hands it to the loss: its mean is 1."""
+    dynamic = DynamicDistillation(selection="entropy", selected_share=share)
+    model = student_with(objective_of(["t1"], dynamic))
+    hidden = torch.randn(num_positions, 32, dtype=torch.float64)
+    guidance = dynamic.guide(hidden, model.student.lm_head, torch.randint(V, (num_positions,)), chunk_size=5)
+    weights = [0.0] * (num_positions - num_chosen) + [num_positions / num_chosen] * num_chosen
+    assert sorted(guidance.kd.tolist()) == pytest.approx(weights)
     assert guidance.features is None and guidance.teacher_scores is None
 
 

@@ -12,7 +12,7 @@ Entity = tuple[str, str]
 NONE = "none"
 
 _TYPES = {"PER": "person", "LOC": "location", "ORG": "organization", "MISC": "other"}
-_ENTITY = re.compile(r"\s*(.+?) = ([^\s;=]+)\s*(?:;|$)")
+_ENTITY = re.compile(r"(.+?) = ([^\s=]+)")
 
 
 def entities_of(tokens: Sequence[str], tags: Sequence[str]) -> list[Entity]:
@@ -37,10 +37,15 @@ def entities_of(tokens: Sequence[str], tags: Sequence[str]) -> list[Entity]:
 
 
 def format_entities(entities: Iterable[Entity]) -> str:
-    """One line; `none` if there are none."""
-    return "; ".join(f"{words} = {kind}" for words, kind in entities) or NONE
+    """One line; `none` if there are none. Semicolons are between entities: one within is written as a comma."""
+    return "; ".join(f"{words.replace(';', ',')} = {kind}" for words, kind in entities) or NONE
 
 
 def parse_entities(line: str) -> list[Entity]:
-    """Entities of a line that a model wrote; what is not of the form `WORDS = TYPE` is left out."""
-    return [(words, kind) for words, kind in _ENTITY.findall(line)]
+    """Entities of a line that a model wrote.
+
+    The line is cut at each semicolon first, and a piece that is not of the form `WORDS = TYPE` is left out by
+    itself: what is wrong in one takes nothing from the next.
+    """
+    pieces = (_ENTITY.fullmatch(piece.strip()) for piece in line.split(";"))
+    return [(piece[1], piece[2]) for piece in pieces if piece is not None]

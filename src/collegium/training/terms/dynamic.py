@@ -52,7 +52,8 @@ class DynamicDistillation:
         kd = torch.ones_like(figures.uncertainty)
         if self.selection is not None:
             chosen = selected_positions(figures, self.selection, self.selected_share)
-            kd = kd * chosen / self.selected_share  # a mean over the chosen, as the paper takes it
+            # By their number, not by the share: of three positions at 0.5 one is chosen, and its mean is its own.
+            kd = kd * chosen * len(chosen) / chosen.sum().clamp_min(1)
         features = None
         if self.objective:
             kd = kd * (1.0 - figures.uncertainty)
