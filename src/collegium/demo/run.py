@@ -5,7 +5,6 @@ fused teachers, the other from the text alone. Both are measured on the same hel
 """
 
 import json
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -32,6 +31,7 @@ from collegium.recipe.file import load_recipe
 from collegium.recipe.recipe import Recipe
 from collegium.report import metric_names as metrics
 from collegium.report.interval import Difference
+from collegium.report.perplexity import shown_perplexity
 
 
 PROMPT = "Once upon a time, a small robot"
@@ -123,7 +123,7 @@ def _losses(tables: Mapping[str, DocumentSums], figure: str) -> dict[str, float]
 def _show(result: Mapping[str, Any], folder: Path, page: str) -> None:
     losses = result[metrics.NLL]
     columns = list(next(iter(losses.values())))
-    rows = [[name, *(f"{math.exp(row[column]):.1f}" for column in columns)] for name, row in losses.items()]
+    rows = [[name, *(shown_perplexity(row[column]) for column in columns)] for name, row in losses.items()]
     best = list(losses).index("student, distilled")
     title = f"Perplexity on held-out text after {result['training_tokens']:,} tokens (lower is better)"
     show_table(title, ["", *columns], rows, highlight=frozenset({best}))

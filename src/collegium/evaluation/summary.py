@@ -21,6 +21,7 @@ from collegium.report.figures import (
     TeachersMeasured,
 )
 from collegium.report.interval import Difference, Interval
+from collegium.report.perplexity import perplexity_of
 
 
 ALL = "all"
@@ -39,7 +40,7 @@ def summarize(
     figures = {name: _student_intervals(table, options) for name, table in tables.items()}
     mean = _means(figures)
     if names.NLL in mean:
-        mean[names.PERPLEXITY] = math.exp(mean[names.NLL])
+        mean[names.PERPLEXITY] = perplexity_of(mean[names.NLL])
     domains = {
         name: DomainFigures(
             documents=int((table.tokens > 0).sum()),
@@ -92,7 +93,7 @@ def _intervals(table: DocumentSums, options: Mapping[str, Any]) -> dict[str, Int
 def _student_intervals(table: DocumentSums, options: Mapping[str, Any]) -> dict[str, Interval]:
     figures = _intervals(table, options)
     if (nll := figures.get(names.NLL)) is not None:
-        figures[names.PERPLEXITY] = Interval(math.exp(nll.value), math.exp(nll.low), math.exp(nll.high))
+        figures[names.PERPLEXITY] = Interval(*map(perplexity_of, (nll.value, nll.low, nll.high)))
         num_bytes = table.num_bytes.numpy()
         has_bytes = (table.tokens.numpy() > 0) & (num_bytes > 0)
         bits = table.sums[names.NLL].numpy()[has_bytes] / math.log(2)

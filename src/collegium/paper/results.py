@@ -37,6 +37,7 @@ from collegium.report.metric_names import (
     of_teacher,
     rule_nll,
 )
+from collegium.report.perplexity import perplexity_of
 
 
 FIGURES = (NLL, ACCURACY, KL_COMMON, KL_EXPERT, KL_OWN, ENTROPY_OWN, AGREEMENT)
@@ -149,7 +150,7 @@ def _losses(sums: Mapping[str, Any], metrics: Mapping[str, str]) -> dict[str, di
         found[name] = {
             **{domain: round(value, 4) for domain, value in row.items()},
             "mean": round(mean, 4),
-            PERPLEXITY: round(math.exp(mean), 2),
+            PERPLEXITY: round(perplexity_of(mean), 2),
         }
     return found
 
@@ -162,8 +163,8 @@ def _row(plan: Plan, name: str, results: Sequence[RunResult]) -> dict[str, Any]:
         for figure in FIGURES
         if all(result.has(figure) for result in results)
     }
-    figures[PERPLEXITY] = seeds_summary([math.exp(result.mean(NLL)) for result in results])
-    on_validation = [math.exp(result.mean(NLL, VALIDATION)) for result in results]
+    figures[PERPLEXITY] = seeds_summary([perplexity_of(result.mean(NLL)) for result in results])
+    on_validation = [perplexity_of(result.mean(NLL, VALIDATION)) for result in results]
     figures["validation_perplexity"] = seeds_summary(on_validation)
     figures[BITS_PER_BYTE] = seeds_summary([result.bits_per_byte for result in results])
     if all(result.ece is not None for result in results):

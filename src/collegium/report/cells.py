@@ -1,5 +1,6 @@
 """Cells and tables of the page."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,4 +37,4 @@ def with_interval(figure: Interval | None, digits: int) -> Cell:
 
 def mean_cell(value: float | None, digits: int) -> Cell:
     """A mean, whose interval is not known."""
-    return Cell(UNKNOWN if value is None else f"{value:.{digits}f}")
+    return Cell(UNKNOWN if value is None or not math.isfinite(value) else f"{value:.{digits}f}")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from collegium.report.figures import StudentMeasured
 from collegium.report.interval import Interval
+from collegium.report.perplexity import perplexity_of
 from collegium.report.records import RunRecord
 from collegium.report.series_style import (
     colour,
@@ -36,7 +37,8 @@ def losses(axes: "Axes", run: RunRecord) -> bool:
         ("student", STUDENT, "D", lambda domain: run.student.figures(domain).nll),
     ]
     for who, ink, mark, loss in series:
-        found = [(row, figure) for row, domain in enumerate(rows) if (figure := loss(domain)) is not None]
+        figures = [(row, loss(domain)) for row, domain in enumerate(rows)]
+        found = [(row, figure) for row, figure in figures if figure is not None and _is_drawable(figure)]
         for place, (row, figure) in enumerate(found):
             _interval(axes, row, figure, ink, mark, label(who) if place == 0 else None)
     axes.set_xscale("log")
@@ -53,11 +55,16 @@ def _teacher_loss(run: RunRecord, name: str) -> Callable[[str], Interval | None]
     return lambda domain: run.measured_teachers.figures(domain).teacher(name).nll
 
 
+def _is_drawable(nll: Interval) -> bool:
+    """True where the perplexity is a number that an axis can have."""
+    return all(math.isfinite(perplexity_of(end)) or math.isnan(end) for end in (nll.value, nll.low, nll.high))
+
+
 def _interval(axes: "Axes", row: int, nll: Interval, ink: str, mark: str, name: str | None) -> None:
-    low, high = (math.exp(end if math.isfinite(end) else nll.value) for end in (nll.low, nll.high))
+    low, high = (perplexity_of(end if math.isfinite(end) else nll.value) for end in (nll.low, nll.high))
     axes.plot([low, high], [row, row], color=ink, linewidth=1.5)
     size = 9 if mark in "|D" else 7
-    axes.plot([math.exp(nll.value)], [row], mark, color=ink, markersize=size, label=name, linestyle="none")
+    axes.plot([perplexity_of(nll.value)], [row], mark, color=ink, markersize=size, label=name, linestyle="none")
 
 
 def shares(axes: "Axes", run: RunRecord) -> bool:

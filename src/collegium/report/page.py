@@ -18,6 +18,7 @@ from collegium.report.card.public_recipe import public
 from collegium.report.cells import Table
 from collegium.report.evaluation_file import as_content
 from collegium.report.metric_names import PERPLEXITY
+from collegium.report.perplexity import shown_perplexity
 from collegium.report.plots import Plot, draw_all
 from collegium.report.records import RunRecord
 from collegium.report.samples import Continuation
@@ -158,10 +159,10 @@ def _notes(run: RunRecord) -> Sequence[str]:
 def _facts(run: RunRecord) -> Iterator[_Named]:
     """The few figures that people want first."""
     mean = run.student.mean
-    if mean.perplexity is not None:
-        yield _Named(PERPLEXITY, f"{mean.perplexity:.1f}")
-        if (before := run.before.mean.perplexity) is not None:
-            yield _Named("before training", f"{before:.1f}")
+    if mean.nll is not None:
+        yield _Named(PERPLEXITY, shown_perplexity(mean.nll))
+        if (before := run.before.mean.nll) is not None:
+            yield _Named("before training", shown_perplexity(before))
     bits = [domain.figures.bits_per_byte for domain in run.evaluation.domains.values()]
     if known := [figure.value for figure in bits if figure is not None]:
         yield _Named("bits per byte", f"{sum(known) / len(known):.3f}")

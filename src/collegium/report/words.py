@@ -9,6 +9,7 @@ from collegium.recipe.recipe import Recipe
 from collegium.report.card.public_recipe import public_path
 from collegium.report.evaluation import ActualCost, Evaluation
 from collegium.report.interval import Difference
+from collegium.report.perplexity import perplexity_of, shown_perplexity
 
 
 OVERCONFIDENT = 0.5
@@ -33,12 +34,11 @@ def _against_before(evaluation: Evaluation) -> Iterator[str]:
     if found is None or before is None or after is None:
         return
     gap = found.all
-    share = math.expm1(gap.value)
     words = "lowered" if gap.value < 0 else "raised"
     yield (
-        f"Training {words} the student's perplexity from {_perplexity(before)} to {_perplexity(after)} (mean "
-        f"over domains): {gap.shown(3, sign='+')} nats per token {_interval(gap, evaluation.confidence)}, "
-        f"{share:+.0%} in perplexity{_chance(gap, evaluation.confidence)}."
+        f"Training {words} the student's perplexity from {shown_perplexity(before)} to {shown_perplexity(after)} "
+        f"(mean over domains): {gap.shown(3, sign='+')} nats per token {_interval(gap, evaluation.confidence)}, "
+        f"{_growth(gap)} in perplexity{_chance(gap, evaluation.confidence)}."
     )
 
 
@@ -54,7 +54,7 @@ def _against_best_teacher(evaluation: Evaluation) -> Iterator[str]:
     word = "below" if gap.value < 0 else "above"
     yield (
         f"The student's loss is {abs(gap.value):.3f} nats {word} that of the best single teacher, {best} "
-        f"(perplexity {_perplexity(losses[best])}): {gap.shown(3, sign='+')} "
+        f"(perplexity {shown_perplexity(losses[best])}): {gap.shown(3, sign='+')} "
         f"{_interval(gap, evaluation.confidence)}{_chance(gap, evaluation.confidence)}."
     )
 
@@ -105,8 +105,9 @@ def _forgotten(evaluation: Evaluation) -> Iterator[str]:
         yield f"Of what it knew before, the student forgot {value:+.3f} nats per token."
 
 
-def _perplexity(nll: float) -> str:
-    return f"{math.exp(nll):.1f}"
+def _growth(gap: Difference) -> str:
+    growth = perplexity_of(gap.value) - 1.0
+    return f"{growth:+.0%}" if math.isfinite(growth) else "beyond all numbers"
 
 
 def _interval(gap: Difference, confidence: float) -> str:

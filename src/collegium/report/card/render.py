@@ -212,6 +212,8 @@ def _evaluation(evaluation: Evaluation) -> list[str]:
 def _interval(figure: Interval | None, digits: int) -> str:
     if figure is None:
         return ""
+    if not figure.is_known:
+        return "not known"
     return f"{figure.shown(digits)} ({figure.ends(digits, between=' to ')})"
 
 
