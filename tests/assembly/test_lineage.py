@@ -8,9 +8,12 @@ from huggingface_hub import ModelCard
 
 from collegium.assembly.corpus import text_directory
 from collegium.assembly.model_lineage import stored_parameters
+from collegium.assembly.run import Run
 from collegium.base.errors import RecipeError
 from collegium.recipe.file import load_recipe, read_mapping, validated
 from collegium.report.card.licences import obstacles
+from collegium.report.evaluation_file import read_evaluation
+from collegium.report.words import summary
 from tests.support.command import run
 from tests.support.runs import write_recipe
 
@@ -96,7 +99,19 @@ def test_lineage_of_a_run(recipe, tmp_path, monkeypatch, capsys):
     assert (dogs["licence"], dogs["licence_from"], dogs["held_out_documents"]) == (None, None, 4)
     training = lineage["training"]
     assert (training["steps"], training["kd_weight"], training["seed"]) == (4, 0.5, 0)
-    assert training["tokens"] == round(training["epochs"] * (cats["train_tokens"] + dogs["train_tokens"]))
+    text = Run.from_folder(Path("runs/pico")).text.train
+    per_step = load_recipe(recipe, changes).training.batch_size
+    assert training["blocks"] == 4 * per_step == round(training["epochs"] * len(text))
+    assert (
+        training["blocks"] <= training["predicted"] < training["tokens"] <= 4 * per_step * training["block_size"]
+    )
+    assert set(training["domains"]) == {"cats", "dogs"}
+    for part in ("blocks", "tokens", "predicted"):
+        assert sum(counts[part] for counts in training["domains"].values()) == training[part]
+    card = Path("runs/pico/student/README.md").read_text()
+    assert f"4 steps and {training['tokens']:,} tokens" in card
+    page = summary(load_recipe(recipe, changes), read_evaluation(Path("runs/pico")))
+    assert f"on {training['tokens']:,} tokens ({training['predicted']:,} of them predicted)" in page
     assert (training["fusion"], training["weighting"]["kind"]) == ("mixture", "entropy")
     assert set(lineage["versions"]) == {"collegium", "torch", "transformers"}
 

@@ -151,7 +151,12 @@ def train(folder: Path) -> None:
     if dist.get_rank() == 0:
         save_file(weights_of(trainer), folder / "trainer.safetensors")
         losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
-        (folder / "trainer.json").write_text(json.dumps({"losses": losses, "resumed_is_same": same}))
+        read = [
+            {key: count for key, count in used.state.log_history[-1].items() if key.startswith("read/")}
+            for used in (trainer, again)
+        ]
+        content = {"losses": losses, "resumed_is_same": same, "read": read}
+        (folder / "trainer.json").write_text(json.dumps(content))
 
 
 def train_on_policy(folder: Path) -> None:

@@ -77,7 +77,10 @@ _LINEAGE: dict[str, Any] = {
     "training": {
         "steps": 4,
         "epochs": 1.0,
+        "blocks": 40,
         "tokens": 1000,
+        "predicted": 950,
+        "domains": {"web": {"blocks": 40, "tokens": 1000, "predicted": 950}},
         "batch_size": 2,
         "gradient_accumulation": 1,
         "block_size": 32,

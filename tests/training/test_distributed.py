@@ -69,6 +69,8 @@ def test_trainer_on_two_ranks_is_one_process_with_the_whole_batch(two_ranks, tmp
     ours.train()
     losses = [line["loss"] for line in ours.state.log_history if "loss" in line]
     assert result["losses"] == pytest.approx(losses, rel=1e-5)
+    read = {key: count for key, count in ours.state.log_history[-1].items() if key.startswith("read/")}
+    assert read["read/blocks"] == 24 and result["read"] == [read, read], "on two ranks, and resumed there"
     theirs = load_file(two_ranks / "trainer.safetensors")
     for name, value in weights_of(ours).items():
         assert torch.allclose(value, theirs[name], atol=2e-5), name

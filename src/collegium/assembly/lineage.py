@@ -160,16 +160,16 @@ def _source_of(section: Source, counts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _training_of(run: "Run", log: list[dict[str, Any]]) -> dict[str, Any]:
-    """The work of the optimizer; `tokens` are those of the text that it read, repeated ones too."""
+    """The work of the optimizer, and the text that it read as the trainer counted it, repeated parts too."""
     recipe = run.recipe
     training = recipe.training
     objective = recipe.objective
-    epochs = _last(log, names.while_training(names.EPOCH))
-    prepared = sum(source["train_tokens"] for source in run.text.manifest["sources"].values())
+    read = _read_text(log)
     return {
         "steps": _last(log, names.STEP) or training.max_steps,
-        "epochs": epochs,
-        "tokens": None if epochs is None else round(epochs * prepared),
+        "epochs": None if read["blocks"] is None else read["blocks"] / len(run.text.train),
+        **read,
+        "domains": {domain: _read_text(log, domain) for domain in run.domains},
         "batch_size": training.batch_size,
         "gradient_accumulation": training.gradient_accumulation,
         "block_size": recipe.data.block_size,
@@ -191,6 +191,11 @@ def _training_of(run: "Run", log: list[dict[str, Any]]) -> dict[str, Any]:
         "mixing": recipe.data.mixing.kind,
         "on_policy": None if recipe.on_policy is None else _plain(recipe.on_policy),
     }
+
+
+def _read_text(log: list[dict[str, Any]], domain: str | None = None) -> dict[str, int | None]:
+    """Blocks, tokens and predicted positions, of all text or of a domain; None where they were not counted."""
+    return {part: _last(log, names.while_training(names.read(part, domain))) for part in names.READ}
 
 
 def _last(log: list[dict[str, Any]], key: str) -> Any:

@@ -60,6 +60,11 @@ class BlockCollator:
         self._pad_to = pad_to
         self._domain_ids = None if domains is None else {name: i for i, name in enumerate(domains)}
 
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Names of the domains, in the order of `Batch.domain_ids`; none if batches do not have these."""
+        return tuple(self._domain_ids or ())
+
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Batch with what is known of each token's segment beside the tensors of `Batch`.
 

@@ -30,6 +30,8 @@ from collegium.pipeline.train import train_student
 from collegium.recipe.file import load_recipe
 from collegium.recipe.recipe import Recipe
 from collegium.report import metric_names as metrics
+from collegium.report.card.words import count
+from collegium.report.evaluation_file import read_evaluation
 from collegium.report.interval import Difference
 from collegium.report.perplexity import shown_perplexity
 
@@ -105,14 +107,20 @@ def _result(
         num_samples=recipe.evaluation.bootstrap_samples,
         seed=recipe.seed,
     )
-    tokens = recipe.training.batch_size * recipe.data.block_size * (recipe.training.max_steps or 0)
     return {
         "recipe": recipe.fingerprint,
-        "training_tokens": tokens,
+        "training_tokens": _tokens_read(recipe),
         metrics.NLL: losses,
         "kl_to_common_target": {name: _losses(tables, metrics.KL_COMMON) for name, tables in students.items()},
         "distilled_minus_cross_entropy": {name: asdict(value) for name, value in differences.items()},
     }
+
+
+def _tokens_read(recipe: Recipe) -> int | None:
+    lineage = read_evaluation(recipe.run_dir).lineage
+    assert lineage is not None, "of a run's own student"
+    tokens: int | None = lineage["training"]["tokens"]
+    return tokens
 
 
 def _losses(tables: Mapping[str, DocumentSums], figure: str) -> dict[str, float]:
@@ -125,7 +133,7 @@ def _show(result: Mapping[str, Any], folder: Path, page: str) -> None:
     columns = list(next(iter(losses.values())))
     rows = [[name, *(shown_perplexity(row[column]) for column in columns)] for name, row in losses.items()]
     best = list(losses).index("student, distilled")
-    title = f"Perplexity on held-out text after {result['training_tokens']:,} tokens (lower is better)"
+    title = f"Perplexity on held-out text after {count(result['training_tokens'])} tokens (lower is better)"
     show_table(title, ["", *columns], rows, highlight=frozenset({best}))
     gain = Difference(**result["distilled_minus_cross_entropy"]["all"])
     say(

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from collegium.report.evaluation import Curve
-from collegium.report.metric_names import OF_THE_WHOLE_TRAINING, STEP
+from collegium.report.metric_names import OF_THE_WHOLE_TRAINING, STEP, is_read
 
 
 MAX_POINTS = 200
@@ -31,7 +31,7 @@ def curves_of(records: Sequence[Mapping[str, Any]], *, max_points: int = MAX_POI
 
 
 def _is_drawn(name: str) -> bool:
-    return name != STEP and not name.endswith(OF_THE_WHOLE_TRAINING)
+    return name != STEP and not name.endswith(OF_THE_WHOLE_TRAINING) and not is_read(name)
 
 
 def _thinned(points: Sequence[tuple[int, float]], max_points: int) -> Curve:

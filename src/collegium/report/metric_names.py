@@ -65,11 +65,16 @@ ROLLOUT_TOKENS: Final = "rollout_tokens"
 REWARD: Final = "reward"
 IMPORTANCE_WEIGHT: Final = "importance_weight"
 
+# Text that the training has read so far; see `read`.
+READ: Final = ("blocks", "tokens", "predicted")
+"""Blocks, their tokens without padding, and positions that predict one."""
+
 # What `transformers.Trainer` logs by itself.
 STEP: Final = "step"
 EPOCH: Final = "epoch"
+TRAIN_RUNTIME: Final = "train_runtime"
 OF_THE_WHOLE_TRAINING: Final = (
-    "train_runtime",
+    TRAIN_RUNTIME,
     "samples_per_second",
     "steps_per_second",
     "total_flos",
@@ -85,6 +90,7 @@ TARGET: Final = "target"
 """The same where proportions of domains follow it."""
 
 _TEACHER: Final = "teacher/"
+_READ: Final = "read/"
 
 
 def of_teacher(name: str, metric: str) -> str:
@@ -156,6 +162,16 @@ def share_of_domain(domain: str) -> str:
 def perplexity_of_domain(domain: str, who: str) -> str:
     """The perplexity of `student` or `target` that a domain's share follows."""
     return f"mixing/{domain}/{who}_{PERPLEXITY}"
+
+
+def read(part: str, domain: str | None = None) -> str:
+    """The count of a part of `READ`, in all or of one domain."""
+    return f"{_READ}{part}" if domain is None else f"{_READ}{domain}/{part}"
+
+
+def is_read(logged: str) -> bool:
+    """True for such a count as the log has it."""
+    return logged.startswith(while_training(_READ))
 
 
 def while_training(metric: str) -> str:

@@ -125,17 +125,23 @@ def summary(recipe: Recipe, evaluation: Evaluation) -> str:
     training = recipe.training
     cost = None if evaluation.cost is None else evaluation.cost.actual
     length = f"{training.max_steps:,} steps" if training.max_steps else f"{training.num_epochs:g} passes"
-    block = training.batch_size * training.gradient_accumulation * recipe.data.block_size
-    tokens = f", {training.max_steps * block:,} tokens a device" if training.max_steps else ""
     took = "" if cost is None else f" It took {duration(sum(cost.seconds.values()))}{_resumed(cost)}."
     documents = sum(domain.documents for domain in evaluation.domains.values())
     tokens_held_out = sum(domain.tokens for domain in evaluation.domains.values())
     return (
-        f"{_student(recipe)}, {_taught(recipe)} It was trained for {length} of {block:,} tokens{tokens}, on "
+        f"{_student(recipe)}, {_taught(recipe)} It was trained for {length}{_read(evaluation)} "
         f"{_sources(recipe)}.{took}{_licences(evaluation)} Everything below is measured on "
         f"{tokens_held_out:,} tokens of {documents:,} held-out documents that no "
         "training text repeats."
     )
+
+
+def _read(evaluation: Evaluation) -> str:
+    """Tokens that the trainer counted; a run of an earlier version did not count."""
+    training = (evaluation.lineage or {}).get("training") or {}
+    if training.get("tokens") is None or training.get("predicted") is None:
+        return " on"
+    return f", on {training['tokens']:,} tokens ({training['predicted']:,} of them predicted) of"
 
 
 def _licences(evaluation: Evaluation) -> str:

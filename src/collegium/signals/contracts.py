@@ -323,17 +323,20 @@ class Teacher(Protocol):
         ...
 
 
-def predicted_positions(batch: Batch) -> Positions:
-    """Find where `batch` predicts, and what: the only shift of labels, and the only place that reads -100.
+def predicts(batch: Batch) -> Bool[Tensor, "B S"]:
+    """True where `batch` predicts: the only shift of labels, and the only place that reads -100.
 
     Position t of a block predicts token t + 1 where that token has a label and belongs to the same
     segment.
     """
-    starts = batch.position_ids == 0
-    predicts = (batch.labels[:, 1:] != IGNORE_INDEX) & ~starts[:, 1:]  # [B S-1]
-    predicts = torch.nn.functional.pad(predicts, (0, 1))  # [B S]
-    index = predicts.flatten().nonzero().squeeze(-1)  # [N]
-    segments = starts.flatten().cumsum(0)  # [B*S]
+    found = (batch.labels[:, 1:] != IGNORE_INDEX) & (batch.position_ids[:, 1:] != 0)  # [B S-1]
+    return torch.nn.functional.pad(found, (0, 1))
+
+
+def predicted_positions(batch: Batch) -> Positions:
+    """Find where `batch` predicts, and what. Waits for the device, which must say how many there are."""
+    index = predicts(batch).flatten().nonzero().squeeze(-1)  # [N]
+    segments = (batch.position_ids == 0).flatten().cumsum(0)  # [B*S]
     return Positions(
         index=index,
         labels=batch.labels.flatten()[index + 1],

@@ -13,6 +13,7 @@ from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 
 from collegium.base.errors import DataError
+from collegium.base.finite import null_where_unknown
 from collegium.training.checkpoint import (
     CheckpointDirectory,
     TrainingState,
@@ -66,7 +67,7 @@ class CheckpointedTrainer(Trainer):
             model=self.model,
             optimizer=getattr(self.optimizer, "optimizer", self.optimizer),  # below accelerate's wrapper
             stateful=self.stateful(),
-            documents={"trainer_state": dataclasses.asdict(self.state)},
+            documents={"trainer_state": null_where_unknown(dataclasses.asdict(self.state))},
         )
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:

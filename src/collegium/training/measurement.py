@@ -1,12 +1,12 @@
 """Figures of the student on held-out text, while it is trained and after."""
 
-import math
 from collections.abc import Mapping
 from functools import partial
 
 from collegium.evaluation.language_modeling import DocumentSums, HeldOut, Rule
 from collegium.evaluation.model_figures import measure_model
 from collegium.report import metric_names as names
+from collegium.report.perplexity import perplexity_of
 from collegium.training.model import DistillationModel
 
 
@@ -36,5 +36,5 @@ def evaluation_logs(sums: Mapping[str, DocumentSums], prefix: str) -> dict[str, 
         logs |= {key(metric, domain): value for domain, value in by_domain.items()}
         logs[key(metric)] = sum(by_domain.values()) / len(by_domain)
     logs[key(names.LOSS)] = logs[key(names.NLL)]
-    logs[key(names.PERPLEXITY)] = math.exp(logs[key(names.NLL)])
+    logs[key(names.PERPLEXITY)] = perplexity_of(logs[key(names.NLL)])
     return logs

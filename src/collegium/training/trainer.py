@@ -7,6 +7,7 @@ update. Trackers, callbacks, PEFT and accelerate come with `Trainer`. The privat
 this are listed in `overrides`, each with its reason.
 """
 
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -37,6 +38,7 @@ from collegium.signals.contracts import Batch, ItemCounts, Teacher, predicted_po
 from collegium.signals.metrics import MeanAccumulator
 from collegium.teachers.collect import as_teachers, limit_inner_states, reading_ahead
 from collegium.training.arguments import own_arguments
+from collegium.training.checkpoint import TrainingState
 from collegium.training.checkpointed import CheckpointedTrainer
 from collegium.training.chunk_size import default_chunk_size
 from collegium.training.measurement import evaluation_logs, measure_student
@@ -44,6 +46,7 @@ from collegium.training.model import DistillationModel
 from collegium.training.objective import Objective
 from collegium.training.on_policy import OnPolicy
 from collegium.training.publication import compared_blocks, publish
+from collegium.training.text_count import NAME, TextCount
 
 
 class DistillationTrainer(CheckpointedTrainer):
@@ -125,6 +128,7 @@ class DistillationTrainer(CheckpointedTrainer):
         self._block_size = block_size
         self._collator = collator
         self.held_out = self._held_out(eval_dataset)
+        self._text = TextCount(collator.domains, args.device)
         self._means = MeanAccumulator()
         self._step_means = MeanAccumulator()
         if self.train_dataset is not None:
@@ -143,6 +147,7 @@ class DistillationTrainer(CheckpointedTrainer):
         """The micro-batches of a step with the student's own text in them, and their counts."""
         self.objective.set_progress(self.state.global_step / max(1, self.state.max_steps))
         samples, counts = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._text.add(samples)
         if self.on_policy is None or not samples:
             return samples, counts
         with self.accelerator.autocast():
@@ -203,8 +208,10 @@ class DistillationTrainer(CheckpointedTrainer):
         """Add the objective's metrics to a training log line; stop on a teacher that is bad too often."""
         if names.LOSS in logs:
             means = self._means.pop()
-            logs |= means
+            logs |= means | self._text.logged()
             self._require_reliable_teachers(means)
+        elif names.TRAIN_RUNTIME in logs:  # the line at the end
+            logs |= self._text.logged(by_domain=True)
         super().log(logs, start_time)
 
     def _require_reliable_teachers(self, means: Mapping[str, float]) -> None:
@@ -283,6 +290,16 @@ class DistillationTrainer(CheckpointedTrainer):
     def stateful(self) -> dict[str, Any]:
         """Also the proportions of domains."""
         return {**super().stateful(), "mixing": self.mixing}
+
+    def training_state(self) -> TrainingState:
+        """Also the count of the text."""
+        state = super().training_state()
+        return dataclasses.replace(state, documents={**state.documents, NAME: self._text.document()})
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self._text.load(Path(checkpoint))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Write the student as a plain Hugging Face folder that was read back; see `publish`."""

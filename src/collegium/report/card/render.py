@@ -90,8 +90,7 @@ def _summary(lineage: Mapping[str, Any]) -> str:
             "their predictions were fused into one, which it was trained to predict too"
         )
     return (
-        f"This is {size}. {taught}, for {words.count(training['steps'])} steps and "
-        f"{words.count(training['tokens'])} tokens. It began as {words.start(student)}. "
+        f"This is {size}. {taught}, for {words.read_text(training)}. It began as {words.start(student)}. "
         f"Made with collegium {escaped(lineage['versions']['collegium'])}."
     )
 
@@ -173,6 +172,7 @@ def _training(lineage: Mapping[str, Any]) -> list[str]:
     rows = [
         ["method", escaped(training["method"] or "none named")],
         ["steps, tokens read", f"{words.count(training['steps'])}, {words.count(training['tokens'])}"],
+        *_by_domain(training),
         ["batch on each device", f"{blocks} blocks of {training['block_size']} tokens"],
         ["learning rate", f"{training['learning_rate']:g} ({training['lr_scheduler']})"],
         ["precision, seed", f"{training['precision']}, {training['seed']}"],
@@ -186,6 +186,14 @@ def _training(lineage: Mapping[str, Any]) -> list[str]:
         ]
         parts += [words.weighting(training), table(["teacher", "mean weight over the run", "at its end"], weights)]
     return parts
+
+
+def _by_domain(training: Mapping[str, Any]) -> list[list[str]]:
+    """Tokens read of each domain, where there are several and they were counted."""
+    read = {name: counts["tokens"] for name, counts in training.get("domains", {}).items()}
+    if len(read) < 2 or None in read.values():
+        return []
+    return [["tokens read by domain", ", ".join(f"{escaped(name)} {words.count(n)}" for name, n in read.items())]]
 
 
 def _evaluation(evaluation: Evaluation) -> list[str]:

@@ -29,6 +29,12 @@ def count(number: int | None) -> str:
     return "not known" if number is None else f"{number:,}"
 
 
+def read_text(training: Mapping[str, Any]) -> str:
+    """Steps, and tokens if they were counted, which versions of before did not do."""
+    steps = f"{count(training['steps'])} steps"
+    return steps if training["tokens"] is None else f"{steps} and {count(training['tokens'])} tokens"
+
+
 def decimal(value: float | None, digits: int = 3) -> str:
     """A figure for people."""
     return "not known" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
