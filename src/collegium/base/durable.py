@@ -11,13 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError
-
-from collegium.base.errors import DataError
-
-
-LOCK_NAME = ".lock"
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
@@ -72,42 +66,3 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def folder_lock(directory: Path) -> Iterator[None]:
-    """Hold `directory` for this process; the system releases it whenever the process ends.
-
-    Raises:
-        DataError: if another process holds it.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / LOCK_NAME
-    held: list[int] = []  # the lock's own descriptor: on Windows no other one may write into a locked file
-    lock = FileLock(path, blocking=False, preserve_lock_file=True, on_acquired=held.append)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise DataError(
-            f"{directory}: is being written by process {_holder(path)}: wait for it, or give another folder"
-        ) from None
-    try:
-        _overwrite(held[0], str(os.getpid()))
-        yield
-    finally:
-        _overwrite(held[0], "")
-        lock.release()
-
-
-def _overwrite(descriptor: int, text: str) -> None:
-    os.ftruncate(descriptor, 0)
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    os.write(descriptor, text.encode())
-
-
-def _holder(path: Path) -> str:
-    """Process id that the holder of a lock wrote into it."""
-    try:
-        return path.read_text(encoding="utf-8").strip() or "unknown"
-    except OSError:  # on Windows a locked file cannot be read
-        return "unknown"

@@ -7,6 +7,7 @@ that costs a tenth of a second.
 
 import atexit
 import contextlib
+import errno
 import json
 import math
 import os
@@ -35,10 +36,27 @@ def is_main_rank() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def say(text: str) -> None:
-    """A line of progress."""
-    if is_main_rank():
-        print(text, file=sys.stderr, flush=True)
+def say(text: str, *, on_every_rank: bool = False) -> None:
+    """A line of progress, which costs nobody a run if there is no one left to read it."""
+    if on_every_rank or is_main_rank():
+        with _perhaps_unread():
+            print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _perhaps_unread() -> Iterator[None]:
+    """Pass over errors of writing to stderr.
+
+    A terminal that was closed, or a `tee` that got the same Ctrl-C, fails every write. It is then replaced for
+    good, since what is left in a buffer would fail once more when the process ends, and spoil its exit code.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.EIO, errno.EPIPE):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, 2)
+            os.close(nowhere)
 
 
 def is_terminal(stream: TextIO) -> bool:
@@ -73,6 +91,10 @@ class ProgressLine:
         if not drawn and self._bar is None:
             say(f"{text}; {pace}" if pace else text)
             return
+        with _perhaps_unread():
+            self._draw(text, pace, done, total)
+
+    def _draw(self, text: str, pace: str, done: float | None, total: float | None) -> None:
         bar = self._bar or _new_bar()
         bar.update(bar.task_ids[0], description=text, pace=pace, completed=done, total=total, refresh=True)
         if self._bar is None:
@@ -83,7 +105,8 @@ class ProgressLine:
     def finish(self, text: str) -> None:
         """End the line with a last text."""
         if self._bar is not None:
-            self._bar.stop()
+            with _perhaps_unread():
+                self._bar.stop()
             self._bar = None
         say(text)
 
@@ -112,7 +135,8 @@ def _new_bar() -> "Progress":
 def restore_cursor() -> None:
     """Leave the terminal as it was where a process ends without printing more."""
     if is_terminal(sys.stderr):
-        os.write(2, b"\r\x1b[K\x1b[?25h")
+        with _perhaps_unread():
+            os.write(2, b"\r\x1b[K\x1b[?25h")
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from collegium.base.durable import LOCK_NAME
+from collegium.base.locks import LOCK_NAME
 from collegium.cache.builder import CacheBuilder
 from collegium.cache.folder import Folder
 from collegium.cache.manifest import INDEX_NAME, MANIFEST_NAME, Manifest, Shard, read_manifest
