@@ -1,37 +1,12 @@
 """What people see: tables, rates and durations."""
 
-import io
 import re
 import sys
 
 import pytest
 
-from collegium.base.terminal import ProgressLine, duration, is_terminal, plain_table, rate_and_eta, say, show_table
-
-
-class Screen(io.StringIO):
-    """A stream that says it is a terminal."""
-
-    def isatty(self) -> bool:
-        return True
-
-
-def screen(monkeypatch: pytest.MonkeyPatch) -> Screen:
-    """A wide terminal in place of stderr; each drawing shows, as if there was time between them."""
-    stream = Screen()
-    monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.delenv("RANK", raising=False)
-    monkeypatch.setattr(sys, "stderr", stream)
-    monkeypatch.setattr("collegium.base.terminal.DRAWN_INTERVAL", 0.0)
-    return stream
-
-
-def drawn(stream: Screen) -> list[str]:
-    """Lines as they were drawn one over another, without colours and movements."""
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
-    return [line.rstrip() for line in re.split(r"[\r\n]+", text) if line.strip()]
+from collegium.base.terminal import Bar, duration, is_terminal, plain_table, rate_and_eta, say, show_table
+from tests.support.screen import drawn, screen
 
 
 @pytest.mark.parametrize(
@@ -67,28 +42,24 @@ def test_only_the_first_rank_speaks(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
     say("x")
     show_table("t", ["a"], [["b"]])
-    line = ProgressLine()
-    line.update("y")
-    line.finish("z")
     assert capsys.readouterr() == ("", "")
 
 
-def test_progress_without_a_terminal_is_a_line_now_and_then(capsys):
-    line = ProgressLine()
-    for i in range(100):
-        line.update(f"step {i}", pace="5 steps/s", done=i, total=100)
-    line.finish("done")
-    assert capsys.readouterr().err.splitlines() == ["step 0; 5 steps/s", "done"]
+def test_a_dumb_terminal_is_none(monkeypatch):
+    assert is_terminal(screen(monkeypatch))
+    monkeypatch.setenv("TERM", "dumb")
+    assert not is_terminal(sys.stderr)
 
 
-class TestOnATerminal:
-    def test_a_bar_is_drawn_with_the_text_and_gone_in_the_end(self, monkeypatch):
+class TestTheBar:
+    def test_it_is_drawn_with_the_text_and_gone_in_the_end(self, monkeypatch):
         stream = screen(monkeypatch)
-        line = ProgressLine()
-        line.update("step 1/4: loss 2.000", pace="3 steps/s, 1s left", done=1, total=4)
-        line.update("step 3/4: loss [1.5]", pace="3 steps/s, 0s left", done=3, total=4)
+        bar = Bar()
+        bar.draw("step 1/4: loss 2.000", pace="3 steps/s, 1s left", done=1, total=4)
+        bar.draw("step 3/4: loss [1.5]", pace="3 steps/s, 0s left", done=3, total=4)
         say("said meanwhile")
-        line.finish("trained")
+        bar.clear()
+        say("trained")
         lines = drawn(stream)
         first, second = (next(text for text in lines if f"step {n}/4" in text) for n in (1, 3))
         assert re.fullmatch(r"[━╸╺ ]+ 25% step 1/4: loss 2.000 +3 steps/s, 1s left", first)
@@ -98,21 +69,21 @@ class TestOnATerminal:
 
     def test_without_an_end_there_is_no_share(self, monkeypatch):
         stream = screen(monkeypatch)
-        line = ProgressLine()
-        line.update("preparing web: 3 documents")
+        bar = Bar()
+        bar.draw("preparing web: 3 documents")
         assert "%" not in drawn(stream)[0] and "preparing web: 3 documents" in drawn(stream)[0]
-        line.finish("done")
+        bar.clear()
 
     def test_a_long_text_stays_on_one_line(self, monkeypatch):
         stream = screen(monkeypatch)
         monkeypatch.setenv("COLUMNS", "60")
-        line = ProgressLine()
-        line.update("word " * 40, pace="9s left", done=1, total=2)
+        bar = Bar()
+        bar.draw("word " * 40, pace="9s left", done=1, total=2)
         assert "\n" not in stream.getvalue()
         assert {len(text) for text in drawn(stream)} == {60}
         assert all("50% word" in text for text in drawn(stream)), "the text is cut, not the bar"
         assert all(text.endswith(" 9s left") for text in drawn(stream)), "nor what is left"
-        line.finish("done")
+        bar.clear()
 
     def test_colours_are_left_out_where_they_are_not_wanted(self, monkeypatch):
         stream = screen(monkeypatch)
@@ -120,27 +91,17 @@ class TestOnATerminal:
         def colours() -> list[str]:
             return re.findall(r"\x1b\[[0-9;]*m", stream.getvalue())
 
-        ProgressLine().update("step", done=1, total=2)
+        Bar().draw("step", done=1, total=2)
         assert any(";5;" in colour or re.search(r"\[3\dm", colour) for colour in colours())
         stream.truncate(0)
         monkeypatch.setenv("NO_COLOR", "1")
-        ProgressLine().update("step", done=1, total=2)
+        Bar().draw("step", done=1, total=2)
         assert not any(";5;" in colour or re.search(r"\[3\dm", colour) for colour in colours())
-
-    def test_a_dumb_terminal_gets_plain_lines(self, monkeypatch):
-        stream = screen(monkeypatch)
-        monkeypatch.setenv("TERM", "dumb")
-        assert not is_terminal(stream)
-        line = ProgressLine()
-        for step in range(5):
-            line.update(f"step {step}", done=step, total=5)
-        line.finish("done")
-        assert stream.getvalue() == "step 0\ndone\n"
 
     def test_other_ranks_draw_nothing(self, monkeypatch):
         stream = screen(monkeypatch)
         monkeypatch.setenv("RANK", "1")
-        line = ProgressLine()
-        line.update("step", done=1, total=2)
-        line.finish("done")
+        bar = Bar()
+        bar.draw("step", done=1, total=2)
+        bar.clear()
         assert stream.getvalue() == ""

@@ -33,13 +33,9 @@ def is_running(pid):
 
 def test_all_items_are_done_with_equal_threads_in_processes_that_stay(tmp_path):
     items = [tmp_path / str(number) for number in range(5)]
-    ticks = []
     with worker_pool(2, tmp_path / "logs") as workers:
         for wave in (items[:4], items[4:]):  # one item is for one process, which has no more threads for that
-            assert (
-                sorted(finished(workers, pool_work.mark, wave, every=0.05, tick=lambda: ticks.append(1))) == wave
-            )
-    assert len(ticks) >= 3
+            assert sorted(finished(workers, pool_work.mark, wave)) == wave
     texts = [path.read_text().split() for path in items]
     assert len({pid for pid, _ in texts}) <= 2
     assert {threads for _, threads in texts} == {str(max(1, (os.cpu_count() or 1) // 2))}
@@ -51,7 +47,7 @@ def test_the_first_failure_is_raised_and_ends_the_others(tmp_path):
     items = [tmp_path / "slow", tmp_path / "bad"]
     start = time.monotonic()
     with pytest.raises(ValueError, match="this one is bad"), worker_pool(2, tmp_path / "logs") as workers:
-        list(finished(workers, pool_work.fail_or_linger, items, every=0.1, tick=lambda: None))
+        list(finished(workers, pool_work.fail_or_linger, items))
     pid = int((tmp_path / "slow").read_text())
     wait_until(lambda: not is_running(pid), 10.0)
     assert time.monotonic() - start < 60
@@ -62,7 +58,7 @@ def test_a_killed_process_is_reported_with_the_fix(tmp_path):
         pytest.raises(UserError, match="a worker process was killed.*take fewer --jobs; the same command goes on"),
         worker_pool(1, tmp_path / "logs") as workers,
     ):
-        list(finished(workers, pool_work.end_at_once, [tmp_path], every=0.1, tick=lambda: None))
+        list(finished(workers, pool_work.end_at_once, [tmp_path]))
 
 
 def test_processes_end_when_their_parent_is_killed(tmp_path):

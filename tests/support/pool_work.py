@@ -40,4 +40,4 @@ def end_at_once(path: Path) -> None:
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     with worker_pool(2, folder / "logs") as workers:
-        list(finished(workers, linger, [folder / "one", folder / "two"], every=1.0, tick=lambda: None))
+        list(finished(workers, linger, [folder / "one", folder / "two"]))

@@ -24,6 +24,7 @@ from collegium.base.digest import json_digest
 from collegium.base.digests import sealed, unsealed
 from collegium.base.durable import write_text
 from collegium.base.errors import DataError, RecipeError
+from collegium.base.progress import Phase
 from collegium.base.references import cache_dir
 from collegium.cache.folder import Folder
 from collegium.cache.manifest import Manifest, read_manifest
@@ -67,7 +68,8 @@ def fit_recipe(run: "Run") -> tuple[Recipe, Temperatures]:
     if process_state().is_main_process:
         path = None if run.folder is None else run.folder / FILE_NAME
         known = _read(path)
-        answer = [{s.name: known.get(s.name) or _kept(run, s) for s in sections}]
+        with Phase("fitting temperatures"):
+            answer = [{s.name: known.get(s.name) or _kept(run, s) for s in sections}]
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             _write(path, answer[0])

@@ -13,8 +13,9 @@ from collegium.alignment.tokenizer_match import tokenizer_difference, tokenizer_
 from collegium.assembly.process import first_rank_first
 from collegium.assembly.sources import build_source
 from collegium.assembly.tokenizers import adds_bos, begins_with_bos, teacher_tokenizer
+from collegium.base.progress import Phase
 from collegium.base.references import cache_dir
-from collegium.base.terminal import ProgressLine, duration
+from collegium.base.terminal import duration, say
 from collegium.data.collate import BlockCollator, padding_id
 from collegium.data.prepare import prepare_text
 from collegium.data.prepared import MANIFEST_NAME, SCHEMA_VERSION, PreparedText
@@ -62,23 +63,30 @@ class Corpus:
 
 
 def shared_text(run: "Run") -> PreparedText:
-    """Prepare the text of a run on the first rank while the others wait, and show how far it is."""
-    line = ProgressLine()
-
-    def show(progress: PrepareProgress) -> None:
-        left = "" if progress.seconds_left is None else f", {duration(progress.seconds_left)} left"
-        line.update(
-            f"preparing {progress.source}: {progress.documents:,} documents, {progress.tokens:,} tokens",
-            pace=f"{progress.tokens_per_second:,.0f} tokens/s{left}",
-            done=progress.tokens if progress.tokens_total else None,
-            total=progress.tokens_total,
-        )
-
+    """Prepare the text of a run on the first rank while the others wait."""
     with first_rank_first():  # the tokenizer too, which may have to be fetched
-        text = build_text(run.recipe, run.tokenizer, on_progress=show)
+        text = _prepared(run.recipe, run.tokenizer, "preparing the text")
     held_out = ", ".join(f"{len(blocks):,} of {name}" for name, blocks in text.held_out.items())
-    line.finish(f"text: {len(text.train):,} training blocks; held-out blocks: {held_out}")
+    say(f"text: {len(text.train):,} training blocks; held-out blocks: {held_out}; in {text.directory}")
     return text
+
+
+def _prepared(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, name: str, *, is_students: bool = True
+) -> PreparedText:
+    """Prepare text in a phase of this name."""
+    with Phase(name, unit="tokens") as phase:
+
+        def show(progress: PrepareProgress) -> None:
+            left = "" if progress.seconds_left is None else f", {duration(progress.seconds_left)} left"
+            phase.update(
+                progress.tokens,
+                total=progress.tokens_total,
+                note=f"{progress.documents:,} documents of {progress.source}",
+                rate=f"{progress.tokens_per_second:,.0f} tokens/s{left}",
+            )
+
+        return build_text(recipe, tokenizer, is_students=is_students, on_progress=show)
 
 
 def own_corpus(run: "Run", section: TeachingSection) -> Corpus:
@@ -92,7 +100,8 @@ def own_corpus(run: "Run", section: TeachingSection) -> Corpus:
     if tokenizer is None or tokenizer_difference(run.tokenizer, tokenizer) is None:
         return run.corpus
     students = run.text  # first, as everywhere
-    text = build_text(run.recipe, tokenizer, is_students=False)
+    name = f"preparing the text in the tokens of {section.name}"
+    text = _prepared(run.recipe, tokenizer, name, is_students=False)
     students.require_same_text(text)
     return Corpus(tokenizer, text)
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from collegium.base.errors import DataError
+from collegium.base.progress import Phase
 from collegium.data.collate import padding_id
 from collegium.evaluation.generation import (
     Continuations,
@@ -36,14 +37,16 @@ def measure_generation(run: "Run", model: PreTrainedModel) -> Generation | None:
     section = run.recipe.evaluation.generation
     if section is None or references is None:
         return None
-    written = continue_documents(model, references, run.tokenizer, build_writing(run, section))
-    summary = summarize_continuations(
-        written,
-        references,
-        confidence=run.recipe.evaluation.confidence,
-        num_samples=run.recipe.evaluation.bootstrap_samples,
-        seed=run.recipe.seed,
-    )
+    with Phase("continuing held-out documents"):
+        written = continue_documents(model, references, run.tokenizer, build_writing(run, section))
+    with Phase("computing intervals of what was written"):
+        summary = summarize_continuations(
+            written,
+            references,
+            confidence=run.recipe.evaluation.confidence,
+            num_samples=run.recipe.evaluation.bootstrap_samples,
+            seed=run.recipe.seed,
+        )
     return replace(summary, samples=_samples(run.tokenizer, references, written))
 
 

@@ -15,6 +15,7 @@ from collegium.assembly.process import process_state
 from collegium.base.digests import sealed, unsealed
 from collegium.base.durable import write_text
 from collegium.base.errors import DataError
+from collegium.base.progress import Phase
 from collegium.models.pretrained import check_model, load_model, model_from_config, place, resolve_dtype
 from collegium.models.pruning.choice import Kept, choose_kept
 from collegium.models.pruning.layout import target_sizes
@@ -48,6 +49,11 @@ def build_student(run: "Run") -> PreTrainedModel | PeftModel:
         DataError: the model cannot be loaded.
         RecipeError: it has no such layers or modules.
     """
+    with Phase("making the student"):
+        return _built(run)
+
+
+def _built(run: "Run") -> PreTrainedModel | PeftModel:
     recipe = run.recipe
     section = recipe.student
     dtype = resolve_dtype(section.dtype)

@@ -10,7 +10,7 @@ from collegium.assembly.local_teachers import load_teachers
 from collegium.assembly.sources import build_task_source
 from collegium.assembly.tokenizers import adds_bos, begins_with_bos, teacher_tokenizer
 from collegium.base.errors import DataError
-from collegium.base.terminal import say
+from collegium.base.progress import Phase
 from collegium.evaluation.answers import AnswerSheet
 from collegium.evaluation.task_figures import rouge_scorer
 from collegium.evaluation.tasks import TaskItems, TaskResult, measure_task, summarize_tasks
@@ -71,8 +71,8 @@ def answer_tasks(model: AnswerSheet, tasks: Sequence[TaskItems]) -> list[TaskRes
     """Have a model do all tasks."""
     results = []
     for task in tasks:
-        say(f"task {task.name}: {len(task.items)} items, answered by {model.model.name}")
-        results.append(measure_task(model, task))
+        with Phase(f"task {task.name}, answered by {model.model.name}"):
+            results.append(measure_task(model, task))
     return results
 
 

@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING
 
 from collegium.assembly.cached_teachers import open_cache
 from collegium.assembly.local_teachers import load_teachers
+from collegium.base.progress import Phase
+from collegium.recipe.recipe import Recipe
 from collegium.recipe.sections.models import TeachingSection
 from collegium.signals.contracts import Teacher
 from collegium.teachers.restricted import RestrictedTeacher
@@ -20,8 +22,14 @@ def build_teachers(run: "Run") -> list[Teacher]:
         TeacherError: one cannot be loaded, or has another tokenizer.
         DataError: a cache is not finished, is damaged, or holds something else.
     """
-    sections = run.fitted.teachers
-    running = [section for section in run.fitted.local_teachers if not section.cached]
+    fitted = run.fitted
+    with Phase("preparing the teachers"):
+        return _built(run, fitted)
+
+
+def _built(run: "Run", fitted: Recipe) -> list[Teacher]:
+    sections = fitted.teachers
+    running = [section for section in fitted.local_teachers if not section.cached]
     loaded = {t.name: t for t in load_teachers(running, run.tokenizer, device=run.device)}
     opened = {s.name: open_cache(run, s).teacher for s in sections if s.name not in loaded}
     teachers = [loaded.get(section.name) or opened[section.name] for section in sections]

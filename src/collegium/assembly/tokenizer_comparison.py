@@ -1,6 +1,6 @@
 """The tokenizers of a recipe's teachers beside the student's, on the recipe's text; no weights are read."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ from collegium.alignment.verdict import Approximation, Comparison, unusable
 from collegium.assembly.sources import build_source
 from collegium.assembly.tokenizers import begins_with_bos, rows_of, student_rows, teacher_tokenizer
 from collegium.base.errors import DataError, TeacherError
+from collegium.base.progress import Phase
 from collegium.cache.folder import Folder
 from collegium.cache.manifest import read_manifest
 from collegium.data.prepared import PreparedText
@@ -39,13 +40,14 @@ def sample_text(run: "Run", prepared: PreparedText | None) -> Sample:
     add_bos = begins_with_bos(recipe.data.add_bos, run.tokenizer)
     encoder = DocumentTokenizer(run.tokenizer, add_bos=add_bos, add_eos=recipe.data.add_eos)
     sample = {}
-    for name in recipe.domains:
-        texts = _first_texts(recipe, name) if prepared is None else iter(prepared.held_out_texts(name))
-        chosen = list(_at_most(texts, SAMPLE_SIZE))
-        sample[name] = [
-            ReadText(text.encode(), document.tokens.astype("int64"), document.byte_ends)
-            for text, document in zip(chosen, encoder.encode(chosen), strict=True)
-        ]
+    with Phase("reading some text", total=len(recipe.domains), unit="domains") as phase:
+        for name in phase.counted(recipe.domains):
+            texts = _first_texts(recipe, name) if prepared is None else iter(prepared.held_out_texts(name))
+            chosen = list(_at_most(texts, SAMPLE_SIZE))
+            sample[name] = [
+                ReadText(text.encode(), document.tokens.astype("int64"), document.byte_ends)
+                for text, document in zip(chosen, encoder.encode(chosen), strict=True)
+            ]
     return sample
 
 
@@ -65,42 +67,38 @@ def _at_most(texts: Iterator[str], size: int) -> Iterator[str]:
             return
 
 
-def compare_teachers(
-    run: "Run", sample: Sample, *, on_teacher: Callable[[str], None] = lambda name: None
-) -> tuple[Comparison, ...]:
+def compare_teachers(run: "Run", sample: Sample) -> tuple[Comparison, ...]:
     """Compare the tokenizer of each teacher with the student's.
 
     Args:
         run: The run.
         sample: Some text, from `sample_text`.
-        on_teacher: Called with the name of each teacher whose tokenizer is about to be read.
 
     Raises:
         DataError: the student's configuration cannot be read.
     """
-    return _Comparer(run, sample, on_teacher).compare_all()
+    with Phase("comparing tokenizers", total=len(run.recipe.teachers), unit="teachers") as phase:
+        return _Comparer(run, sample).compare_all(phase)
 
 
 class _Comparer:
     """Reads each tokenizer once, however many teachers share it."""
 
-    def __init__(self, run: "Run", sample: Sample, on_teacher: Callable[[str], None]) -> None:
+    def __init__(self, run: "Run", sample: Sample) -> None:
         self._recipe = run.recipe
         self._sample = sample
-        self._on_teacher = on_teacher
         self._student = ModelTokenizer(run.tokenizer, student_rows(run.recipe))
         self._tokenizers = {_of_student(run.recipe): self._student}
         self._found: dict[str, Comparison] = {}
 
-    def compare_all(self) -> tuple[Comparison, ...]:
+    def compare_all(self, phase: Phase) -> tuple[Comparison, ...]:
         """Compare each teacher, in order."""
-        return tuple(self._compare(section) for section in self._recipe.teachers)
+        return tuple(self._compare(section) for section in phase.counted(self._recipe.teachers))
 
     def _compare(self, section: LocalTeacherSection | CachedTeacherSection) -> Comparison:
         domains = section.domains or self._recipe.domains
         key = f"{_key(section)} {_approximation(section)} {sorted(domains)}"
         if key not in self._found:
-            self._on_teacher(section.name)
             try:
                 teacher = self._tokenizer(section)
             except (DataError, TeacherError, OSError) as error:

@@ -14,6 +14,7 @@ from collegium.assembly.mixing import Remix, build_mixing
 from collegium.assembly.objective import build_objective
 from collegium.assembly.tokenizers import begins_with_bos
 from collegium.base.errors import RecipeError
+from collegium.base.progress import Phase
 from collegium.data.collate import padding_id
 from collegium.evaluation.language_modeling import HeldOut
 from collegium.models.pretrained import resolve_dtype
@@ -156,8 +157,13 @@ def build_on_policy(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> OnPol
 
 def build_trainer(run: "Run", callbacks: Sequence[TrainerCallback] = ()) -> DistillationTrainer:
     """Build the loop over prepared text."""
-    recipe = run.recipe
     run.make("teachers", "held_out", "student")  # before the seed, since any of them may draw numbers
+    with Phase("preparing the training"):
+        return _built(run, callbacks)
+
+
+def _built(run: "Run", callbacks: Sequence[TrainerCallback]) -> DistillationTrainer:
+    recipe = run.recipe
     torch.manual_seed(recipe.seed)  # projections are drawn here
     args = build_training_arguments(run)
     mixing = build_mixing(run)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import xxhash
 
 from collegium.base.digest import json_digest
-from collegium.base.durable import sync_folder, write_text
+from collegium.base.durable import read_through, sync_folder, write_text
 from collegium.base.errors import DataError
 from collegium.base.terminal import say
 
@@ -28,7 +28,6 @@ DIGEST_KEY = "sha256"
 CARD_NAME = "README.md"
 
 _SEAL = "# sha256 of what follows: "
-_CHUNK_BYTES = 1 << 22
 _SETTLED_NS = 1_000_000_000
 """Two writes within a tick of the file system's clock look like one, so a state this young is not remembered."""
 
@@ -46,11 +45,8 @@ _verified: set[tuple[Any, ...]] = set()
 def quick_digest(path: Path) -> str:
     """XXH3 of a file's content, 128 bits in hexadecimal."""
     state = xxhash.xxh3_128()
-    buffer = bytearray(_CHUNK_BYTES)
-    view = memoryview(buffer)
-    with path.open("rb", buffering=0) as file:
-        while size := file.readinto(buffer):
-            state.update(view[:size])
+    for chunk in read_through(path):
+        state.update(chunk)
     return state.hexdigest()
 
 

@@ -11,7 +11,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
+
+from collegium.base.errors import DataError
+from collegium.base.progress import Phase
+
+
+LOCK_NAME = ".lock"
+_CHUNK_BYTES = 1 << 22
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
@@ -64,5 +72,59 @@ def sync_folder(folder: Path) -> None:
 
 def file_digest(path: Path) -> str:
     """SHA-256 of a file's content, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    state = hashlib.sha256()
+    for chunk in read_through(path):
+        state.update(chunk)
+    return state.hexdigest()
+
+
+def read_through(path: Path) -> Iterator[memoryview]:
+    """Yield the content of a file in pieces, each of which is overwritten by the next."""
+    view = memoryview(bytearray(_CHUNK_BYTES))
+    size = path.stat().st_size / 1e6
+    with (
+        path.open("rb", buffering=0) as file,
+        Phase(f"reading {path.name}", total=size, unit="MB", is_short=True) as phase,
+    ):
+        while length := file.readinto(view):
+            yield view[:length]
+            phase.advance(length / 1e6)
+
+
+@contextmanager
+def folder_lock(directory: Path) -> Iterator[None]:
+    """Hold `directory` for this process; the system releases it whenever the process ends.
+
+    Raises:
+        DataError: if another process holds it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / LOCK_NAME
+    held: list[int] = []  # the lock's own descriptor: on Windows no other one may write into a locked file
+    lock = FileLock(path, blocking=False, preserve_lock_file=True, on_acquired=held.append)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise DataError(
+            f"{directory}: is being written by process {_holder(path)}: wait for it, or give another folder"
+        ) from None
+    try:
+        _overwrite(held[0], str(os.getpid()))
+        yield
+    finally:
+        _overwrite(held[0], "")
+        lock.release()
+
+
+def _overwrite(descriptor: int, text: str) -> None:
+    os.ftruncate(descriptor, 0)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    os.write(descriptor, text.encode())
+
+
+def _holder(path: Path) -> str:
+    """Process id that the holder of a lock wrote into it."""
+    try:
+        return path.read_text(encoding="utf-8").strip() or "unknown"
+    except OSError:  # on Windows a locked file cannot be read
+        return "unknown"

@@ -1,4 +1,4 @@
-"""Output for people: lines, progress and tables; rich on a terminal, plain text elsewhere.
+"""Output for people: lines, a bar and tables; rich on a terminal, plain text elsewhere.
 
 Only the first rank prints. Progress goes to stderr and results to stdout, so that results can be
 piped. NO_COLOR and TERM=dumb are honoured. rich is imported only where there is a terminal to draw on, as
@@ -7,7 +7,6 @@ that costs a tenth of a second.
 
 import atexit
 import contextlib
-import errno
 import json
 import math
 import os
@@ -21,9 +20,6 @@ from typing import TYPE_CHECKING, Any, TextIO
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-PLAIN_INTERVAL = 10.0
-"""Seconds between progress lines where there is no terminal to redraw one on."""
-
 DRAWN_INTERVAL = 0.2
 """Seconds between drawings on a terminal."""
 
@@ -36,27 +32,10 @@ def is_main_rank() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def say(text: str, *, on_every_rank: bool = False) -> None:
-    """A line of progress, which costs nobody a run if there is no one left to read it."""
-    if on_every_rank or is_main_rank():
-        with _perhaps_unread():
-            print(text, file=sys.stderr, flush=True)
-
-
-@contextlib.contextmanager
-def _perhaps_unread() -> Iterator[None]:
-    """Pass over errors of writing to stderr.
-
-    A terminal that was closed, or a `tee` that got the same Ctrl-C, fails every write. It is then replaced for
-    good, since what is left in a buffer would fail once more when the process ends, and spoil its exit code.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.EIO, errno.EPIPE):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, 2)
-            os.close(nowhere)
+def say(text: str) -> None:
+    """A line of progress."""
+    if is_main_rank():
+        print(text, file=sys.stderr, flush=True)
 
 
 def is_terminal(stream: TextIO) -> bool:
@@ -64,51 +43,41 @@ def is_terminal(stream: TextIO) -> bool:
     return stream.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
 
 
-class ProgressLine:
-    """One line with a bar that is redrawn on a terminal, and a plain line now and then elsewhere.
-
-    It is drawn when it is updated and by no thread, which a forked data loader would inherit half-locked.
-    """
+class Bar:
+    """One line with a bar, which is redrawn on a terminal; see `base/progress.py` for what it shows."""
 
     def __init__(self) -> None:
         self._last = -math.inf
-        self._bar: Progress | None = None
+        self._drawn: Progress | None = None
 
-    def update(self, text: str, *, pace: str = "", done: float | None = None, total: float | None = None) -> None:
+    def draw(self, text: str, *, pace: str = "", done: float | None = None, total: float | None = None) -> None:
         """Show `text` if it is time to.
 
         Args:
             text: What is going on; cut where the terminal is narrow.
-            pace: Rate and time left, as `rate_and_eta` says them; never cut.
+            pace: Rate and time left; never cut.
             done: How far it is, of `total`.
             total: Where it ends; without it the bar only shows that something moves.
         """
         now = time.monotonic()
-        drawn = is_terminal(sys.stderr)
-        if not is_main_rank() or now - self._last < (DRAWN_INTERVAL if drawn else PLAIN_INTERVAL):
+        if not is_main_rank() or now - self._last < DRAWN_INTERVAL:
             return
         self._last = now
-        if not drawn and self._bar is None:
-            say(f"{text}; {pace}" if pace else text)
-            return
-        with _perhaps_unread():
-            self._draw(text, pace, done, total)
-
-    def _draw(self, text: str, pace: str, done: float | None, total: float | None) -> None:
-        bar = self._bar or _new_bar()
-        bar.update(bar.task_ids[0], description=text, pace=pace, completed=done, total=total, refresh=True)
-        if self._bar is None:
-            self._bar = bar
+        bar = self._drawn or _new_bar()
+        bar.tasks[0].total = total  # `update` takes None for what it was before
+        bar.update(bar.task_ids[0], description=text, pace=pace, completed=done or 0, refresh=True)
+        if self._drawn is None:
+            self._drawn = bar
             bar.start()
-            atexit.register(bar.stop)  # an error may pass by `finish`, and the cursor is hidden until then
+            atexit.register(bar.stop)  # the cursor is hidden until then
 
-    def finish(self, text: str) -> None:
-        """End the line with a last text."""
-        if self._bar is not None:
-            with _perhaps_unread():
-                self._bar.stop()
-            self._bar = None
-        say(text)
+    def clear(self) -> None:
+        """Take the line away."""
+        if self._drawn is not None:
+            self._drawn.stop()
+            atexit.unregister(self._drawn.stop)
+            self._drawn = None
+            self._last = -math.inf
 
 
 def _new_bar() -> "Progress":
@@ -135,8 +104,7 @@ def _new_bar() -> "Progress":
 def restore_cursor() -> None:
     """Leave the terminal as it was where a process ends without printing more."""
     if is_terminal(sys.stderr):
-        with _perhaps_unread():
-            os.write(2, b"\r\x1b[K\x1b[?25h")
+        os.write(2, b"\r\x1b[K\x1b[?25h")
 
 
 @contextlib.contextmanager

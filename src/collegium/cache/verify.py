@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from collegium.base.locks import LOCK_NAME
+from collegium.base.durable import LOCK_NAME
+from collegium.base.progress import Phase
 from collegium.cache.builder import CacheBuilder
 from collegium.cache.folder import Folder
 from collegium.cache.manifest import INDEX_NAME, MANIFEST_NAME, Manifest, Shard, read_manifest
@@ -71,10 +72,11 @@ def _damages(folder: Folder, manifest: Manifest) -> Iterator[Damage]:
         reason = file_damage(folder, name, digest)
         if reason is not None:
             yield Damage(name, (), reason)
-    for number, shard in enumerate(manifest.shards):
-        reason = shard_damage(folder, shard)
-        if reason is not None:
-            yield Damage(shard.name, tuple(_bad_rows(folder, manifest, number)), reason)
+    with Phase("reading the cache", total=len(manifest.shards), unit="shards") as phase:
+        for number, shard in enumerate(phase.counted(manifest.shards)):
+            reason = shard_damage(folder, shard)
+            if reason is not None:
+                yield Damage(shard.name, tuple(_bad_rows(folder, manifest, number)), reason)
 
 
 def shard_damage(folder: Folder, shard: Shard) -> str | None:
@@ -117,7 +119,9 @@ def repair(builder: CacheBuilder) -> tuple[Manifest, Sequence[str]]:
             builder.require_same()
         else:
             require_same_plan(found, plan, folder)
-        bad = [number for number in range(num_shards(plan)) if not _is_whole(folder, found, plan, number)]
+        with Phase("reading the cache", total=num_shards(plan), unit="shards") as phase:
+            numbers = phase.counted(range(num_shards(plan)))
+            bad = [number for number in numbers if not _is_whole(folder, found, plan, number)]
         builder.rebuild(bad)
         written = [shard_name(number) for number in bad]
         known = _known_keys(folder, found)

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from collegium.assembly.objective import build_rule
 from collegium.assembly.run import Run
 from collegium.base.durable import write_text
-from collegium.base.locks import folder_lock
+from collegium.base.progress import Phase
 from collegium.base.terminal import duration, say, show_json, show_table
 from collegium.evaluation.language_modeling import DocumentSums
 from collegium.evaluation.model_figures import measure_model
@@ -47,32 +47,25 @@ def demo_recipe(output: Path, *, name: str, overrides: Sequence[str] = ()) -> Re
 
 
 def run_demo(output: Path, *, as_json: bool) -> None:
-    """Run the demo; a second call goes on where the first was stopped.
-
-    Raises:
-        BusyError: another process is writing `output`.
-    """
-    with folder_lock(output):
-        _run(output, as_json=as_json)
-
-
-def _run(output: Path, *, as_json: bool) -> None:
+    """Run the demo; a second call goes on where the first was stopped."""
     start = time.monotonic()
     fused = demo_recipe(output, name="fused")
     plain = demo_recipe(output, name="cross-entropy", overrides=["objective.kd_weight=0", "teachers=[]"])
     say("three experts (web, code, stories) over SmolLM2-135M teach a student of 20 of its 30 layers")
     run = Run(fused)
     run.make("text", "teachers", "held_out")
-    say("measuring teachers and the student before training")
     names = [teacher.name for teacher in run.teachers]
-    targets = run.held_out.measure_targets({metrics.FUSED: build_rule(fused)})
-    students = {"student before": _measure(run, cast(PreTrainedModel, run.student))}
-    say("training on the text alone (cross-entropy)")
-    alone = run.derive(recipe=plain, folder=plain.run_dir, teachers=(), held_out=run.held_out)
-    students["student, cross-entropy only"] = _trained(alone)
-    say("training on the fused teachers and the text")
-    taught = run.derive(folder=fused.run_dir, teachers=run.teachers, held_out=run.held_out)
-    students["student, distilled"] = _trained(taught)
+    with Phase("measuring the teachers"):
+        targets = run.held_out.measure_targets({metrics.FUSED: build_rule(fused)})
+    run.make("student")
+    with Phase("measuring the student before training"):
+        students = {"student before": _measure(run, cast(PreTrainedModel, run.student))}
+    with Phase("cross-entropy alone"):
+        alone = run.derive(recipe=plain, folder=plain.run_dir, teachers=(), held_out=run.held_out)
+        students["student, cross-entropy only"] = _trained(alone)
+    with Phase("distilling"):
+        taught = run.derive(folder=fused.run_dir, teachers=run.teachers, held_out=run.held_out)
+        students["student, distilled"] = _trained(taught)
     result = _result(targets, names, students, fused)
     result["seconds"] = round(time.monotonic() - start, 1)
     write_text(output / "demo.json", json.dumps(result, indent=1))
@@ -93,7 +86,8 @@ def _trained(run: Run) -> dict[str, DocumentSums]:
     claim_run_dir(run.recipe, run.folder)
     folder = run.folder / "student"
     if folder.exists():
-        return _measure(run, load_model(str(folder), dtype=torch.float32))
+        with Phase("measuring the student"):
+            return _measure(run, load_model(str(folder), dtype=torch.float32))
     tables = train_student(run)
     student = place(load_model(str(folder), dtype=torch.float32), run.device).eval()
     measured = run if run.teachers else run.derive(teachers=())  # who taught nothing do not judge it either
@@ -152,7 +146,9 @@ def _show(result: Mapping[str, Any], folder: Path, page: str) -> None:
     )
     say(f"student: {folder} (loads with transformers.AutoModelForCausalLM.from_pretrained)")
     say(f"report: {page} (open it in a browser: who taught which token)")
-    say(f"it writes: {_continuation(folder)!r}")
+    with Phase("letting it write"):
+        text = _continuation(folder)
+    say(f"it writes: {text!r}")
     say(f"done in {duration(result['seconds'])}")
 
 

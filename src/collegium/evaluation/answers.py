@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from collegium.base.progress import Phase
 from collegium.data.documents import Document
 from collegium.data.tasks.items import TaskItem
 from collegium.data.tokenization import DocumentTokenizer
@@ -52,12 +53,15 @@ class AnswerSheet:
         asked = [_Choices.of(item, self._encoder) for item in items]
         found: dict[int, NDArray[np.float64]] = {}
         copies = max((len(item.choices) for item in items), default=1)
-        for batch in self._batches([choices.prompt for choices in asked], copies):
-            texts = self.model.next_tokens(max(len(c) for i in batch for c in asked[i].choices))
-            texts.prefill(*self._prompts([asked[i].prompt for i in batch]))
-            tokens, attended = _padded_choices([asked[i].choices for i in batch])
-            logprobs = texts.score(tokens.to(self._device), attended.to(self._device)).double().sum(-1).cpu()
-            found |= {i: row[: len(asked[i].choices)].numpy() for i, row in zip(batch, logprobs, strict=True)}
+        with Phase("choosing answers", total=len(items), unit="items") as phase:
+            for batch in self._batches([choices.prompt for choices in asked], copies):
+                texts = self.model.next_tokens(max(len(c) for i in batch for c in asked[i].choices))
+                texts.prefill(*self._prompts([asked[i].prompt for i in batch]))
+                tokens, attended = _padded_choices([asked[i].choices for i in batch])
+                scored = texts.score(tokens.to(self._device), attended.to(self._device))
+                logprobs = scored.double().sum(-1).cpu()
+                found |= {i: row[: len(asked[i].choices)].numpy() for i, row in zip(batch, logprobs, strict=True)}
+                phase.advance(len(batch))
         return [found[i] for i in range(len(items))]
 
     @torch.no_grad()
@@ -65,9 +69,11 @@ class AnswerSheet:
         """Continue each prompt by the most probable token, up to a line feed, EOS, or so many tokens."""
         prompts = [document.tokens for document in self._encoder.encode([item.prompt for item in items])]
         found: dict[int, str] = {}
-        for batch in self._batches(prompts, 1):
-            rows = self._continue([prompts[i] for i in batch], max_new_tokens)
-            found |= {i: self._until_line_feed(row) for i, row in zip(batch, rows, strict=True)}
+        with Phase("writing answers", total=len(items), unit="items") as phase:
+            for batch in self._batches(prompts, 1):
+                rows = self._continue([prompts[i] for i in batch], max_new_tokens)
+                found |= {i: self._until_line_feed(row) for i, row in zip(batch, rows, strict=True)}
+                phase.advance(len(batch))
         return [found[i] for i in range(len(items))]
 
     def _continue(self, prompts: Sequence[NDArray[np.int32]], max_new_tokens: int) -> list[list[int]]:

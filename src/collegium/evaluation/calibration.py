@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from collegium.base.errors import TeacherError
+from collegium.base.progress import Phase
 from collegium.data.blocks import PackedBlocks
 from collegium.data.collate import BlockCollator
 from collegium.losses.calibration import CalibrationSums, FittedTemperature, calibration_sums, fit_temperatures
@@ -55,12 +56,13 @@ def calibrate(
         TeacherError: the teacher gives lists only, or is absent from all of the text.
     """
     wanted = {domain for domains in domains_of.values() for domain in domains}
-    scored = [
-        item
-        for domain in blocks
-        if domain in wanted
-        for item in _score(teacher, domain, blocks[domain], collator, device, batch_size)
-    ]
+    with Phase(f"asking teacher {teacher.name} about training text", unit="batches") as phase:
+        scored = [
+            item
+            for domain in blocks
+            if domain in wanted
+            for item in phase.counted(_score(teacher, domain, blocks[domain], collator, device, batch_size))
+        ]
     names = list(domains_of)
 
     def sums_at(temperatures: Sequence[float], which: Sequence[int]) -> list[CalibrationSums]:
@@ -77,7 +79,8 @@ def calibrate(
         return [totals[index] for index in which]
 
     try:
-        fitted = fit_temperatures(sums_at, len(names))
+        with Phase(f"fitting temperatures of teacher {teacher.name}"):
+            fitted = fit_temperatures(sums_at, len(names))
     except ValueError as error:
         raise TeacherError(f"teacher {teacher.name!r}: {error}") from error
     return dict(zip(names, fitted, strict=True))

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
+from collegium.base.progress import Phase
 from collegium.evaluation.language_modeling import Rule, covered_weights
 from collegium.fused.teacher_stats import teacher_stats
 from collegium.losses.joint_weighting import JointWeighting
@@ -60,8 +61,12 @@ def continuations(model: PreTrainedModel, prompts: Int[Tensor, "R P"], how: Writ
     )
     written: list[list[int]] = []
     generate = cast(Any, model).generate
-    with _generation_config(model, config):
-        for batch in prompts.to(model.device).split(how.batch_size):
+    batches = prompts.to(model.device).split(how.batch_size)
+    with (
+        Phase("writing continuations", total=len(batches), unit="batches") as phase,
+        _generation_config(model, config),
+    ):
+        for batch in phase.counted(batches):
             output = generate(batch, attention_mask=torch.ones_like(batch), generation_config=config)
             written += [_until_stop(row, how.stop_token_id) for row in output[:, batch.shape[1] :].tolist()]
     return written
@@ -112,9 +117,11 @@ def fused_continuations(
     """
     assert writes_ahead(rule), "the weights of this rule follow the token itself"
     written = []
-    for batch in prompts.split(how.batch_size):
-        text = _FusedText(teachers, rule, absent, domain)
-        written += [_until_stop(row, how.stop_token_id) for row in text.go_on(batch, how).tolist()]
+    batches = prompts.split(how.batch_size)
+    with Phase("writing continuations of the teachers", total=len(batches), unit="batches") as phase:
+        for batch in phase.counted(batches):
+            text = _FusedText(teachers, rule, absent, domain)
+            written += [_until_stop(row, how.stop_token_id) for row in text.go_on(batch, how).tolist()]
     return written
 
 

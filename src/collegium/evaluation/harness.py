@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from collegium.base.errors import DataError, RecipeError, one_line, pass_on_full_disk
+from collegium.base.progress import Phase
 from collegium.report.samples import HarnessScores
 
 
@@ -68,14 +69,15 @@ def evaluate_with_harness(
         pretrained=model.eval(), tokenizer=tokenizer, batch_size=asked.batch_size, device=str(device)
     )
     try:
-        found: Mapping[str, Any] = lm_eval.simple_evaluate(
-            model=subject,
-            tasks=list(asked.tasks),
-            num_fewshot=asked.num_fewshot,
-            limit=asked.limit,
-            task_manager=manager,
-            log_samples=False,
-        )
+        with Phase(f"lm-eval tasks {', '.join(asked.tasks)}"):
+            found: Mapping[str, Any] = lm_eval.simple_evaluate(
+                model=subject,
+                tasks=list(asked.tasks),
+                num_fewshot=asked.num_fewshot,
+                limit=asked.limit,
+                task_manager=manager,
+                log_samples=False,
+            )
     except (OSError, ValueError, ConnectionError) as error:
         pass_on_full_disk(error)
         raise DataError(

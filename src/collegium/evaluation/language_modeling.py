@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from collegium.base.progress import Phase
 from collegium.data.blocks import PackedBlocks
 from collegium.data.collate import BlockCollator
 from collegium.fused.teacher_stats import target_logprobs, teacher_stats
@@ -142,7 +143,10 @@ class HeldOutDomain:
     @cached_property
     def _scored(self) -> list[HeldOutBatch]:
         starts = range(0, len(self._rows), self._batch_size)
-        return [self._batch(slice(start, start + self._batch_size)) for start in starts]
+        if not self.teachers:
+            return [self._batch(slice(start, start + self._batch_size)) for start in starts]
+        with Phase(f"asking the teachers about {self.name}", total=len(starts), unit="batches") as phase:
+            return [self._batch(slice(start, start + self._batch_size)) for start in phase.counted(starts)]
 
     @torch.no_grad()
     def _batch(self, rows: slice) -> HeldOutBatch:
@@ -163,12 +167,15 @@ class HeldOutDomain:
         """Add up per-position figures."""
         tokens = torch.zeros(self.num_documents, dtype=torch.float64)
         sums: dict[str, Tensor] = {}
-        for held_out, values in figures:
-            tokens.index_add_(0, held_out.documents, torch.ones(len(held_out.documents), dtype=torch.float64))
-            for name, value in values.items():
-                empty = torch.zeros((self.num_documents, *value.shape[1:]), dtype=torch.float64)
-                total = sums.setdefault(name, empty)
-                total.index_add_(0, held_out.documents, value.double().cpu())
+        with Phase(f"held-out text of {self.name}", total=len(self._rows), unit="blocks") as phase:
+            for held_out, values in figures:
+                ones = torch.ones(len(held_out.documents), dtype=torch.float64)
+                tokens.index_add_(0, held_out.documents, ones)
+                for name, value in values.items():
+                    empty = torch.zeros((self.num_documents, *value.shape[1:]), dtype=torch.float64)
+                    total = sums.setdefault(name, empty)
+                    total.index_add_(0, held_out.documents, value.double().cpu())
+                phase.advance(len(held_out.batch.input_ids))
         return DocumentSums(tokens, self.num_bytes, sums)
 
 

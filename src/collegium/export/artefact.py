@@ -14,6 +14,7 @@ from typing import Any
 
 from collegium.base.durable import sync_folder, write_text
 from collegium.base.errors import DataError
+from collegium.base.progress import Phase
 from collegium.export.formats import Format
 from collegium.export.gguf_reader import logits_of
 from collegium.export.parity import Parity, measure_parity
@@ -55,8 +56,10 @@ def export_student(
     shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed
     temporary.mkdir(parents=True)
     try:
-        export_format.write(student, temporary)
-        reader, logits = export_format.read(temporary, max(map(len, segments)))
+        with Phase(f"writing {export_format.name}"):
+            export_format.write(student, temporary)
+        with Phase("reading it back"):
+            reader, logits = export_format.read(temporary, max(map(len, segments)))
         parity = measure_parity(segments, logits_of(student.model), logits, vocab_size=vocab_size)
         require_parity(parity, min_agreement, f"--to {export_format.name}", reader)
         result = {

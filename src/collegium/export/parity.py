@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from collegium.base.progress import Phase
 from collegium.losses.divergences import forward_kl
 from collegium.losses.precision import full_precision
 
@@ -73,10 +74,13 @@ def measure_parity(
         vocab_size: Logits beyond it are padding and cut.
     """
     parts = []
-    for tokens in segments:
-        # The last token predicts nothing that is in the text.
-        pair = [model(tokens)[: len(tokens) - 1, :vocab_size] for model in (original, exported)]
-        parts.append(torch.stack(parity_figures(*pair)).double())
+    total = sum(map(len, segments))
+    with Phase("comparing it with the student on held-out text", total=total, unit="tokens") as phase:
+        for tokens in segments:
+            # The last token predicts nothing that is in the text.
+            pair = [model(tokens)[: len(tokens) - 1, :vocab_size] for model in (original, exported)]
+            parts.append(torch.stack(parity_figures(*pair)).double())
+            phase.advance(len(tokens))
     same, kl = torch.cat(parts, dim=1)
     return Parity(
         top1_agreement=same.mean().item(),

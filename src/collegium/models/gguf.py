@@ -23,6 +23,7 @@ from collegium.base.digests import verify_folder, write_digests
 from collegium.base.durable import disk_errors
 from collegium.base.errors import DataError, pass_on_full_disk
 from collegium.base.known_digests import content_digest
+from collegium.base.progress import Phase
 from collegium.base.references import cache_dir
 from collegium.models.gguf_metadata import Metadata, complete_config, require_every_tensor
 from collegium.models.loading import heard, reason_of
@@ -73,7 +74,12 @@ def dequantized(path: Path) -> Path:
     target = _target(parts)
     if (target / "config.json").exists() and _is_whole(target):
         return target
-    logger.info("dequantising %s (once)", path.name)
+    with Phase(f"dequantising {path.name} (once)"):
+        _dequantize(parts, target, path)
+    return target
+
+
+def _dequantize(parts: list[Path], target: Path, path: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     remove_stale(target.parent)
     temporary = Path(tempfile.mkdtemp(prefix=".making-", dir=target.parent))
@@ -93,7 +99,6 @@ def dequantized(path: Path) -> Path:
             raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return target
 
 
 def _is_whole(folder: Path) -> bool:

@@ -26,6 +26,7 @@ from transformers import (
 from collegium.alignment.tokenizer_match import leave_out_above
 from collegium.base.digests import verify_folder
 from collegium.base.errors import DataError, RecipeError, pass_on_full_disk
+from collegium.base.progress import Phase
 from collegium.base.references import resolve_reference
 from collegium.models.gguf import dequantized, gguf_parts
 from collegium.models.head import ProjectionHead
@@ -88,18 +89,19 @@ def load_model(
         DataError: it cannot be found or read, has no safetensors, or its files do not hold all of it and nothing
             else.
     """
-    folder, gguf_file = _locate(reference)
-    if gguf_file is not None:
-        folder = str(dequantized(Path(folder) / gguf_file))
-    verify_folder(Path(folder))
-    return read_model(
-        folder,
-        reference=reference,
-        dtype=dtype,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        device_map=device_map,
-    )
+    with Phase(f"loading {reference}"):
+        folder, gguf_file = _locate(reference)
+        if gguf_file is not None:
+            folder = str(dequantized(Path(folder) / gguf_file))
+        verify_folder(Path(folder))
+        return read_model(
+            folder,
+            reference=reference,
+            dtype=dtype,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            device_map=device_map,
+        )
 
 
 def model_from_config(

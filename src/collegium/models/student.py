@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from collegium.base.errors import RecipeError, one_line
+from collegium.base.progress import Phase
 from collegium.losses.chunks import chunks
 from collegium.losses.precision import full_precision
 from collegium.models.as_configured import require_as_configured
@@ -81,14 +82,16 @@ def choose_layers(model: PreTrainedModel, num_layers: int, batches: Sequence[Bat
     """
     check_num_layers(model, num_layers)
     kept = list(range(len(decoder_layers(model)[2])))
-    while len(kept) > num_layers:
-        losses = {}
-        for dropped in kept:
-            with _only(model, [index for index in kept if index != dropped]):
-                losses[dropped] = mean_nll(model, batches)
-        cheapest = min(losses, key=lambda index: losses[index])
-        kept.remove(cheapest)
-        logger.info("without layer %d: %.3f nats; %d layers left", cheapest, losses[cheapest], len(kept))
+    passes = sum(range(num_layers + 1, len(kept) + 1))
+    with Phase(f"choosing {num_layers} of {len(kept)} layers", total=passes, unit="passes") as phase:
+        while len(kept) > num_layers:
+            losses = {}
+            for dropped in phase.counted(list(kept)):
+                with _only(model, [index for index in kept if index != dropped]):
+                    losses[dropped] = mean_nll(model, batches)
+            cheapest = min(losses, key=lambda index: losses[index])
+            kept.remove(cheapest)
+            logger.info("without layer %d: %.3f nats; %d layers left", cheapest, losses[cheapest], len(kept))
     return kept
 
 

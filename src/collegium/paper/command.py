@@ -20,8 +20,8 @@ import torch
 from collegium.base.digest import json_digest
 from collegium.base.durable import write_text
 from collegium.base.errors import RecipeError
-from collegium.base.locks import folder_lock
-from collegium.base.terminal import ProgressLine, duration, say
+from collegium.base.progress import Phase
+from collegium.base.terminal import duration, say
 from collegium.paper.conditions import SWITCHING, conditions
 from collegium.paper.experiment import Experiment, Plan, PlannedRun, plan
 from collegium.paper.figure2 import figure2
@@ -128,7 +128,6 @@ def reproduce(
         page: Results page; `results.md` in the folder of the scale if not given.
 
     Raises:
-        BusyError: another process runs an experiment in the same folder.
         RecipeError: there is no such experiment or scale.
     """
     if name not in (*EXPERIMENTS, PAGE):
@@ -140,8 +139,7 @@ def reproduce(
         specification = with_local_files(specification, local, place.output)
     found: dict[str, Any] = {}
     if name != PAGE:
-        with folder_lock(place.output):
-            found = _results(EXPERIMENTS[name](specification), specification, place, jobs or _default_jobs())
+        found = _results(EXPERIMENTS[name](specification), specification, place, jobs or _default_jobs())
         text = json.dumps(found, indent=1, allow_nan=False) + "\n"
         for folder in dict.fromkeys([place.output, results or place.output]):
             write_text(folder / f"{name}.json", text)
@@ -200,12 +198,12 @@ def _make(experiment: Experiment, specification: Specification, place: Place, wo
         _share_out("teacher", work, missing, 0, len(missing), workers)
     path = _measured_path(experiment, place, "targets")
     if experiment.targets and not path.exists():
-        say("measuring teachers and fused targets")
-        measure_targets(experiment.judges["experts"], experiment.targets, place.output, path)
+        with Phase("measuring teachers and fused targets"):
+            measure_targets(experiment.judges["experts"], experiment.targets, place.output, path)
     path = _measured_path(experiment, place, "specialists")
     if experiment.has_tasks and not path.exists():
-        say("measuring specialists on their tasks")
-        measure_specialists(experiment.judges["experts"], place.output, path)
+        with Phase("measuring specialists on their tasks"):
+            measure_specialists(experiment.judges["experts"], place.output, path)
 
 
 def _measured_path(experiment: Experiment, place: Place, what: str) -> Path:
@@ -249,17 +247,10 @@ def _share_out(noun: str, work: Any, items: Sequence[Any], before: int, total: i
         workers: Processes that do the work.
     """
     processes = min(workers.jobs, len(items))
-    line = ProgressLine()
     start = time.monotonic()
-    done = 0
-
-    def show() -> None:
-        left = total - before - done
-        eta = f"about {duration((time.monotonic() - start) / done * left)} left" if done else ""
-        line.update(
-            f"{noun} {before + done}/{total}, {processes} at once", pace=eta, done=before + done, total=total
-        )
-
-    for _ in finished(workers, work, items, every=1.0, tick=show):
-        done += 1
-    line.finish(f"{noun}s: {before + done} of {total} are done ({duration(time.monotonic() - start)})")
+    with Phase(f"running {noun}s, {processes} at once", total=total, unit=f"{noun}s") as phase:
+        phase.begin_at(before)
+        for done, _ in enumerate(finished(workers, work, items), 1):
+            left = (time.monotonic() - start) / done * (total - before - done)
+            phase.update(before + done, rate=f"about {duration(left)} left")
+    say(f"{noun}s: {before + len(items)} of {total} are done ({duration(time.monotonic() - start)})")

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -18,7 +19,6 @@ from queue import Queue
 from typing import Any, TypeVar
 
 from collegium.base.errors import UserError
-from collegium.base.interruption import wait_for_end_of
 
 
 T = TypeVar("T")
@@ -92,26 +92,18 @@ def gpu_of(number: int, count: int, visible: str | None) -> str:
 
 
 def _end_with(parent: int) -> None:
-    wait_for_end_of(parent)
+    while os.getppid() == parent:
+        time.sleep(1)
     os._exit(1)
 
 
-def finished(
-    workers: Workers,
-    work: Callable[[T], None],
-    items: Sequence[T],
-    *,
-    every: float,
-    tick: Callable[[], None],
-) -> Iterator[T]:
+def finished(workers: Workers, work: Callable[[T], None], items: Sequence[T]) -> Iterator[T]:
     """Yield each item as soon as its work is done, and raise the first failure.
 
     Args:
         workers: See `worker_pool`.
         work: Function called in one of the processes.
         items: Arguments that it is called with.
-        every: Seconds between calls of `tick` while nothing finishes.
-        tick: Function that shows that time passes.
 
     Raises:
         UserError: a process was killed.
@@ -120,11 +112,10 @@ def finished(
     try:
         futures |= {workers.pool.submit(work, item): item for item in items}
         while futures:
-            done, _ = wait(futures, timeout=every, return_when=FIRST_COMPLETED)
+            done, _ = wait(futures, return_when=FIRST_COMPLETED)
             for future in done:
                 future.result()
                 yield futures.pop(future)
-            tick()
     except BrokenProcessPool as error:
         raise UserError(
             "a worker process was killed, perhaps for lack of memory: see the logs, or take fewer --jobs; "

@@ -11,7 +11,8 @@ from collegium.assembly.process import process_state
 from collegium.assembly.run import Run
 from collegium.assembly.weights import require_teacher_weights
 from collegium.base.errors import DataError, RecipeError
-from collegium.base.terminal import ProgressLine, duration, say, size
+from collegium.base.progress import Phase
+from collegium.base.terminal import duration, say, size
 from collegium.cache.builder import CacheProgress, Ranks
 from collegium.cache.exchange import export_parquet
 from collegium.cache.folder import Folder
@@ -36,7 +37,8 @@ def cache(recipe: Recipe, *, only: str | None = None) -> dict[str, Any]:
         RecipeError: no such teacher is to be cached.
     """
     sections = _cached_sections(recipe, only)
-    require_teacher_weights(sections)  # before hours of preparing text
+    with Phase("looking at the teachers' files"):
+        require_teacher_weights(sections)  # before hours of preparing text
     run = Run(recipe)
     run.make("text")
     return {section.name: _cache_teacher(run, section) for section in sections}
@@ -56,24 +58,27 @@ def _cached_sections(recipe: Recipe, only: str | None) -> Sequence[LocalTeacherS
 
 
 def _cache_teacher(run: Run, section: LocalTeacherSection) -> dict[str, Any]:
+    section = section_to_cache(run, section)
+    with Phase(f"scoring the text with teacher {section.name}", unit="blocks") as phase:
+        manifest, location = _scored(run, section, phase)
+    say(f"teacher {section.name}: {_described(manifest)} in {location}")
+    return {"location": location, **summary(manifest)}
+
+
+def _scored(run: Run, section: LocalTeacherSection, phase: Phase) -> tuple[Manifest, str]:
+    """Build the cache of a teacher; what it holds, and where it is."""
     state = process_state()
-    line = ProgressLine()
-    announced: list[float] = []
 
     def show(progress: CacheProgress) -> None:
-        if not announced:
-            announced.append(progress.bytes)
-            say(f"teacher {section.name}: about {size(progress.bytes)} for {progress.num_rows:,} blocks")
         left = "" if progress.seconds_left is None else f", {duration(progress.seconds_left)} left"
         rate = progress.tokens / progress.seconds if progress.seconds > 0 else 0.0
-        line.update(
-            f"teacher {section.name}: {progress.rows:,} of {progress.num_rows:,} blocks",
-            pace=f"{rate:,.0f} tokens/s{left}",
-            done=progress.rows,
+        phase.update(
+            progress.rows,
             total=progress.num_rows,
+            note=f"about {size(progress.bytes)} in all",
+            rate=f"{rate:,.0f} tokens/s{left}",
         )
 
-    section = section_to_cache(run, section)
     location, plan = cache_place(run, section)
     builder = build_builder(
         run,
@@ -84,9 +89,7 @@ def _cache_teacher(run: Run, section: LocalTeacherSection) -> dict[str, Any]:
         source=_source(run.recipe, section),
         on_progress=show,
     )
-    manifest = builder.build()
-    line.finish(f"teacher {section.name}: {_described(manifest)} in {location}")
-    return {"location": location, **summary(manifest)}
+    return builder.build(), location
 
 
 def section_to_cache(run: Run, section: LocalTeacherSection) -> LocalTeacherSection:
@@ -162,7 +165,8 @@ def repair_cache(location: str) -> list[str]:
     (section,) = run.recipe.local_teachers  # `_source` wrote the recipe of one
     plan = as_begun(cache_plan(run, section), Folder.at(location))
     builder = build_builder(run, section, plan, location=location, source=_source(run.recipe, section))
-    _, written = repair(builder)
+    with Phase("repairing the cache"):
+        _, written = repair(builder)
     say(f"{location}: wrote {', '.join(written)}" if written else f"{location}: nothing is damaged")
     return list(written)
 
@@ -176,7 +180,9 @@ def export_cache(location: str, path: Path) -> int:
     run = Run(_recipe_of(location))
     section = run.recipe.teachers[0]
     blocks = cached_text(section, run.corpus_of(section))["train"]
-    num_blocks = export_parquet(CacheReader(location), (blocks[i] for i in range(len(blocks))), path)
+    with Phase(f"writing {path.name}", total=len(blocks), unit="blocks") as phase:
+        rows = phase.counted(blocks[i] for i in range(len(blocks)))
+        num_blocks = export_parquet(CacheReader(location), rows, path)
     say(f"{path}: {num_blocks:,} blocks, {size(path.stat().st_size)}")
     return num_blocks
 

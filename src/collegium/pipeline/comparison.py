@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from collegium.assembly.run import Run
 from collegium.assembly.samples import build_samples
 from collegium.assembly.training import describe_held_out
+from collegium.base.progress import Phase
 from collegium.evaluation.language_modeling import DocumentSums, Rule
 from collegium.evaluation.model_figures import measure_model
 from collegium.evaluation.summary import compare, paired_differences, summarize, summarize_teachers
@@ -40,7 +41,8 @@ def student_evaluation(run: Run, tables: Tables, *, model: str = STUDENT) -> Eva
         tables: Figures of the student on held-out text.
         model: What was measured: `student`, or a model in its place.
     """
-    measured = summarize(tables, **_resampling(run.recipe))
+    with Phase("computing intervals"):
+        measured = summarize(tables, **_resampling(run.recipe))
     return Evaluation(
         recipe=run.recipe.fingerprint,
         model=model,
@@ -67,24 +69,29 @@ def beside_others(
     differences = Differences()
     measured_before = measured_teachers = None
     if before is not None:
-        past = measure_model(before, run.held_out, run.vocab_size)
-        measured_before = summarize(past, **options)
-        differences = replace(differences, before=paired_differences(compare(tables, past, **options)))
+        with Phase("measuring the student before training"):
+            past = measure_model(before, run.held_out, run.vocab_size)
+        with Phase("computing intervals"):
+            measured_before = summarize(past, **options)
+            differences = replace(differences, before=paired_differences(compare(tables, past, **options)))
     if run.teachers:
         rule = run.rule or Rule(Weighting("uniform"))
-        found = measure_target_figures(run.held_out, {names.FUSED: rule}, rule, stretches=(), with_pairs=False)
+        with Phase("measuring the teachers"):
+            found = measure_target_figures(run.held_out, {names.FUSED: rule}, rule, stretches=(), with_pairs=False)
         others = {name: _per_token(figures.sums) for name, figures in found.items()}
-        measured_teachers = summarize_teachers(others, **options)
 
         def gaps(figure: str) -> PairedDifferences:
             return paired_differences(compare(tables, _renamed(others, figure), **options))
 
-        differences = replace(
-            differences,
-            fused=gaps(names.rule_nll(names.FUSED)),
-            teachers={t.name: gaps(names.of_teacher(t.name, names.NLL)) for t in run.teachers},
-        )
-    samples = build_samples(run, student, before)
+        with Phase("computing intervals"):
+            measured_teachers = summarize_teachers(others, **options)
+            differences = replace(
+                differences,
+                fused=gaps(names.rule_nll(names.FUSED)),
+                teachers={t.name: gaps(names.of_teacher(t.name, names.NLL)) for t in run.teachers},
+            )
+    with Phase("reading and continuing held-out passages"):
+        samples = build_samples(run, student, before)
     return replace(
         evaluation,
         documents=_documents(tables),

@@ -20,8 +20,8 @@ from collegium.assembly.tokenizer_comparison import Sample, compare_teachers, sa
 from collegium.assembly.tokenizers import teacher_tokenizer
 from collegium.assembly.weights import require_student_weights, require_teacher_weights
 from collegium.base.errors import DataError, RecipeError, TeacherError, UserError
+from collegium.base.progress import Phase
 from collegium.base.references import cache_dir, is_local, is_offline
-from collegium.base.terminal import say
 from collegium.cache.manifest import NoCacheError
 from collegium.data.prepared import PreparedText
 from collegium.recipe.recipe import Recipe
@@ -84,10 +84,12 @@ def diagnose(recipe: Recipe) -> Diagnosis:
         DataError: the student's tokenizer or configuration cannot be read.
     """
     run = Run(recipe)
-    text, sample, text_check = _look_at_text(run)
-    checks = [_torch(), _hub(recipe), _disk(), *_weights(recipe), text_check]
-    checks += _caches(run, text)
-    pairs = compare_teachers(run, sample, on_teacher=lambda name: say(f"reading the tokenizer of teacher {name}"))
+    with Phase("reading the text"):
+        text, sample, text_check = _look_at_text(run)
+    with Phase("looking at models and caches"):
+        checks = [_torch(), _hub(recipe), _disk(), *_weights(recipe), text_check]
+        checks += _caches(run, text)
+    pairs = compare_teachers(run, sample)
     return Diagnosis(tuple(checks), pairs)
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 
 from collegium.alignment.tokenizer_match import require_same_tokenizer
-from collegium.assembly.process import held_folder
 from collegium.assembly.run import Run
 from collegium.base.digests import verify_student
 from collegium.base.errors import DataError
+from collegium.base.progress import Phase
 from collegium.base.terminal import say
 from collegium.evaluation.harness import HarnessTasks, evaluate_with_harness, require_harness
 from collegium.evaluation.model_figures import measure_model
@@ -25,46 +25,29 @@ def evaluate_run(run_dir: Path, harness: HarnessTasks | None = None) -> Evaluati
     """Measure the student of a finished run again, on tasks of lm-eval too if there are some.
 
     Raises:
-        BusyError: another process is writing the run folder.
         DataError: there is no finished run.
     """
-    _require_student(run_dir)
-    with held_folder(run_dir):
-        return _measure_run(run_dir, harness)
+    if not (run_dir / "student").is_dir():
+        raise DataError(f"{run_dir}: holds no `student` folder; give a finished run, or use --recipe with a model")
+    verify_student(run_dir / "student")
+    recipe = Run.from_folder(run_dir).recipe
+    return evaluate_model(recipe, str(run_dir / "student"), run_dir, harness)
 
 
 def evaluate_model(
     recipe: Recipe, model: str, output_dir: Path, harness: HarnessTasks | None = None
 ) -> Evaluation:
-    """Measure any model with the recipe's tokenizer on its held-out text, against its teachers.
-
-    Raises:
-        BusyError: another process is writing `output_dir`.
-    """
-    with held_folder(output_dir):
-        return _measure(recipe, model, output_dir, harness)
-
-
-def _require_student(run_dir: Path) -> None:
-    if not (run_dir / "student").is_dir():
-        raise DataError(f"{run_dir}: holds no `student` folder; give a finished run, or use --recipe with a model")
-
-
-def _measure_run(run_dir: Path, harness: HarnessTasks | None) -> Evaluation:
-    verify_student(run_dir / "student")
-    recipe = Run.from_folder(run_dir).recipe
-    return _measure(recipe, str(run_dir / "student"), run_dir, harness)
-
-
-def _measure(recipe: Recipe, model: str, output_dir: Path, harness: HarnessTasks | None) -> Evaluation:
+    """Measure any model with the recipe's tokenizer on its held-out text, against its teachers."""
     if harness is not None:
         require_harness(harness)
     run = Run(recipe, folder=output_dir if (output_dir / "recipe.yaml").exists() else None)
     run.make("text")
     require_same_tokenizer(run.tokenizer, load_tokenizer(model), name=model)
     student = place(load_model(model, dtype=torch.float32), run.device)
-    check_model(student, run.vocab_size, name=model)
-    tables = measure_model(student, run.held_out, run.vocab_size, own=run.rule)
+    with Phase("trying the student on eight tokens", is_short=True):
+        check_model(student, run.vocab_size, name=model)
+    with Phase(f"measuring {model}"):
+        tables = measure_model(student, run.held_out, run.vocab_size, own=run.rule)
     is_runs_own = model == str(output_dir / STUDENT)
     evaluation = measure_all(run, tables, student.eval(), model=STUDENT if is_runs_own else model)
     evaluation = replace(evaluation, cost=stored_cost(output_dir))  # what it took to train is not measured again
@@ -75,10 +58,10 @@ def _measure(recipe: Recipe, model: str, output_dir: Path, harness: HarnessTasks
 
 
 def finished_evaluation(run_dir: Path) -> Evaluation:
-    """The evaluation of a finished run, whose folder is held; measured now if there is none of this version."""
+    """The evaluation of a finished run; measured now if there is none yet, or one of another version."""
     if not (run_dir / NAME).exists():
-        return _measure_run(run_dir, None)
+        return evaluate_run(run_dir)
     if not is_of_this_version(run_dir):
         say(f"{run_dir / NAME}: was written by another version of collegium; measuring again")
-        return _measure_run(run_dir, None)
+        return evaluate_run(run_dir)
     return read_evaluation(run_dir)

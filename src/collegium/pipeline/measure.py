@@ -13,6 +13,7 @@ from collegium.assembly.generation import measure_generation
 from collegium.assembly.lineage import lineage_of
 from collegium.assembly.run import Run
 from collegium.assembly.tasks import measure_tasks
+from collegium.base.progress import Phase
 from collegium.base.terminal import is_main_rank
 from collegium.evaluation.continual import continual_figures
 from collegium.evaluation.language_modeling import DocumentSums
@@ -73,21 +74,23 @@ def compare_with_past(run: Run, tables: Mapping[str, DocumentSums]) -> Continual
     def measured(model: PreTrainedModel) -> dict[str, DocumentSums]:
         return measure_model(place(model, run.device).eval(), held_out, run.vocab_size)
 
-    return continual_figures(
-        tables,
-        {str(past.folder): measured(load_model(past.student, dtype=torch.float32)) for past in run.past_runs},
-        {str(past.folder): past.domains for past in run.past_runs},
-        measured(first_student(run)),
-        confidence=recipe.evaluation.confidence,
-        num_samples=recipe.evaluation.bootstrap_samples,
-        seed=recipe.seed,
-    )
+    with Phase("comparing with earlier runs"):
+        return continual_figures(
+            tables,
+            {str(past.folder): measured(load_model(past.student, dtype=torch.float32)) for past in run.past_runs},
+            {str(past.folder): past.domains for past in run.past_runs},
+            measured(first_student(run)),
+            confidence=recipe.evaluation.confidence,
+            num_samples=recipe.evaluation.bootstrap_samples,
+            seed=recipe.seed,
+        )
 
 
 def write_evaluation(run: Run, folder: Path, evaluation: Evaluation) -> Evaluation:
     """Add lineage and verdict, and write `evaluation.json`; the model card too if the student is the run's own."""
     is_runs_own = evaluation.model == STUDENT
-    lineage = lineage_of(run, folder) if is_runs_own else None
+    with Phase("looking up where models and text are from"):
+        lineage = lineage_of(run, folder) if is_runs_own else None
     evaluation = replace(evaluation, lineage=lineage, verdict=tuple(verdict(evaluation)))
     if is_main_rank():
         save_evaluation(evaluation, folder)

@@ -20,6 +20,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from collegium.base.digests import card_is_edited, verify_student
 from collegium.base.errors import DataError, HubError, RecipeError, one_line
+from collegium.base.progress import Phase
 from collegium.base.references import is_offline
 from collegium.base.terminal import say, show_json, show_table
 from collegium.report.card.licences import obstacles
@@ -79,7 +80,8 @@ def plan_upload(
         )
     evaluation = _evaluation_of(run_dir)
     student = run_dir / "student"
-    verify_student(student)
+    with Phase("comparing the student with its digests"):
+        verify_student(student)
     if card_is_edited(student):
         say(f"{student / CARD_NAME}: is not as collegium wrote it; it is uploaded as it is now")
     files: dict[str, Path | bytes] = {
@@ -153,7 +155,7 @@ def push(upload: Upload, *, token_env: str | None = None) -> dict[str, Any]:
             raise HubError(f"{repo_id}: is there and public; say --public, or give the id of a private repository")
         if upload.revision is not None:
             api.create_branch(repo_id, branch=upload.revision, exist_ok=True)
-        with _staged(upload) as folder:
+        with _staged(upload) as folder, Phase(f"uploading to {repo_id}"):
             commit = api.upload_folder(
                 repo_id=repo_id,
                 folder_path=folder,

@@ -10,6 +10,7 @@ import numpy as np
 from collegium import __version__
 from collegium.base.durable import write_text
 from collegium.base.errors import RecipeError
+from collegium.base.progress import Phase
 from collegium.evaluation.statistics import holm, paired_bootstrap_difference
 from collegium.report.cells import UNKNOWN, Cell, Table, mean_cell
 from collegium.report.evaluation import DocumentLosses
@@ -31,10 +32,12 @@ def report(folders: Sequence[Path], output: Path | None = None) -> dict[str, Any
     """
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise RecipeError("a run is given twice: give each once")
-    runs = [read_run(folder) for folder in folders]
-    comparison = _compared(runs) if len(runs) > 1 else None
+    with Phase("reading and comparing runs", total=len(folders), unit="runs") as phase:
+        runs = [read_run(folder) for folder in phase.counted(folders)]
+        comparison = _compared(runs) if len(runs) > 1 else None
     path = output or (Path("report.html") if len(runs) > 1 else folders[0] / "report.html")
-    page = render(runs, version=__version__, comparison=comparison)
+    with Phase("drawing the page"):
+        page = render(runs, version=__version__, comparison=comparison)
     write_text(path, page)
     return {"page": str(path), "bytes": len(page.encode()), **summary_of_page(runs, comparison)}
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 
-from collegium.assembly.process import held_folder
 from collegium.assembly.run import Run
 from collegium.assembly.training import build_trainer
 from collegium.assembly.weights import require_weights
 from collegium.base.durable import sync_folder
+from collegium.base.progress import Phase
 from collegium.base.terminal import say
 from collegium.evaluation.cost import Clock
 from collegium.evaluation.language_modeling import DocumentSums
@@ -36,15 +36,10 @@ def train(recipe: Recipe) -> Evaluation:
     """Train the student, or go on where a stopped run was; returns its evaluation.
 
     Raises:
-        BusyError: another process is writing the run folder.
         RecipeError: the run folder holds another recipe's run.
         Stopped: a signal asked for an end; a checkpoint was written.
     """
-    with held_folder(recipe.run_dir):
-        return _train(recipe, recipe.run_dir)
-
-
-def _train(recipe: Recipe, folder: Path) -> Evaluation:
+    folder = recipe.run_dir
     claim_run_dir(recipe, folder)
     if (folder / "student").exists():
         say(f"{folder}: finished already; delete it or set another output_dir to run again")
@@ -53,7 +48,8 @@ def _train(recipe: Recipe, folder: Path) -> Evaluation:
     clock = Clock()
     resumed = any(folder.glob("checkpoints/checkpoint-*"))  # for the record of costs; the trainer decides itself
     run.make("past_runs")  # before any work: a run that is continued must be finished
-    require_weights(recipe)  # before any work, too
+    with Phase("looking at the models' files"):
+        require_weights(recipe)  # before any work, too
     with clock.timed("start, text and models"):
         run.make("text", "prompts", "tasks")  # it may be that there are none, which is to be said before training
         run.make("teachers", "held_out")
@@ -76,9 +72,10 @@ def fit_student(run: Run) -> DistillationTrainer:
     """Train and publish `student/`."""
     assert run.folder is not None, "a run is trained in its folder"
     signals = StopOnSignal()
-    callbacks = [MetricsFile(run.folder / "metrics.jsonl"), TrainingProgress(), signals]
+    training = Phase("training", unit="steps")
+    callbacks = [MetricsFile(run.folder / "metrics.jsonl"), TrainingProgress(training), signals]
     trainer = run.trainer = build_trainer(run, callbacks)
-    with signals.listening():
+    with signals.listening(), training:
         trainer.train(resume_from_checkpoint=True)
     signals.raise_if_stopped(trainer.state.global_step)
     publish_student(trainer, run.folder)

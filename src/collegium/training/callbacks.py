@@ -2,7 +2,6 @@
 
 import contextlib
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -11,14 +10,10 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import rewrite_logs
 
-from collegium.base.interruption import HANG_UP, stop_signals
-from collegium.base.terminal import ProgressLine, duration, rate_and_eta, say
+from collegium.base.progress import Phase
+from collegium.base.terminal import say
 from collegium.report.metric_names import CROSS_ENTROPY, KD_LOSS, LOSS, STEP
 from collegium.signals.metrics import JsonlWriter, max_over_ranks
-
-
-_ONE_WISH = 2.0
-"""Seconds within which signals are one wish: a launcher passes on what the whole process group got already."""
 
 
 class MetricsFile(TrainerCallback):
@@ -58,7 +53,7 @@ class Stopped(Exception):
 
 
 class StopOnSignal(TrainerCallback):
-    """On Ctrl-C, SIGTERM or a terminal that closes: finish the step, write a checkpoint, stop.
+    """On Ctrl-C or SIGTERM: finish the step, write a checkpoint, stop. A second one stops at once.
 
     Ranks agree at the end of every step whether to stop: signals reach them at different moments, and a
     checkpoint is a collective affair.
@@ -66,33 +61,31 @@ class StopOnSignal(TrainerCallback):
 
     def __init__(self) -> None:
         self._received = 0
-        self._received_at = 0.0
         self._stopped_by = 0
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Handle signals inside the block, around the whole training."""
-        with stop_signals(self._receive):
+        """Handle signals inside the block."""
+        previous = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
             yield
-            self._agree()  # on a signal after the last step, which would otherwise pass unheard
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if not self._received:
-            self._received = number
-            self._received_at = time.monotonic()
-            say("stopping after this step; once more stops at once")
-        elif number != HANG_UP and time.monotonic() - self._received_at > _ONE_WISH:
-            # The user has lost patience, or a scheduler will kill the process soon.
+        # The user has lost patience, or a scheduler will kill the process soon.
+        if self._received:
             raise SystemExit(128 + number)
-
-    def _agree(self) -> None:
-        self._stopped_by = max_over_ranks(self._received)
+        self._received = number
+        say("stopping after this step; once more stops at once")
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
         """Ask for a checkpoint and the end, on all ranks or on none."""
-        self._agree()  # at each step, signal or not: the other ranks wait for this one's answer
+        # At each step, signal or not: the other ranks wait for this one's answer.
+        self._stopped_by = max_over_ranks(self._received)
         if self._stopped_by:
             control.should_save = control.should_training_stop = True
         return control
@@ -104,21 +97,26 @@ class StopOnSignal(TrainerCallback):
 
 
 class TrainingProgress(TrainerCallback):
-    """Loss, rate and time left on one line."""
+    """Counts steps, and shows the newest loss beside them.
 
-    def __init__(self) -> None:
-        self._line = ProgressLine()
-        self._start = time.monotonic()
-        self._first_step = 0
+    Args:
+        phase: The phase in which the training takes place.
+    """
+
+    def __init__(self, phase: Phase) -> None:
+        self._phase = phase
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Begin to measure the rate."""
-        self._start = time.monotonic()
-        self._first_step = state.global_step
+        """Begin to count."""
+        self._phase.begin_at(state.global_step, state.max_steps)
         if state.global_step:
             say(f"resuming after step {state.global_step} of {state.max_steps}")
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Count a step."""
+        self._phase.update(state.global_step)
 
     def on_log(
         self,
@@ -129,21 +127,6 @@ class TrainingProgress(TrainerCallback):
         **_: Any,
     ) -> None:
         """Show the newest figures."""
-        if not state.is_world_process_zero or not logs or LOSS not in logs:
-            return
-        shown = ", ".join(f"{name} {logs[name]:.3f}" for name in (LOSS, KD_LOSS, CROSS_ENTROPY) if name in logs)
-        done = state.global_step - self._first_step
-        total = state.max_steps - self._first_step
-        rate = rate_and_eta(done, total, time.monotonic() - self._start, "steps")
-        self._line.update(
-            f"step {state.global_step}/{state.max_steps}: {shown}",
-            pace=rate,
-            done=state.global_step,
-            total=state.max_steps,
-        )
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Say how long it took."""
-        self._line.finish(f"trained to step {state.global_step} in {duration(time.monotonic() - self._start)}")
+        if logs and LOSS in logs:
+            shown = [f"{name} {logs[name]:.3f}" for name in (LOSS, KD_LOSS, CROSS_ENTROPY) if name in logs]
+            self._phase.update(state.global_step, note=", ".join(shown))

@@ -14,6 +14,7 @@ from transformers.trainer_utils import TrainOutput
 
 from collegium.base.errors import DataError
 from collegium.base.finite import null_where_unknown
+from collegium.base.progress import Phase
 from collegium.training.checkpoint import (
     CheckpointDirectory,
     TrainingState,
@@ -43,7 +44,8 @@ class CheckpointedTrainer(Trainer):
         if self.args.should_save:
             self.checkpoints.clear_temporary()
         if resume_from_checkpoint is True:
-            newest = self.checkpoints.newest_whole()
+            with Phase("looking for the newest whole checkpoint"):
+                newest = self.checkpoints.newest_whole()
             if newest is None and self.checkpoints.list():
                 raise DataError(
                     f"{self.checkpoints.directory}: every checkpoint is damaged; "
@@ -72,13 +74,15 @@ class CheckpointedTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Gather on all ranks, write on the first."""
-        self.checkpoints.save(self.training_state(), self.state.global_step, write=self.args.should_save)
-        self.accelerator.wait_for_everyone()
+        with Phase("writing a checkpoint"):
+            self.checkpoints.save(self.training_state(), self.state.global_step, write=self.args.should_save)
+            self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         assert self.model is not None
-        verify(Path(resume_from_checkpoint))
-        load_model_state(model or self.model, Path(resume_from_checkpoint))
+        with Phase("reading the checkpoint"):
+            verify(Path(resume_from_checkpoint))
+            load_model_state(model or self.model, Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:

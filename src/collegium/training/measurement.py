@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from functools import partial
 
+from collegium.base.progress import Phase
 from collegium.evaluation.language_modeling import DocumentSums, HeldOut, Rule
 from collegium.evaluation.model_figures import measure_model
 from collegium.report import metric_names as names
@@ -17,7 +18,8 @@ def measure_student(
     was_training = model.training
     model.eval()
     try:
-        return measure_model(model.student, held_out, model.vocab_size, own=own)
+        with Phase("measuring the student"):
+            return measure_model(model.student, held_out, model.vocab_size, own=own)
     finally:
         model.train(was_training)
 

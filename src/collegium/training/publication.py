@@ -22,6 +22,7 @@ from collegium.alignment.tokenizer_match import tokenizer_difference
 from collegium.base.digests import DIGESTS_NAME, write_digests
 from collegium.base.durable import disk_errors
 from collegium.base.errors import DataError
+from collegium.base.progress import Phase
 from collegium.data.blocks import PackedBlocks
 from collegium.data.collate import BlockCollator
 from collegium.evaluation.language_modeling import HeldOut
@@ -67,15 +68,28 @@ def publish(
         DataError: what is read back is not the student; nothing is in the folder then.
         OSError: it cannot be written.
     """
+    with Phase("publishing the student"):
+        _publish(student, tokenizer, folder, blocks, state_dict)
+
+
+def _publish(
+    student: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    blocks: Sequence[Batch],
+    state_dict: Mapping[str, Tensor] | None,
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
     try:
         with disk_errors(temporary):
-            saved = merged(student) if isinstance(student, PeftModel) else student
-            follow_tokenizer(saved, tokenizer)
-            saved.save_pretrained(temporary, state_dict=None if state_dict is None else dict(state_dict))
-            tokenizer.save_pretrained(temporary)
-            read_back(temporary, student, saved, tokenizer, blocks)
+            with Phase("writing it"):
+                saved = merged(student) if isinstance(student, PeftModel) else student
+                follow_tokenizer(saved, tokenizer)
+                saved.save_pretrained(temporary, state_dict=None if state_dict is None else dict(state_dict))
+                tokenizer.save_pretrained(temporary)
+            with Phase("comparing what was written"):
+                read_back(temporary, student, saved, tokenizer, blocks)
             if isinstance(student, PeftModel):
                 _write_adapter(student, temporary / ADAPTER)
             write_digests(temporary)

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from collegium.base.progress import Phase
 from collegium.losses.importance import block_influence, block_means, head_importance
 from collegium.models.inner_states import decoder_layers
 from collegium.models.pretrained import last_hidden_states
@@ -58,8 +59,8 @@ def measure_importance(model: PreTrainedModel, batches: Iterable[Batch]) -> Impo
     require_known(model)
     layers = decoder_layers(model)[2]
     sums = _Sums()
-    with sums.listening(layers):
-        for batch in batches:
+    with Phase("scoring what can be pruned", unit="batches") as phase, sums.listening(layers):
+        for batch in phase.counted(batches):
             sums.mask = batch.attention_mask
             last_hidden_states(model, batch.input_ids, batch.position_ids)
             sums.count += int(batch.attention_mask.sum())

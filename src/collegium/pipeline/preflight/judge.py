@@ -13,7 +13,8 @@ from collegium.assembly.run import Run
 from collegium.assembly.tokenizer_comparison import compare_teachers, sample_text
 from collegium.base.durable import write_text
 from collegium.base.errors import RecipeError, UserError
-from collegium.base.terminal import is_main_rank, say
+from collegium.base.progress import Phase
+from collegium.base.terminal import is_main_rank
 from collegium.evaluation.cost import Clock, RunCost
 from collegium.evaluation.preflight import Preflight, Resampling, entropy_stretch, run_preflight
 from collegium.evaluation.preflight_verdict import cost_verdict, verdict
@@ -74,14 +75,15 @@ def preflight(
     known = _load(trial, pending, start_seconds)
     cost, cost_lines = _cost(trial, known) if with_estimate else (None, ())  # first: memory is as in a run
     evaluation = recipe.evaluation
-    result = run_preflight(
-        trial.held_out,
-        chosen,
-        ALTERNATIVES,
-        temperatures=trial.temperatures,
-        tokenizers=pairs,
-        resampling=Resampling(evaluation.confidence, evaluation.bootstrap_samples, recipe.seed),
-    )
+    with Phase("judging the teachers"):
+        result = run_preflight(
+            trial.held_out,
+            chosen,
+            ALTERNATIVES,
+            temperatures=trial.temperatures,
+            tokenizers=pairs,
+            resampling=Resampling(evaluation.confidence, evaluation.bootstrap_samples, recipe.seed),
+        )
     reads_entropies = entropy_stretch(chosen) is not None
     lines = verdict(result, confidence=evaluation.confidence, reads_entropies=reads_entropies)
     result = replace(result, verdict=(*lines, *cost_lines))
@@ -108,10 +110,10 @@ def _load(run: Run, pending: list[PendingCache], start_seconds: float) -> Known:
 
 
 def _cost(run: Run, known: Known) -> tuple[RunCost | None, tuple[str, ...]]:
-    say("trying some steps of the run, to see what it takes")
     recipe = _with_cached(run.fitted, {cache.section.name for cache in known.pending}, cached=True)
     try:
-        cost = estimate_run(run.derive(recipe=recipe, teachers=run.teachers, held_out=run.held_out), known)
+        with Phase("trying the run, to see what it takes"):
+            cost = estimate_run(run.derive(recipe=recipe, teachers=run.teachers, held_out=run.held_out), known)
     except UserError as error:
         return None, (f"The run itself would end in an error: {error}",)
     return cost, cost_verdict(cost)

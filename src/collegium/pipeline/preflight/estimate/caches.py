@@ -14,6 +14,7 @@ from collegium.assembly.cached_teachers import cached_teacher
 from collegium.assembly.corpus import Corpus
 from collegium.assembly.run import Run
 from collegium.assembly.teachers import within_domains
+from collegium.base.progress import Phase
 from collegium.cache.builder import CacheBuilder, CacheProgress
 from collegium.cache.folder import Folder
 from collegium.cache.manifest import Manifest
@@ -120,7 +121,8 @@ def build_sample(run: Run, cache: PendingCache, blocks: PackedBlocks, folder: Pa
         device=run.device,
         on_progress=lambda progress: reports.append((time.perf_counter(), progress)),
     )
-    builder.build()
+    with Phase(f"scoring some text with teacher {cache.section.name}"):
+        builder.build()
     end = time.perf_counter()
     (first, before), (last, after) = reports[0], reports[-1]
     per_row = (last - first) / max(1, after.rows - before.rows) if after.rows > before.rows else first - start

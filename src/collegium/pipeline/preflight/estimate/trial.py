@@ -18,13 +18,14 @@ from transformers.trainer_utils import SaveStrategy
 from collegium.assembly.generation import measure_generation
 from collegium.assembly.run import Run
 from collegium.assembly.training import build_trainer
+from collegium.base.progress import Phase
 from collegium.evaluation.cost import Clock
 from collegium.evaluation.language_modeling import HeldOut
 from collegium.pipeline.comparison import beside_others, student_evaluation
 from collegium.pipeline.preflight.estimate.written import line_bytes, publish, write_checkpoint
 from collegium.recipe.recipe import Recipe
 from collegium.report.evaluation_file import evaluation_text
-from collegium.training.callbacks import MetricsFile
+from collegium.training.callbacks import MetricsFile, TrainingProgress
 from collegium.training.measurement import measure_student
 from collegium.training.trainer import DistillationTrainer
 
@@ -116,7 +117,9 @@ def run_trial(run: Run, *, num_blocks: int) -> Trial:
         trainer = build_trainer(tried, [MetricsFile(folder / "metrics.jsonl"), times])
     trainer.args.save_strategy = SaveStrategy.NO
     start = time.perf_counter()
-    trainer.train()
+    with Phase("some steps", unit="steps") as phase:
+        trainer.add_callback(TrainingProgress(phase))
+        trainer.train()
     clock.seconds["first"] += times.ends[0] - start
     evaluation_bytes = _measure(run, trainer, clock)
     if trainer.mixing is not None:
