@@ -4,10 +4,13 @@ Hypothesis draws 50 fixed examples a test; `COLLEGIUM_HYPOTHESIS=nightly` draws 
 """
 
 import os
+import signal
 
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup; what tests start is to hear it all the same
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 from collections.abc import Callable
 from pathlib import Path

@@ -291,7 +291,7 @@ def test_a_signal_ends_after_a_checkpoint_and_the_same_command_resumes(recipe, n
     assert int(checkpoint.name.split("-")[1]) < 2000
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("begun", [False, True], ids=["imports", "prepare"])
 def test_a_signal_before_the_work_begins_ends_at_once(recipe, number, begun, tmp_path):
     lines = "\n".join(f"text {i} of very many, {i * i} in all" for i in range(300_000))

@@ -104,7 +104,7 @@ def test_a_fault_of_ours_is_a_document_and_a_traceback(tmp_path):
     assert done.returncode == 1 and "Traceback" in done.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_is_a_document(number):
     code = (
         "import os, sys; from collegium.cli.outcome import conclude; sys.argv += ['--json']; "

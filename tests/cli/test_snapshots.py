@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from filelock import Timeout
 
 import collegium.pipeline.train  # noqa: F401  # now: some libraries speak when they are imported
 from collegium.base import errors
@@ -91,6 +92,16 @@ def a_damaged_student(folder: Path, patch: pytest.MonkeyPatch) -> None:
     weights.write_bytes(weights.read_bytes()[:100])
 
 
+def a_held_folder(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    def refused(lock: object) -> None:
+        raise Timeout("")
+
+    holder = {"process": 4711, "host": "HOST", "since": "2026-11-29 14:00:00 UTC", "command": "collegium train r"}
+    (folder / "runs" / "pico").mkdir(parents=True)
+    (folder / "runs" / "pico" / ".lock").write_text(json.dumps(holder), encoding="utf-8")
+    patch.setattr("collegium.base.locks.FileLock.acquire", refused)
+
+
 def an_existing_recipe(folder: Path, patch: pytest.MonkeyPatch) -> None:
     (folder / "recipe.yaml").write_text("", encoding="utf-8")
 
@@ -127,6 +138,7 @@ CASES = {
     "not-finite": Case(train("training.learning_rate=1e38", "training.warmup_steps=0"), 70, "NumericError"),
     "disk-too-small": Case(train("teachers.0.cached=true", command="cache"), 74, "DiskError", a_small_disk),
     "disk-full": Case(train(), 74, "OSError", a_full_disk),
+    "busy": Case(train(), 75, "BusyError", a_held_folder),
     "signal": Case(train(), 130, "Stopped", a_signal),
 }
 
@@ -166,9 +178,10 @@ def test_every_class_of_errors_and_every_exit_code_is_there():
         for name, found in inspect.getmembers(errors, inspect.isclass)
         if issubclass(found, errors.UserError) and found is not errors.UserError
     }
-    assert len(classes) == 6 and classes <= {case.kind for case in CASES.values()}
+    assert len(classes) == 7 and classes <= {case.kind for case in CASES.values()}
     codes = {case.code for case in CASES.values()}
-    assert codes | {0, 1, 143} == set(errors.EXIT_CODES), "0, 1 and 143 are seen in test_json_everywhere.py"
+    elsewhere = {0, 1, 129, 143}  # in test_json_everywhere.py
+    assert codes | elsewhere == set(errors.EXIT_CODES)
 
 
 def test_no_snapshot_is_left_over():

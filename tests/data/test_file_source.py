@@ -172,7 +172,7 @@ def test_truncated_gzip_gives_what_lies_before_and_goes_on(tmp_path, documents, 
 
 
 def test_damaged_gzip(tmp_path):
-    (tmp_path / "a.txt.gz").write_bytes(b"this is not gzip")
+    (tmp_path / "a.txt.gz").write_bytes(b"this is not gzip \xff\0")
     write(tmp_path / "b.txt", b"next file")
     assert texts_of(FileSource("d", f"{tmp_path}/*")) == ["damaged", "next file"]
 

@@ -88,6 +88,18 @@ def test_too_many_bad_documents_stop_at_once(tmp_path, prepare, list_source, pro
     assert source.num_read == 100
 
 
+def test_one_bad_row_of_a_few_is_no_share_but_two_are(tmp_path, prepare, list_source, prose):
+    bad = Document("", "no_text", detail="a.jsonl, line 7: what it is")
+    text = prepare([list_source("a", [*prose(20), bad])], tmp_path / "one")
+    assert text.manifest["sources"]["a"]["documents"]["no_text"] == 1
+    with pytest.raises(
+        DataError, match="2 of 22 .*allow more. The first no_text is in a.jsonl, line 7: what it is"
+    ):
+        prepare([list_source("a", [*prose(20), bad, bad])], tmp_path / "two")
+    with pytest.raises(DataError, match="1 of 21 documents cannot be read"):
+        prepare([list_source("a", [*prose(20), bad])], tmp_path / "none", max_bad_fraction=0.0)
+
+
 def test_too_many_bad_documents_in_a_short_source(tmp_path, prepare, list_source, prose):
     source = list_source("a", [*prose(20), Document("", "truncated")])
     with pytest.raises(DataError, match="1 of 21 documents cannot be read"):

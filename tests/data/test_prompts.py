@@ -16,6 +16,7 @@ from collegium.data.collate import BlockCollator
 from collegium.data.documents import Document
 from collegium.data.hub import HubRows, HubSource
 from collegium.data.packing import Packer, blocks_to_table
+from collegium.data.rows import Columns
 from collegium.data.sources import FileSource
 from collegium.data.task_source import FileRows, TaskSource
 from collegium.data.tokenization import DocumentTokenizer, TokenizedDocument
@@ -37,6 +38,7 @@ def test_a_prompt_belongs_to_its_document():
     assert document("", "c") == Document("c")
     assert document("a\0", "c").problem == document("a", "c\0").problem == "nul"
     assert Document.checked("c", prompt=None).problem == "no_text"
+    assert Columns("text", "input").document({"text": "c", "input": None}, "row 1") == Document("c")
 
 
 @pytest.mark.parametrize("name", LOSSLESS)
@@ -121,6 +123,11 @@ def files(tmp_path):
     return tmp_path
 
 
+def at_start(source):
+    source.load_state_dict({})
+    return source
+
+
 def test_columns_of_prompts(files):
     expected = [document(*pair) for pair in PAIRS]
     sources = [
@@ -132,8 +139,12 @@ def test_columns_of_prompts(files):
     plain = FileSource("a", str(files / "pairs.jsonl"))
     assert [d.text for d in plain] == [completion for _, completion in PAIRS]
     assert len({source.fingerprint for source in [plain, *sources]}) == 4
-    with pytest.raises(DataError, match="no column 'question'.*set prompt_column to one of them"):
-        list(HubSource("a", str(files / "hub"), prompt_column="question"))
+    for lines in (
+        FileSource("a", str(files / "pairs.jsonl"), prompt_column="question"),
+        HubSource("a", str(files / "hub"), prompt_column="question"),
+    ):
+        assert {row.problem for row in lines} == {"no_text"}
+        assert "no key 'question'; there are prompt, text" in next(iter(at_start(lines))).detail
     with pytest.raises(DataError, match="no column 'question'.*set prompt_column to one of them"):
         list(FileSource("a", str(files / "pairs.parquet"), prompt_column="question"))
 

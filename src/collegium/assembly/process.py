@@ -3,11 +3,16 @@
 import contextlib
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import cast
 
 import torch
 from accelerate import PartialState
 from transformers.utils.logging import disable_progress_bar
+
+from collegium.base.errors import BusyError
+from collegium.base.locks import folder_lock
+from collegium.signals.metrics import max_over_ranks
 
 
 disable_progress_bar()  # those of transformers; ours say what is going on
@@ -21,6 +26,28 @@ def process_state() -> PartialState:
 def process_device() -> torch.device:
     """The GPU of this rank, or the CPU."""
     return cast(torch.device, process_state().device)
+
+
+@contextlib.contextmanager
+def held_folder(folder: Path) -> Iterator[None]:
+    """Hold a folder for all ranks: the first one has the lock, and all learn whether it got it.
+
+    Raises:
+        BusyError: another process holds it; on every rank, so that none waits for another.
+    """
+    state = process_state()
+    with contextlib.ExitStack() as stack:
+        refused = BusyError("")  # the first rank says why
+        held = True
+        if state.is_main_process:
+            try:
+                stack.enter_context(folder_lock(folder))
+            except BusyError as error:
+                refused = error
+                held = False
+        if max_over_ranks(int(not held)):
+            raise refused
+        yield
 
 
 @contextlib.contextmanager

@@ -11,14 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from collegium.base.errors import DataError
 from collegium.base.progress import Phase
 
 
-LOCK_NAME = ".lock"
 _CHUNK_BYTES = 1 << 22
 
 
@@ -89,42 +86,3 @@ def read_through(path: Path) -> Iterator[memoryview]:
         while length := file.readinto(view):
             yield view[:length]
             phase.advance(length / 1e6)
-
-
-@contextmanager
-def folder_lock(directory: Path) -> Iterator[None]:
-    """Hold `directory` for this process; the system releases it whenever the process ends.
-
-    Raises:
-        DataError: if another process holds it.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / LOCK_NAME
-    held: list[int] = []  # the lock's own descriptor: on Windows no other one may write into a locked file
-    lock = FileLock(path, blocking=False, preserve_lock_file=True, on_acquired=held.append)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise DataError(
-            f"{directory}: is being written by process {_holder(path)}: wait for it, or give another folder"
-        ) from None
-    try:
-        _overwrite(held[0], str(os.getpid()))
-        yield
-    finally:
-        _overwrite(held[0], "")
-        lock.release()
-
-
-def _overwrite(descriptor: int, text: str) -> None:
-    os.ftruncate(descriptor, 0)
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    os.write(descriptor, text.encode())
-
-
-def _holder(path: Path) -> str:
-    """Process id that the holder of a lock wrote into it."""
-    try:
-        return path.read_text(encoding="utf-8").strip() or "unknown"
-    except OSError:  # on Windows a locked file cannot be read
-        return "unknown"

@@ -13,8 +13,10 @@ EXIT_CODES: Mapping[int, str] = {
     69: "a teacher or the hub cannot be used",
     70: "a loss or gradient is not finite",
     74: "the disk is full or cannot be written",
+    75: "another process is writing the same folder",
+    129: "stopped by SIGHUP (a terminal that closed)",
     130: "stopped by SIGINT (Ctrl-C)",
-    143: "stopped by SIGTERM",
+    143: "stopped by SIGTERM, or by the end of the launcher",
 }
 """Meaning of each exit code of the command line."""
 
@@ -75,6 +77,12 @@ class DiskError(UserError, RuntimeError):
     """A disk that has no room for what is to be written."""
 
     exit_code = 74
+
+
+class BusyError(UserError, RuntimeError):
+    """A folder that another process is writing."""
+
+    exit_code = 75
 
 
 class NumericError(UserError, ArithmeticError):

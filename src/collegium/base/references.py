@@ -2,6 +2,7 @@
 
 import glob
 import importlib.util
+import json
 import os
 from pathlib import Path
 
@@ -48,13 +49,15 @@ def is_local(reference: str) -> bool:
 
 
 def find_files(path: str) -> list[Path]:
-    """Files that `path` means: a file, a glob pattern, or `package:NAME/FILE`.
+    """Files that `path` means: a file, a glob pattern, `package:NAME/FILE`, or a folder of `save_to_disk`.
 
     Raises:
         DataError: if there are none.
     """
     in_package = path.startswith(_PACKAGE_PREFIX)
     pattern = _inside_package(path) if in_package else os.path.expanduser(path)
+    if saved := saved_files(Path(pattern)):
+        return saved
     if Path(pattern).is_dir():
         raise DataError(f"{path}: is a folder; give its files, such as {path.rstrip('/')}/*.txt")
     matches = [pattern] if Path(pattern).exists() else glob.glob(pattern, recursive=True)
@@ -62,6 +65,45 @@ def find_files(path: str) -> list[Path]:
     if not files:
         raise DataError(f"{path}: there is no such file (looked in {Path(pattern).absolute()})")
     return files
+
+
+def saved_files(folder: Path) -> list[Path]:
+    """Files of a folder that `save_to_disk` of `datasets` wrote, in their order; none for another folder.
+
+    Raises:
+        DataError: it holds several data sets, or its list of files is damaged.
+    """
+    if splits := saved_splits(folder):
+        raise DataError(f"{folder}: holds the splits {', '.join(splits)}; give one, such as {folder / splits[0]}")
+    if not (folder / "state.json").is_file():
+        return []
+    try:
+        names = [str(file["filename"]) for file in json.loads((folder / "state.json").read_bytes())["_data_files"]]
+    except (ValueError, KeyError, TypeError):
+        raise DataError(
+            f"{folder}: its state.json is not that of `save_to_disk`; save the data set again"
+        ) from None
+    if any(Path(name).name != name for name in names):
+        raise DataError(f"{folder}: its state.json names files outside the folder; save the data set again")
+    if absent := [name for name in names if not (folder / name).is_file()]:
+        raise DataError(f"{folder}: {absent[0]}, which its state.json names, is not there; copy the whole folder")
+    return [folder / name for name in names]
+
+
+def saved_splits(folder: Path) -> list[str]:
+    """Splits of a folder that `save_to_disk` of a `DatasetDict` wrote; none for another folder.
+
+    Raises:
+        DataError: its list of splits is damaged.
+    """
+    if not (folder / "dataset_dict.json").is_file():
+        return []
+    try:
+        return [str(split) for split in json.loads((folder / "dataset_dict.json").read_bytes())["splits"]]
+    except (ValueError, KeyError, TypeError):
+        raise DataError(
+            f"{folder}: its dataset_dict.json is not that of `save_to_disk`; save the data set again"
+        ) from None
 
 
 def _inside_package(path: str) -> str:

@@ -7,6 +7,7 @@ that costs a tenth of a second.
 
 import atexit
 import contextlib
+import errno
 import json
 import math
 import os
@@ -32,10 +33,27 @@ def is_main_rank() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def say(text: str) -> None:
-    """A line of progress."""
-    if is_main_rank():
-        print(text, file=sys.stderr, flush=True)
+def say(text: str, *, on_every_rank: bool = False) -> None:
+    """A line of progress, which costs nobody a run if there is no one left to read it."""
+    if on_every_rank or is_main_rank():
+        with _perhaps_unread():
+            print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _perhaps_unread() -> Iterator[None]:
+    """Pass over errors of writing to stderr.
+
+    A terminal that was closed, or a `tee` that got the same Ctrl-C, fails every write. It is then replaced for
+    good, since what is left in a buffer would fail once more when the process ends, and spoil its exit code.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.EIO, errno.EPIPE):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, 2)
+            os.close(nowhere)
 
 
 def is_terminal(stream: TextIO) -> bool:
@@ -63,9 +81,13 @@ class Bar:
         if not is_main_rank() or now - self._last < DRAWN_INTERVAL:
             return
         self._last = now
+        with _perhaps_unread():
+            self._draw(text, pace, done or 0.0, total)
+
+    def _draw(self, text: str, pace: str, done: float, total: float | None) -> None:
         bar = self._drawn or _new_bar()
         bar.tasks[0].total = total  # `update` takes None for what it was before
-        bar.update(bar.task_ids[0], description=text, pace=pace, completed=done or 0, refresh=True)
+        bar.update(bar.task_ids[0], description=text, pace=pace, completed=done, refresh=True)
         if self._drawn is None:
             self._drawn = bar
             bar.start()
@@ -74,7 +96,8 @@ class Bar:
     def clear(self) -> None:
         """Take the line away."""
         if self._drawn is not None:
-            self._drawn.stop()
+            with _perhaps_unread():
+                self._drawn.stop()
             atexit.unregister(self._drawn.stop)
             self._drawn = None
             self._last = -math.inf
@@ -104,7 +127,8 @@ def _new_bar() -> "Progress":
 def restore_cursor() -> None:
     """Leave the terminal as it was where a process ends without printing more."""
     if is_terminal(sys.stderr):
-        os.write(2, b"\r\x1b[K\x1b[?25h")
+        with _perhaps_unread():
+            os.write(2, b"\r\x1b[K\x1b[?25h")
 
 
 @contextlib.contextmanager

@@ -23,6 +23,14 @@ def visible_token(text: str) -> str:
     return shown or "∅"
 
 
+def excerpt(content: str | bytes, limit: int = 120) -> str:
+    """The beginning of some content in one line, for an error; bytes that are not UTF-8 are shown as numbers."""
+    if isinstance(content, bytes):
+        content = content[: 4 * limit].decode("utf-8", "backslashreplace")
+    shown = visible(content[:limit]).replace("\t", "⇥").replace("\r", "").replace("\n", "⏎")
+    return f"{shown}…" if len(content) > limit else shown
+
+
 def _shown(character: str) -> str:
     if character in _KEPT or unicodedata.category(character) not in _HIDDEN:
         return character

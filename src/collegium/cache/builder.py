@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from collegium.base.durable import LOCK_NAME, folder_lock
 from collegium.base.errors import DataError, DiskError
+from collegium.base.locks import LOCK_NAME, folder_lock
 from collegium.cache.folder import Folder
 from collegium.cache.manifest import BAD_MANIFEST, HEAD_NAME, INDEX_NAME, MANIFEST_NAME, SOURCE_NAME, Manifest
 from collegium.cache.records import (
@@ -128,7 +128,8 @@ class CacheBuilder:
         """Score what is missing and write the manifest; nothing is done if the cache is finished.
 
         Raises:
-            DataError: the folder holds another cache, or another process writes it.
+            BusyError: another process writes it.
+            DataError: the folder holds another cache.
             DiskError: the disk has no room for it.
             OSError: the disk is full.
         """

@@ -24,8 +24,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from collegium.base.differences import Difference, differences
-from collegium.base.durable import LOCK_NAME
 from collegium.base.errors import DataError
+from collegium.base.locks import LOCK_NAME
 from collegium.cache.folder import Folder
 from collegium.cache.manifest import BAD_MANIFEST, INDEX_NAME, MANIFEST_NAME, Manifest, Shard
 from collegium.cache.shard import TOKENS_PER_GROUP, StoredRow, encode_rows, identity_of

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from collegium.base.durable import LOCK_NAME
+from collegium.base.locks import LOCK_NAME
 from collegium.base.progress import Phase
 from collegium.cache.builder import CacheBuilder
 from collegium.cache.folder import Folder

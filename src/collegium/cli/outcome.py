@@ -15,14 +15,20 @@ from typing import Any, TextIO
 
 from collegium.base.allocator import keep_freed_memory
 from collegium.base.errors import DISK_FULL, UserError
-from collegium.base.terminal import is_main_rank, only_json, restore_cursor, show_json
+from collegium.base.interruption import stop_signals, watch_launcher
+from collegium.base.terminal import is_main_rank, only_json, restore_cursor, say, show_json
 
 
 def conclude(command: Callable[[], Any]) -> int:
     """Run a command and return its exit code; a failure that a user can fix is reported in one line."""
     _quiet_libraries()
     keep_freed_memory()
-    previous = {number: signal.signal(number, _stop_at_once) for number in (signal.SIGINT, signal.SIGTERM)}
+    watch_launcher()
+    with stop_signals(_stop_at_once):
+        return _exit_code_of(command)
+
+
+def _exit_code_of(command: Callable[[], Any]) -> int:
     try:
         with only_json(wants_json()):
             result = command()
@@ -33,9 +39,6 @@ def conclude(command: Callable[[], Any]) -> int:
         return _fail(error, _describe(error), 74)
     except Exception as error:
         return _other(error)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def wants_json() -> bool:
@@ -60,7 +63,7 @@ def _other(error: Exception) -> int:
 def _fail(error: Exception, message: str, code: int) -> int:
     _show_error(type(error).__name__, message, code, getattr(error, "report", None))
     if message:
-        print(f"collegium: {message}", file=sys.stderr, flush=True)
+        say(f"collegium: {message}", on_every_rank=True)
     return code
 
 
@@ -71,14 +74,20 @@ def _show_error(kind: str, message: str, code: int, report: Any = None) -> None:
 
 def _stop_at_once(number: int, _: Any) -> None:
     """Exit at once: a library could swallow an exception, and files survive even kill -9."""
-    if is_main_rank():
-        message = f"stopped by {signal.Signals(number).name}; the same command resumes"
-        restore_cursor()
-        os.write(2, f"collegium: {message}\n".encode())
-        if wants_json():
-            content = {"error": {"type": "Stopped", "message": message, "exit_code": 128 + number}}
-            os.write(1, f"{json.dumps(content)}\n".encode())
-    os._exit(128 + number)
+    try:
+        if is_main_rank():
+            _say_stopped(number)
+    finally:  # the terminal may be what is gone
+        os._exit(128 + number)
+
+
+def _say_stopped(number: int) -> None:
+    message = f"stopped by {signal.Signals(number).name}; the same command resumes"
+    restore_cursor()
+    os.write(2, f"collegium: {message}\n".encode())
+    if wants_json():
+        content = {"error": {"type": "Stopped", "message": message, "exit_code": 128 + number}}
+        os.write(1, f"{json.dumps(content)}\n".encode())
 
 
 def _describe(error: OSError) -> str:

@@ -6,7 +6,7 @@ prepares the text can count it and stop when there is too much of it.
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 
 MAX_DOCUMENT_SIZE = 16 * 2**20
@@ -22,14 +22,16 @@ class Document:
 
     Attributes:
         text: The text; empty if there is a problem.
-        problem: Why it cannot be used: `invalid_utf8`, `nul`, `no_text`, `bad_json`, `truncated`,
+        problem: Why it cannot be used: `invalid_utf8`, `nul`, `no_text`, `bad_json`, `bad_row`, `truncated`,
             `damaged`.
         prompt_characters: Characters at the beginning that are given and not learnt.
+        detail: Of a problem, where it is and what there was instead, for people.
     """
 
     text: str
     problem: str | None = None
     prompt_characters: int = 0
+    detail: str = field(default="", compare=False)
 
     @classmethod
     def checked(cls, value: object, *, prompt: object = "") -> "Document":
@@ -50,6 +52,10 @@ class Document:
             except UnicodeEncodeError:  # a lone surrogate: a JSON escape or an undecodable byte
                 return cls("", "invalid_utf8")
         return cls(value)
+
+    def of(self, detail: str) -> "Document":
+        """The same with this detail."""
+        return replace(self, detail=detail)
 
 
 def cut_index(text: str, limit: int) -> int:

@@ -1,9 +1,8 @@
-"""Opens files, recognises their format and identifies their content."""
+"""Identity of the content of files."""
 
-import gzip
 import hashlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from collegium.base.digest import json_digest
@@ -11,21 +10,8 @@ from collegium.base.errors import DataError
 from collegium.base.known_digests import content_digest
 
 
-ByteFile = io.BufferedReader | gzip.GzipFile
-
 _WHOLE_DIGEST_SIZE = 8 * 2**20
 _SAMPLE_SIZE = 64 * 2**10
-_FORMATS = {".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
-
-
-def format_of(path: Path) -> str:
-    """Format by the file's ending: `text`, `jsonl` or `parquet`."""
-    return _FORMATS.get(Path(path.name.lower().removesuffix(".gz")).suffix, "text")
-
-
-def open_bytes(path: Path) -> ByteFile:
-    """Open for reading, through gzip if the name ends in `.gz`."""
-    return gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb")
 
 
 def whole_digest(path: Path) -> str:
@@ -64,7 +50,7 @@ def sampled_digest(path: Path) -> str:
 
 
 def combined_digest(
-    options: list[str | None], files: list[Path], *, digest: Callable[[Path], str] = whole_digest
+    options: Sequence[str | None], files: Sequence[Path], *, digest: Callable[[Path], str] = whole_digest
 ) -> str:
     """Identity of files, in this order, and of how they are read."""
-    return json_digest([options, [digest(file) for file in files]])
+    return json_digest([list(options), [digest(file) for file in files]])

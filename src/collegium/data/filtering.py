@@ -1,5 +1,6 @@
 """Decides which documents are kept, and counts the others by reason."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -16,6 +17,7 @@ NEAR_DUPLICATE = "near_duplicate_of_held_out"
 SKIPPED = "skipped"
 
 _READABLE = frozenset({KEPT, EMPTY, TOO_SHORT, HELD_OUT, NEAR_DUPLICATE, SKIPPED})
+_BREAKS = frozenset({"truncated", "damaged"})
 _JUDGED_FROM = 100
 
 
@@ -36,14 +38,18 @@ class Tally:
     Attributes:
         source: Name of the source.
         counts: Documents by reason; `kept` is one.
+        details: Of the first document of each reason that had any to tell.
     """
 
     source: str
     counts: dict[str, int] = field(default_factory=dict)
+    details: dict[str, str] = field(default_factory=dict)
 
-    def add(self, reason: str) -> None:
+    def add(self, reason: str, detail: str = "") -> None:
         """Count one document."""
         self.counts[reason] = self.counts.get(reason, 0) + 1
+        if detail:
+            self.details.setdefault(reason, detail)
 
     @property
     def num_documents(self) -> int:
@@ -66,12 +72,23 @@ class Tally:
         num_documents = self.num_documents
         if not at_end and num_documents < _JUDGED_FROM:
             return
-        if num_bad > max_bad_fraction * num_documents:
+        allowed = max_bad_fraction * num_documents
+        if (
+            not bad.keys() & _BREAKS
+        ):  # one row is no share of a few; a file that breaks off may have lost any number
+            allowed = math.ceil(allowed)
+        if num_bad > allowed:
             raise DataError(
                 f"source {self.source!r}: {num_bad} of {num_documents} documents cannot be read "
                 f"({_in_words(bad)}), more than max_bad_fraction = {max_bad_fraction:g}: "
-                "fix the files, or allow more"
+                f"fix the files, or allow more{self.first_bad}"
             )
+
+    @property
+    def first_bad(self) -> str:
+        """A sentence on the first document of the most frequent problem, unless reading began after it."""
+        reason = max(self.details, key=lambda name: self.counts[name], default="")
+        return f". The first {reason} is in {self.details[reason]}" if reason else ""
 
 
 def _in_words(counts: Mapping[str, int]) -> str:

@@ -78,7 +78,7 @@ def choose_held_out(
     source.load_state_dict({})
     for document in source:
         reason = drop_reason(document, limits)
-        tally.add(reason or KEPT)
+        tally.add(reason or KEPT, document.detail)
         tally.check(max_bad_fraction)
         if reason is None:
             chooser.offer(document)
@@ -89,6 +89,6 @@ def choose_held_out(
         tally.check(max_bad_fraction, at_end=True)
         raise DataError(
             f"source {source.name!r}: nothing can be held out, as at least two different documents "
-            f"are needed ({tally.summary}): give more text, or lower min_characters"
+            f"are needed ({tally.summary}): give more text, or lower min_characters{tally.first_bad}"
         )
     return chosen

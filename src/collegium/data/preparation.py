@@ -148,7 +148,7 @@ class Preparation:
         if journal.tokens[name] < _SHORTEST_DOCUMENT:
             raise DataError(
                 f"source {name!r}: nothing is left for training ({tally.summary}): "
-                "give more text, or lower held_out_documents or min_characters"
+                f"give more text, or lower held_out_documents or min_characters{tally.first_bad}"
             )
         journal.source_index += 1
         journal.source_state = {}
@@ -169,7 +169,7 @@ class Preparation:
             reason = drop_reason(document, limits) or index.match(document.text)
             if reason is None and num_documents < limits.skip_documents:
                 reason = SKIPPED
-            batch.append(_Item(state, Document("") if reason else document, reason))
+            batch.append(_Item(state, Document("", detail=document.detail) if reason else document, reason))
             state = source.state_dict()
             num_documents += reason != EMPTY
             num_characters += len(document.text)
@@ -184,7 +184,7 @@ class Preparation:
         kept = iter(self._tokenizer.encode_documents([item.document for item in batch if item.reason is None]))
         for item in batch:
             reason = item.reason or self._pack(item.state, next(kept), packer, tally.source)
-            tally.add(reason)
+            tally.add(reason, item.document.detail)
             tally.check(self._settings.max_bad_fraction)
             if self._tokens_left(tally.source) == 0:
                 break

@@ -15,8 +15,8 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from collegium.base.digest import json_digest
-from collegium.base.durable import folder_lock
 from collegium.base.errors import DataError
+from collegium.base.locks import folder_lock
 from collegium.base.terminal import say
 from collegium.data.journal import JOURNAL_NAME
 from collegium.data.preparation import Preparation
@@ -65,8 +65,9 @@ def prepare_text(
         The prepared text, opened.
 
     Raises:
-        DataError: if a source cannot be read, nothing is left of it, or `directory` holds other
-            text, is damaged, or is being written by another process.
+        BusyError: if another process is writing `directory`.
+        DataError: if a source cannot be read, nothing is left of it, or `directory` holds other text, or is
+            damaged.
         OSError: if the folder cannot be written; the same call resumes once that is fixed.
     """
     names = [source.name for source in sources]

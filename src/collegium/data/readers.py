@@ -8,16 +8,13 @@ its beginning and on nothing before it; a reader that starts at a returned offse
 import codecs
 import json
 import re
-import zlib
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from collections.abc import Iterator
 
 from collegium.base.errors import DataError
+from collegium.base.visible import excerpt
+from collegium.data.compression import ByteFile, read_available
 from collegium.data.documents import MAX_DOCUMENT_SIZE, Document, cut_index
-from collegium.data.files import ByteFile
+from collegium.data.rows import REASONS, Columns, Documents
 
 
 MAX_JSON_LINE = 4 * MAX_DOCUMENT_SIZE
@@ -26,42 +23,18 @@ MAX_JSON_LINE = 4 * MAX_DOCUMENT_SIZE
 _BOM = codecs.BOM_UTF8
 _CHUNK_SIZE = 64 * 2**10
 _LOOKAHEAD = 1024
-_BATCH_ROWS = 256
-
-Documents = Iterator[tuple[Document, int]]
-
-
-class Columns(NamedTuple):
-    """Columns or keys of a row that make a document.
-
-    Attributes:
-        text: What is learnt.
-        prompt: What comes before it and is not learnt; None: there is none.
-    """
-
-    text: str
-    prompt: str | None = None
-
-    @property
-    def names(self) -> list[str]:
-        """Those that are read."""
-        return [self.text] if self.prompt is None else [self.text, self.prompt]
-
-    def document(self, row: Mapping[str, Any]) -> Document:
-        """The document of a row."""
-        return Document.checked(row.get(self.text), prompt="" if self.prompt is None else row.get(self.prompt))
 
 
 def read_lines(file: ByteFile, offset: int) -> Documents:
     """One document a line."""
-    for line, end in _lines(file, offset, limit=MAX_DOCUMENT_SIZE):
-        yield Document.checked(_decode(line)), end
+    for place, line, end in _placed(file, offset, MAX_DOCUMENT_SIZE):
+        yield _checked(decoded(line), place), end
 
 
 def read_json_lines(file: ByteFile, offset: int, *, columns: Columns) -> Documents:
     """One JSON object a line, whose `columns` are the document."""
-    for line, end in _lines(file, offset, limit=MAX_JSON_LINE):
-        yield _document_of_json(_decode(line), columns), end
+    for place, line, end in _placed(file, offset, MAX_JSON_LINE):
+        yield _document_of_json(line, place, columns), end
 
 
 def read_separated(
@@ -85,34 +58,20 @@ def read_separated(
         ends = _document_end(text, separator, limit, at_end)
         if ends is None:
             # Doubling keeps the repeated search over a growing document linear.
-            chunk = _read_available(file, max(_CHUNK_SIZE, len(text)))
+            chunk = read_available(file, max(_CHUNK_SIZE, len(text)))
             at_end = not chunk
             text += decoder.decode(chunk, final=at_end)
             continue
         end, next_start = ends
         offset += len(text[:next_start].encode("utf-8", "surrogateescape"))
         document = text[:end].removeprefix("\ufeff") if at_start else text[:end]
-        yield Document.checked(document), offset
+        yield _checked(document, f"before byte {offset:,}"), offset
         text = text[next_start:]
         at_start = False
 
 
-def read_parquet(file: ByteFile, row: int, *, columns: Columns) -> Documents:
-    """One document a row, from row number `row` on; earlier row groups are not read."""
-    table = pq.ParquetFile(file)
-    for key, column in zip(("text_column", "prompt_column"), columns.names, strict=False):
-        _check_column(table.schema_arrow, key, column)
-    group_start = 0
-    for group in range(table.num_row_groups):
-        group_end = group_start + table.metadata.row_group(group).num_rows
-        if row < group_end:
-            for texts in _group_rows(table, group, columns.names, skip=row - group_start):
-                row += 1
-                yield columns.document(texts), row
-        group_start = group_end
-
-
-def _lines(file: ByteFile, offset: int, *, limit: int) -> Iterator[tuple[bytes, int]]:
+def lines_of(file: ByteFile, offset: int, *, limit: int, keep_ends: bool = False) -> Iterator[tuple[bytes, int]]:
+    """Lines from byte `offset` on, each with the offset of its end; one above `limit` bytes is cut."""
     file.seek(offset)
     at_start = offset == 0
     rest = b""
@@ -126,19 +85,28 @@ def _lines(file: ByteFile, offset: int, *, limit: int) -> Iterator[tuple[bytes, 
         if at_start:
             line = line.removeprefix(_BOM)
             at_start = False
-        yield line.removesuffix(b"\n").removesuffix(b"\r"), offset
+        yield line if keep_ends else line.removesuffix(b"\n").removesuffix(b"\r"), offset
 
 
-def _read_available(file: ByteFile, size: int) -> bytes:
-    """At most `size` bytes; what lies before the damage of a compressed file is still returned."""
-    data = b""
-    try:
-        while len(data) < size and (chunk := file.read1(size - len(data))):
-            data += chunk
-    except (EOFError, OSError, zlib.error):
-        if not data:
-            raise
-    return data
+def decoded(line: bytes) -> str:
+    """Text of bytes; what is not UTF-8 becomes lone surrogates, which `Document.checked` finds."""
+    return line.decode("utf-8", "surrogateescape")
+
+
+def _placed(file: ByteFile, offset: int, limit: int) -> Iterator[tuple[str, bytes, int]]:
+    """Lines with their place, which is a number where lines were counted from the first."""
+    start = offset
+    for number, (line, end) in enumerate(lines_of(file, offset, limit=limit), 1):
+        yield f"line {number}" if offset == 0 else f"byte {start:,}", line, end
+        start = end
+
+
+def _checked(text: str, place: str) -> Document:
+    document = Document.checked(text)
+    if document.problem is None:
+        return document
+    raw = text[:500].encode("utf-8", "surrogateescape")
+    return document.of(f"{place}: {REASONS[document.problem]}; it reads {excerpt(raw)}")
 
 
 def _cut_bytes(line: bytes) -> int:
@@ -151,19 +119,35 @@ def _cut_bytes(line: bytes) -> int:
     return end
 
 
-def _decode(line: bytes) -> str:
-    # Undecodable bytes become lone surrogates, which `Document.checked` finds.
-    return line.decode("utf-8", "surrogateescape")
-
-
-def _document_of_json(line: str, columns: Columns) -> Document:
-    if not line.strip():
+def _document_of_json(line: bytes, place: str, columns: Columns) -> Document:
+    text = decoded(line)
+    if not text.strip():
         return Document("")
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return Document("", "bad_json")
-    return columns.document(record if isinstance(record, dict) else {})
+        record = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return Document("", "bad_json", detail=f"{place}: {_json_reason(text, error)}; it reads {excerpt(line)}")
+    if not isinstance(record, dict):
+        reason = "this is not an object with keys"
+        return Document("", "no_text", detail=f"{place}: {reason}; it reads {excerpt(line)}")
+    return columns.document(record, place, line)
+
+
+def _json_reason(text: str, error: Exception) -> str:
+    if not isinstance(error, json.JSONDecodeError):
+        return (
+            "this is not JSON that can be read"
+            if not isinstance(error, RecursionError)
+            else "it is nested too deeply"
+        )
+    stripped = text.rstrip()
+    if stripped.endswith(",") and error.msg == "Extra data" and error.pos == len(stripped) - 1:
+        return "a comma follows the object, and lines of JSON are not separated by commas"
+    if stripped == "{":
+        return (
+            "the object goes on in the next line, and each line must be a whole one (`jq -c . FILE > NEW.jsonl`)"
+        )
+    return f"this is not JSON: {error.msg.removesuffix(' at')} at character {error.pos + 1}"
 
 
 def _document_end(
@@ -182,31 +166,3 @@ def _document_end(
         end = cut_index(text, limit)
         return end, end
     return (len(text), len(text)) if at_end else None
-
-
-def _check_column(schema: pa.Schema, key: str, column: str) -> None:
-    if column not in schema.names:
-        raise DataError(
-            f"there is no column {column!r}; the columns are {', '.join(schema.names)}: set {key} to one of them"
-        )
-    kind = schema.field(column).type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        raise DataError(f"column {column!r} holds {kind}, not text: change {key}")
-
-
-def _group_rows(
-    table: pq.ParquetFile, group: int, names: list[str], *, skip: int
-) -> Iterator[dict[str, str | None]]:
-    for batch in table.iter_batches(_BATCH_ROWS, row_groups=[group], columns=names):
-        if skip >= len(batch):
-            skip -= len(batch)
-            continue
-        # As bytes, because one undecodable string would make pyarrow raise for the whole batch.
-        columns = {
-            name: batch.column(name)[skip:].cast(pa.large_string()).cast(pa.large_binary()).to_pylist()
-            for name in names
-        }
-        for index in range(len(batch) - skip):
-            values = {name: column[index] for name, column in columns.items()}
-            yield {name: None if value is None else _decode(value) for name, value in values.items()}
-        skip = 0

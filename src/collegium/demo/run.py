@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from collegium.assembly.objective import build_rule
 from collegium.assembly.run import Run
 from collegium.base.durable import write_text
+from collegium.base.locks import folder_lock
 from collegium.base.progress import Phase
 from collegium.base.terminal import duration, say, show_json, show_table
 from collegium.evaluation.language_modeling import DocumentSums
@@ -47,7 +48,16 @@ def demo_recipe(output: Path, *, name: str, overrides: Sequence[str] = ()) -> Re
 
 
 def run_demo(output: Path, *, as_json: bool) -> None:
-    """Run the demo; a second call goes on where the first was stopped."""
+    """Run the demo; a second call goes on where the first was stopped.
+
+    Raises:
+        BusyError: another process is writing `output`.
+    """
+    with folder_lock(output):
+        _run(output, as_json=as_json)
+
+
+def _run(output: Path, *, as_json: bool) -> None:
     start = time.monotonic()
     fused = demo_recipe(output, name="fused")
     plain = demo_recipe(output, name="cross-entropy", overrides=["objective.kd_weight=0", "teachers=[]"])

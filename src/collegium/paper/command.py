@@ -20,6 +20,7 @@ import torch
 from collegium.base.digest import json_digest
 from collegium.base.durable import write_text
 from collegium.base.errors import RecipeError
+from collegium.base.locks import folder_lock
 from collegium.base.progress import Phase
 from collegium.base.terminal import duration, say
 from collegium.paper.conditions import SWITCHING, conditions
@@ -128,6 +129,7 @@ def reproduce(
         page: Results page; `results.md` in the folder of the scale if not given.
 
     Raises:
+        BusyError: another process runs an experiment in the same folder.
         RecipeError: there is no such experiment or scale.
     """
     if name not in (*EXPERIMENTS, PAGE):
@@ -139,7 +141,8 @@ def reproduce(
         specification = with_local_files(specification, local, place.output)
     found: dict[str, Any] = {}
     if name != PAGE:
-        found = _results(EXPERIMENTS[name](specification), specification, place, jobs or _default_jobs())
+        with folder_lock(place.output):
+            found = _results(EXPERIMENTS[name](specification), specification, place, jobs or _default_jobs())
         text = json.dumps(found, indent=1, allow_nan=False) + "\n"
         for folder in dict.fromkeys([place.output, results or place.output]):
             write_text(folder / f"{name}.json", text)

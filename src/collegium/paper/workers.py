@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -19,6 +18,7 @@ from queue import Queue
 from typing import Any, TypeVar
 
 from collegium.base.errors import UserError
+from collegium.base.interruption import wait_for_end_of
 
 
 T = TypeVar("T")
@@ -92,8 +92,7 @@ def gpu_of(number: int, count: int, visible: str | None) -> str:
 
 
 def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
+    wait_for_end_of(parent)
     os._exit(1)
 
 

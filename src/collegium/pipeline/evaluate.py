@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from collegium.alignment.tokenizer_match import require_same_tokenizer
+from collegium.assembly.process import held_folder
 from collegium.assembly.run import Run
 from collegium.base.digests import verify_student
 from collegium.base.errors import DataError
@@ -25,19 +26,38 @@ def evaluate_run(run_dir: Path, harness: HarnessTasks | None = None) -> Evaluati
     """Measure the student of a finished run again, on tasks of lm-eval too if there are some.
 
     Raises:
+        BusyError: another process is writing the run folder.
         DataError: there is no finished run.
     """
-    if not (run_dir / "student").is_dir():
-        raise DataError(f"{run_dir}: holds no `student` folder; give a finished run, or use --recipe with a model")
-    verify_student(run_dir / "student")
-    recipe = Run.from_folder(run_dir).recipe
-    return evaluate_model(recipe, str(run_dir / "student"), run_dir, harness)
+    _require_student(run_dir)
+    with held_folder(run_dir):
+        return _measure_run(run_dir, harness)
 
 
 def evaluate_model(
     recipe: Recipe, model: str, output_dir: Path, harness: HarnessTasks | None = None
 ) -> Evaluation:
-    """Measure any model with the recipe's tokenizer on its held-out text, against its teachers."""
+    """Measure any model with the recipe's tokenizer on its held-out text, against its teachers.
+
+    Raises:
+        BusyError: another process is writing `output_dir`.
+    """
+    with held_folder(output_dir):
+        return _measure(recipe, model, output_dir, harness)
+
+
+def _require_student(run_dir: Path) -> None:
+    if not (run_dir / "student").is_dir():
+        raise DataError(f"{run_dir}: holds no `student` folder; give a finished run, or use --recipe with a model")
+
+
+def _measure_run(run_dir: Path, harness: HarnessTasks | None) -> Evaluation:
+    verify_student(run_dir / "student")
+    recipe = Run.from_folder(run_dir).recipe
+    return _measure(recipe, str(run_dir / "student"), run_dir, harness)
+
+
+def _measure(recipe: Recipe, model: str, output_dir: Path, harness: HarnessTasks | None) -> Evaluation:
     if harness is not None:
         require_harness(harness)
     run = Run(recipe, folder=output_dir if (output_dir / "recipe.yaml").exists() else None)
@@ -58,10 +78,10 @@ def evaluate_model(
 
 
 def finished_evaluation(run_dir: Path) -> Evaluation:
-    """The evaluation of a finished run; measured now if there is none yet, or one of another version."""
+    """The evaluation of a finished run, whose folder is held; measured now if there is none of this version."""
     if not (run_dir / NAME).exists():
-        return evaluate_run(run_dir)
+        return _measure_run(run_dir, None)
     if not is_of_this_version(run_dir):
         say(f"{run_dir / NAME}: was written by another version of collegium; measuring again")
-        return evaluate_run(run_dir)
+        return _measure_run(run_dir, None)
     return read_evaluation(run_dir)

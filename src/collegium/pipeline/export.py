@@ -5,16 +5,18 @@ that the student is meant for.
 """
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from collegium.alignment.tokenizer_match import require_same_tokenizer
 from collegium.assembly.run import Run
 from collegium.base.errors import DataError
+from collegium.base.locks import folder_lock, path_lock
 from collegium.base.progress import Phase
 from collegium.base.terminal import show_table
 from collegium.export.artefact import export_student, require_free
-from collegium.export.formats import find_format
+from collegium.export.formats import Format, find_format
 from collegium.export.held_out import held_out_segments
 from collegium.export.student_folder import load_student
 from collegium.models.pretrained import check_model
@@ -36,6 +38,7 @@ def export_run(
         What stands in its `export.json`, and `output`, where that is.
 
     Raises:
+        BusyError: another process is writing the run folder, or the output.
         RecipeError: there is no such format, or its packages are not installed.
         DataError: there is no finished run, there is an output already, or the export did not pass.
     """
@@ -45,13 +48,29 @@ def export_run(
     export_format.require()
     if not (run_dir / "recipe.yaml").is_file():
         raise DataError(f"{run_dir}: holds no `recipe.yaml`; give the folder of a finished run")
+    with _written_alone(run_dir, target):
+        result = _export(run_dir, export_format, target, min_agreement, max_positions)
+    return {**result, "output": str(target)}
+
+
+def _written_alone(run_dir: Path, target: Path) -> AbstractContextManager[None]:
+    """Hold the run folder if the export lies in it, otherwise the export alone: the run is only read then."""
+    if target.resolve().is_relative_to(run_dir.resolve()):
+        return folder_lock(run_dir)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return path_lock(target.with_name(f".{target.name}.lock"), target)
+
+
+def _export(
+    run_dir: Path, export_format: Format, target: Path, min_agreement: float, max_positions: int
+) -> dict[str, Any]:
     run = Run.from_folder(run_dir)
     student = load_student(run_dir / "student", run.recipe.name)
     run.make("text")
     require_same_tokenizer(run.tokenizer, student.tokenizer, name=str(student.folder))
     with Phase("trying the student on eight tokens", is_short=True):
         check_model(student.model, run.vocab_size, name=str(student.folder))
-    result = export_student(
+    return export_student(
         student,
         export_format,
         target,
@@ -60,7 +79,6 @@ def export_run(
         min_agreement=min_agreement,
         source={"run": run_dir.resolve().name, "recipe": run.recipe.fingerprint},
     )
-    return {**result, "output": str(target)}
 
 
 def show_export(result: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from collegium.assembly.process import held_folder
 from collegium.assembly.run import Run
 from collegium.assembly.training import build_trainer
 from collegium.assembly.weights import require_weights
@@ -36,10 +37,15 @@ def train(recipe: Recipe) -> Evaluation:
     """Train the student, or go on where a stopped run was; returns its evaluation.
 
     Raises:
+        BusyError: another process is writing the run folder.
         RecipeError: the run folder holds another recipe's run.
         Stopped: a signal asked for an end; a checkpoint was written.
     """
-    folder = recipe.run_dir
+    with held_folder(recipe.run_dir):
+        return _train(recipe, recipe.run_dir)
+
+
+def _train(recipe: Recipe, folder: Path) -> Evaluation:
     claim_run_dir(recipe, folder)
     if (folder / "student").exists():
         say(f"{folder}: finished already; delete it or set another output_dir to run again")

@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -10,10 +11,15 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import rewrite_logs
 
+from collegium.base.interruption import HANG_UP, stop_signals
 from collegium.base.progress import Phase
 from collegium.base.terminal import say
 from collegium.report.metric_names import CROSS_ENTROPY, KD_LOSS, LOSS, STEP
 from collegium.signals.metrics import JsonlWriter, max_over_ranks
+
+
+_ONE_WISH = 2.0
+"""Seconds within which signals are one wish: a launcher passes on what the whole process group got already."""
 
 
 class MetricsFile(TrainerCallback):
@@ -53,7 +59,7 @@ class Stopped(Exception):
 
 
 class StopOnSignal(TrainerCallback):
-    """On Ctrl-C or SIGTERM: finish the step, write a checkpoint, stop. A second one stops at once.
+    """On Ctrl-C, SIGTERM or a terminal that closes: finish the step, write a checkpoint, stop.
 
     Ranks agree at the end of every step whether to stop: signals reach them at different moments, and a
     checkpoint is a collective affair.
@@ -61,31 +67,33 @@ class StopOnSignal(TrainerCallback):
 
     def __init__(self) -> None:
         self._received = 0
+        self._received_at = 0.0
         self._stopped_by = 0
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Handle signals inside the block."""
-        previous = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
+        """Handle signals inside the block, around the whole training."""
+        with stop_signals(self._receive):
             yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+            self._agree()  # on a signal after the last step, which would otherwise pass unheard
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        # The user has lost patience, or a scheduler will kill the process soon.
-        if self._received:
+        if not self._received:
+            self._received = number
+            self._received_at = time.monotonic()
+            say("stopping after this step; once more stops at once")
+        elif number != HANG_UP and time.monotonic() - self._received_at > _ONE_WISH:
+            # The user has lost patience, or a scheduler will kill the process soon.
             raise SystemExit(128 + number)
-        self._received = number
-        say("stopping after this step; once more stops at once")
+
+    def _agree(self) -> None:
+        self._stopped_by = max_over_ranks(self._received)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
         """Ask for a checkpoint and the end, on all ranks or on none."""
-        # At each step, signal or not: the other ranks wait for this one's answer.
-        self._stopped_by = max_over_ranks(self._received)
+        self._agree()  # at each step, signal or not: the other ranks wait for this one's answer
         if self._stopped_by:
             control.should_save = control.should_training_stop = True
         return control

@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -41,6 +41,7 @@ from collegium.training.arguments import own_arguments
 from collegium.training.checkpoint import TrainingState
 from collegium.training.checkpointed import CheckpointedTrainer
 from collegium.training.chunk_size import default_chunk_size
+from collegium.training.loader_workers import sheltered
 from collegium.training.measurement import evaluation_logs, measure_student
 from collegium.training.model import DistillationModel
 from collegium.training.objective import Objective
@@ -223,6 +224,10 @@ class DistillationTrainer(CheckpointedTrainer):
             )
 
     # Order of the data.
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Batches; workers that read them ahead outlive signals to the process group."""
+        return sheltered(super().get_train_dataloader())
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int]:
         """One long epoch: the order is stateless and knows about epochs itself."""

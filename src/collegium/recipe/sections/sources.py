@@ -51,17 +51,17 @@ class FileSourceSection(SourceSection):
     """Files on disk."""
 
     kind: Literal["files"]
-    """Text, JSONL or Parquet; `.gz` is read as it is."""
+    """Text, JSON, CSV, Parquet or Arrow, compressed or not."""
     path: str
-    """File, glob, or `package:NAME/FILE` inside an installed package."""
-    format: Literal["auto", "text", "jsonl", "parquet"] = "auto"
-    """By the file's ending if `auto`."""
+    """File, glob, folder of `save_to_disk`, or `package:NAME/FILE` inside an installed package."""
+    format: Literal["auto", "text", "jsonl", "json", "csv", "tsv", "parquet", "arrow"] = "auto"
+    """By each file's content and ending if `auto`; docs/text.md has the list."""
     documents: Literal["line", "file", "separator"] = "line"
     """What a document is in a text file."""
     separator: str | None = None
     """Regular expression between documents, for `documents: separator`."""
     text_column: str = "text"
-    """Column or key that holds the text, for JSONL and Parquet."""
+    """Column or key that holds the text, for rows."""
     prompt_column: str | None = None
     """Column or key of a prompt that comes before the text and is not learnt."""
 
