@@ -19,8 +19,6 @@ from transformers import (
     GPT2LMHeadModel,
     GraniteConfig,
     GraniteForCausalLM,
-    OPTConfig,
-    OPTForCausalLM,
     PhiConfig,
     PhiForCausalLM,
     Qwen3Config,
@@ -34,12 +32,12 @@ from collegium.models.gguf import dequantized, remove_stale
 from collegium.models.head import ProjectionHead, logit_transform
 from collegium.models.identity import reference_fingerprint
 from collegium.models.pretrained import (
-    check_model,
     load_model,
     load_tokenizer,
     model_from_config,
     resolve_dtype,
 )
+from collegium.models.probe import check_model
 from tests.support.pico import byte_tokenizer, pico_llama
 
 
@@ -67,18 +65,6 @@ def small_model(name: str):
         "granite": lambda: GraniteForCausalLM(GraniteConfig(**SMALL, logits_scaling=4.0, initializer_range=0.5)),
         "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SMALL, head_dim=8, initializer_range=0.5)),
         "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**gpt2, initializer_range=0.5)),
-        "opt": lambda: OPTForCausalLM(
-            OPTConfig(
-                vocab_size=96,
-                hidden_size=32,
-                word_embed_proj_dim=16,
-                ffn_dim=48,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-                max_position_embeddings=64,
-                init_std=0.5,
-            )
-        ),
         "phi": lambda: PhiForCausalLM(PhiConfig(**SMALL, initializer_range=0.5)),  # a head with a bias
     }
     model = models[name]().eval()
@@ -109,27 +95,6 @@ def test_a_head_that_is_read_wrongly_is_found(name, field, value, monkeypatch):
     monkeypatch.setattr("collegium.models.head.logit_transform", lambda config: (1.0, None))
     with pytest.raises(DataError, match="makes its logits in a way that the head does not know yet"):
         check_model(model, 90, name="x")
-
-
-def test_models_whose_documents_see_each_other_are_refused(monkeypatch):
-    model = pico_llama()
-    forward = model.model.forward
-
-    def deaf(input_ids, position_ids=None, **options):
-        return forward(input_ids=input_ids, **options)
-
-    monkeypatch.setattr(model.model, "forward", deaf)
-    with pytest.raises(DataError, match="lets the documents of a packed block see each other"):
-        check_model(model, 260, name="x")
-
-
-def test_opt_ignores_restarting_positions_or_is_handled():
-    """OPT computes positions by itself: either the probe refuses it, or it is right."""
-    model = small_model("opt")
-    try:
-        check_model(model, 90, name="opt")
-    except DataError as error:
-        assert "see each other" in str(error)
 
 
 def test_logit_transform_of_plain_models_is_nothing():

@@ -13,7 +13,8 @@ from collegium.alignment.tokenizer_match import (
 from collegium.base.errors import DataError
 from collegium.data.blocks import pack_documents
 from collegium.data.collate import padding_id
-from collegium.models.pretrained import check_model, load_model, load_tokenizer
+from collegium.models.pretrained import load_model, load_tokenizer
+from collegium.models.probe import check_model
 from tests.support.pico import byte_tokenizer, pico_llama
 
 

@@ -186,7 +186,7 @@ def build_builder(
 def teacher_to_cache(run: "Run", section: LocalTeacherSection, plan: Manifest) -> Teacher:
     """Load a teacher as its cache holds it: in its own tokens, at temperature 1 if that is of hidden states."""
     kept = section.at_one if plan.settings.mode == "hidden_states" else section
-    return load_teachers([kept], run.corpus_of(section).tokenizer, device=run.device)[0]
+    return load_teachers([kept], run.corpus_of(section).tokenizer, device=run.device, shape=run.block_shape)[0]
 
 
 class _Rows(Sequence[dict[str, object]]):

@@ -147,7 +147,7 @@ def _raw_teacher(run: "Run", section: Section) -> Teacher:
         return open_cache(run, raw).teacher
     if raw.cached and run.recipe.cache.mode == "hidden_states":
         return open_cache(run, raw).teacher
-    return load_teachers([raw], run.tokenizer, device=run.device)[0]
+    return load_teachers([raw], run.tokenizer, device=run.device, shape=run.block_shape)[0]
 
 
 def _of_lists(run: "Run", section: Section) -> dict[str, FittedTemperature] | None:

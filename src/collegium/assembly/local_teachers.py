@@ -14,7 +14,8 @@ from collegium.assembly.weights import report_other_base
 from collegium.base.errors import DataError, TeacherError, pass_on_full_disk
 from collegium.base.references import resolve_reference
 from collegium.models.identity import adapter_fingerprint, reference_fingerprint, with_settings
-from collegium.models.pretrained import check_model, load_model, place, resolve_dtype
+from collegium.models.pretrained import load_model, place, resolve_dtype
+from collegium.models.probe import FEW, BlockShape, check_model
 from collegium.models.settings import Settings, teacher_settings
 from collegium.recipe.sections.models import LocalTeacherSection, TeachingSection
 from collegium.signals.contracts import Teacher
@@ -26,11 +27,21 @@ logger = logging.getLogger(__name__)
 
 
 def load_teachers(
-    sections: Sequence[LocalTeacherSection], tokenizer: PreTrainedTokenizerBase, *, device: torch.device
+    sections: Sequence[LocalTeacherSection],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    device: torch.device,
+    shape: BlockShape = FEW,
 ) -> list[Teacher]:
     """Load models to teach; adapters over one base share it.
 
     One with another tokenizer than the student's is aligned to it.
+
+    Args:
+        sections: The teachers.
+        tokenizer: The student's.
+        device: Where models run.
+        shape: The largest batch that they will read.
 
     Raises:
         TeacherError: one cannot be loaded.
@@ -49,7 +60,7 @@ def load_teachers(
         bases[_base_key(section)] = base
     # Only now: putting an adapter on a base replaces modules that a teacher would have kept.
     return [
-        _teacher(section, bases[_base_key(section)], tokenizer, adapter)
+        _teacher(section, bases[_base_key(section)], tokenizer, adapter, shape)
         for section, adapter in zip(sections, adapters, strict=True)
     ]
 
@@ -87,12 +98,16 @@ def _load_base(section: LocalTeacherSection, device: torch.device) -> _Base:
 
 
 def _teacher(
-    section: LocalTeacherSection, base: _Base, tokenizer: PreTrainedTokenizerBase, adapter: str | None
+    section: LocalTeacherSection,
+    base: _Base,
+    tokenizer: PreTrainedTokenizerBase,
+    adapter: str | None,
+    shape: BlockShape,
 ) -> Teacher:
     """A local teacher, aligned if it has another tokenizer than the student."""
     is_same = tokenizer_difference(tokenizer, base.tokenizer) is None
     read = tokenizer if is_same else base.tokenizer
-    check_model(base.shared.causal_lm, vocab_size_of(read), name=section.name)
+    check_model(base.shared.causal_lm, vocab_size_of(read), name=section.name, shape=shape)
     if is_same:
         return _local_teacher(section, base, tokenizer, adapter)
     try:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collegium.evaluation.generation import Prompts, References
     from collegium.evaluation.language_modeling import HeldOut, Rule
     from collegium.evaluation.tasks import TaskItems
+    from collegium.models.probe import BlockShape
     from collegium.recipe.sections.models import TeachingSection
     from collegium.signals.contracts import Teacher
     from collegium.training.trainer import DistillationTrainer
@@ -198,6 +199,15 @@ class Run:
     def collator(self) -> "BlockCollator":
         """Makes batches of packed blocks; tokens of prompts are not predicted."""
         return self.corpus.collator
+
+    @property
+    def block_shape(self) -> "BlockShape":
+        """The largest batch of blocks that a model reads."""
+        from collegium.models.probe import BlockShape
+
+        recipe = self.recipe
+        rows = (recipe.training.batch_size, recipe.evaluation.batch_size, recipe.cache.batch_size)
+        return BlockShape(max(rows), recipe.data.block_size)
 
     # ---- teachers
 

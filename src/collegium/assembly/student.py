@@ -16,7 +16,8 @@ from collegium.base.digests import sealed, unsealed
 from collegium.base.durable import write_text
 from collegium.base.errors import DataError
 from collegium.base.progress import Phase
-from collegium.models.pretrained import check_model, load_model, model_from_config, place, resolve_dtype
+from collegium.models.pretrained import load_model, model_from_config, place, resolve_dtype
+from collegium.models.probe import check_model
 from collegium.models.pruning.choice import Kept, choose_kept
 from collegium.models.pruning.layout import target_sizes
 from collegium.models.pruning.surgery import prune
@@ -72,12 +73,14 @@ def _built(run: "Run") -> PreTrainedModel | PeftModel:
             revision=section.revision,
             trust_remote_code=section.trust_remote_code,
         )
+    if isinstance(section, LayerDropStudentSection | PrunedStudentSection):  # which read text to choose by
+        check_model(model, run.vocab_size, name="student", shape=run.block_shape)
     if isinstance(section, LayerDropStudentSection):
         kept = section.keep_layers
         model = keep_layers(model, chosen_layers(run, section, model) if kept is None else kept)
     if isinstance(section, PrunedStudentSection):
         model = prune(model, chosen_parts(run, section, model))
-    check_model(model, run.vocab_size, name="student")
+    check_model(model, run.vocab_size, name="student", shape=run.block_shape)
     if section.lora is None:
         return model
     torch.manual_seed(recipe.seed)

@@ -94,7 +94,7 @@ def teacher_sheets(run: "Run") -> list[AnswerSheet]:
     running = {t.name: t.native for t in run.teachers if Capability.GENERATE in t.native.provides}
     sections = run.recipe.local_teachers
     lacking = [s.at_one for s in sections if s.name not in running]
-    for teacher in load_teachers(lacking, run.tokenizer, device=run.device):
+    for teacher in load_teachers(lacking, run.tokenizer, device=run.device, shape=run.block_shape):
         running[teacher.name] = teacher.native
     return [_teacher_sheet(run, s, running[s.name]) for s in sections]
 

@@ -30,7 +30,7 @@ def build_teachers(run: "Run") -> list[Teacher]:
 def _built(run: "Run", fitted: Recipe) -> list[Teacher]:
     sections = fitted.teachers
     running = [section for section in fitted.local_teachers if not section.cached]
-    loaded = {t.name: t for t in load_teachers(running, run.tokenizer, device=run.device)}
+    loaded = {t.name: t for t in load_teachers(running, run.tokenizer, device=run.device, shape=run.block_shape)}
     opened = {s.name: open_cache(run, s).teacher for s in sections if s.name not in loaded}
     teachers = [loaded.get(section.name) or opened[section.name] for section in sections]
     return [within_domains(run, s, t) for s, t in zip(sections, teachers, strict=True)]

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from collegium.base.errors import RecipeError
 from collegium.models.inner_states import decoder_layers
+from collegium.models.rotary import follow_each_document
 
 
 _ABSENT = "absent"
@@ -30,6 +31,7 @@ def require_as_configured(model: PreTrainedModel) -> None:
     """
     with torch.device("meta"):
         made = type(model)(copy.deepcopy(model.config))
+    follow_each_document(made)
     ours = decoder_layers(model)[2]
     theirs = decoder_layers(made)[2]
     if len(ours) != len(theirs):
@@ -49,6 +51,11 @@ def _differs(model: PreTrainedModel, what: str) -> RecipeError:
 
 
 Described = Mapping[str, Any]
+
+
+def layer_kind(layer: nn.Module) -> tuple[Any, ...]:
+    """Describe a layer so that layers of one kind are equal: by class, parameters and settings."""
+    return type(layer), tuple(_parameters(layer).items()), tuple(_attributes(layer).items())
 
 
 def _parameters(layer: nn.Module) -> Described:

@@ -25,7 +25,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from collegium.base.errors import DataError
-from collegium.models.pretrained import causal_lm_of, trunk_of
+from collegium.models.pretrained import causal_lm_of, reads_documents_alone, trunk_of
 from collegium.signals.inner_states import AttentionShape, InnerLayers, InnerStates
 
 
@@ -205,6 +205,11 @@ def recording(model: nn.Module, layers: InnerLayers) -> Iterator[Recording]:
         DataError: a layer is not there or has no attention that is known, or the model recomputes activations
             by reentrant checkpointing.
     """
+    if reads_documents_alone(model):
+        raise DataError(
+            f"{type(causal_lm_of(model)).__name__} reads each document of a block in a row of its own, so its "
+            "inner states cannot be compared; set objective.feature_weight to 0, or use another model"
+        )
     blocks = decoder_layers(causal_lm_of(model))[2]
     depth = len(blocks)
     if wrong := [i for i in layers.hidden | {i - 1 for i in layers.attention} if not 0 <= i <= depth]:

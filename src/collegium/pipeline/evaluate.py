@@ -14,7 +14,8 @@ from collegium.base.progress import Phase
 from collegium.base.terminal import say
 from collegium.evaluation.harness import HarnessTasks, evaluate_with_harness, require_harness
 from collegium.evaluation.model_figures import measure_model
-from collegium.models.pretrained import check_model, load_model, load_tokenizer, place
+from collegium.models.pretrained import load_model, load_tokenizer, place
+from collegium.models.probe import check_model
 from collegium.pipeline.comparison import STUDENT
 from collegium.pipeline.measure import measure_all, write_evaluation
 from collegium.recipe.recipe import Recipe
@@ -64,8 +65,8 @@ def _measure(recipe: Recipe, model: str, output_dir: Path, harness: HarnessTasks
     run.make("text")
     require_same_tokenizer(run.tokenizer, load_tokenizer(model), name=model)
     student = place(load_model(model, dtype=torch.float32), run.device)
-    with Phase("trying the student on eight tokens", is_short=True):
-        check_model(student, run.vocab_size, name=model)
+    with Phase("trying the student on a batch of made-up text", is_short=True):
+        check_model(student, run.vocab_size, name=model, shape=run.block_shape)
     with Phase(f"measuring {model}"):
         tables = measure_model(student, run.held_out, run.vocab_size, own=run.rule)
     is_runs_own = model == str(output_dir / STUDENT)

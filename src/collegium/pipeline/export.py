@@ -19,7 +19,7 @@ from collegium.export.artefact import export_student, require_free
 from collegium.export.formats import Format, find_format
 from collegium.export.held_out import held_out_segments
 from collegium.export.student_folder import load_student
-from collegium.models.pretrained import check_model
+from collegium.models.probe import check_model
 
 
 def export_run(
@@ -68,8 +68,8 @@ def _export(
     student = load_student(run_dir / "student", run.recipe.name)
     run.make("text")
     require_same_tokenizer(run.tokenizer, student.tokenizer, name=str(student.folder))
-    with Phase("trying the student on eight tokens", is_short=True):
-        check_model(student.model, run.vocab_size, name=str(student.folder))
+    with Phase("trying the student on a batch of made-up text", is_short=True):
+        check_model(student.model, run.vocab_size, name=str(student.folder), shape=run.block_shape)
     return export_student(
         student,
         export_format,

@@ -19,6 +19,7 @@ from collegium.evaluation.continual import continual_figures
 from collegium.evaluation.language_modeling import DocumentSums
 from collegium.evaluation.model_figures import measure_model
 from collegium.models.pretrained import load_model, place
+from collegium.models.probe import check_model
 from collegium.pipeline.card import write_card
 from collegium.pipeline.comparison import STUDENT, beside_others, student_evaluation
 from collegium.report.curves import curves_of
@@ -72,6 +73,7 @@ def compare_with_past(run: Run, tables: Mapping[str, DocumentSums]) -> Continual
     held_out = run.derive(teachers=()).held_out
 
     def measured(model: PreTrainedModel) -> dict[str, DocumentSums]:
+        check_model(model, run.vocab_size, name="student of an earlier run", shape=run.block_shape)
         return measure_model(place(model, run.device).eval(), held_out, run.vocab_size)
 
     with Phase("comparing with earlier runs"):

@@ -10,7 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from collegium.alignment.tokenizer_match import tokenizer_difference, vocab_size_of
 from collegium.models.identity import module_fingerprint, reference_fingerprint, with_settings
-from collegium.models.pretrained import check_model, load_model, load_tokenizer, place
+from collegium.models.pretrained import load_model, load_tokenizer, place
+from collegium.models.probe import FEW, BlockShape, check_model
 from collegium.models.settings import model_settings
 from collegium.signals.contracts import Teacher
 from collegium.signals.inner_states import InnerLayers
@@ -25,6 +26,7 @@ def as_teachers(
     *,
     names: Sequence[str] = (),
     device: torch.device,
+    shape: BlockShape = FEW,
 ) -> list[Teacher]:
     """Make local teachers from models and their names, and leave teachers as they are.
 
@@ -33,6 +35,7 @@ def as_teachers(
         tokenizer: The student's; a teacher that is loaded with another one is aligned to it.
         names: Their names; by default those of the models, numbered if two are alike.
         device: Device of models that are loaded or given.
+        shape: The largest batch that they will read.
 
     Raises:
         DataError: a model cannot be loaded, or its tokens do not keep all of the text.
@@ -42,7 +45,9 @@ def as_teachers(
         raise ValueError(f"the objective names {len(names)} teachers {list(names)}, but {len(teachers)} are given")
     chosen = list(names) or _different([_name_of(teacher) for teacher in teachers])
     found = [
-        _local_teacher(name, teacher, tokenizer, device) if isinstance(teacher, str | PreTrainedModel) else teacher
+        teacher
+        if not isinstance(teacher, str | PreTrainedModel)
+        else _local_teacher(name, teacher, tokenizer, device, shape)
         for name, teacher in zip(chosen, teachers, strict=True)
     ]
     actual = [teacher.name for teacher in found]
@@ -84,7 +89,11 @@ def _different(names: Sequence[str]) -> list[str]:
 
 
 def _local_teacher(
-    name: str, teacher: PreTrainedModel | str, tokenizer: PreTrainedTokenizerBase, device: torch.device
+    name: str,
+    teacher: PreTrainedModel | str,
+    tokenizer: PreTrainedTokenizerBase,
+    device: torch.device,
+    shape: BlockShape,
 ) -> Teacher:
     own = tokenizer
     if isinstance(teacher, str):
@@ -96,6 +105,6 @@ def _local_teacher(
         fingerprint = module_fingerprint(model)
     is_same = tokenizer_difference(tokenizer, own) is None
     vocab_size = vocab_size_of(tokenizer if is_same else own)
-    check_model(model, vocab_size, name=name)
-    local = LocalTeacher(name, place(model, device), vocab_size=vocab_size, fingerprint=fingerprint)
+    check_model(place(model, device), vocab_size, name=name, shape=shape)
+    local = LocalTeacher(name, model, vocab_size=vocab_size, fingerprint=fingerprint)
     return local if is_same else align(local, tokenizer, own)

@@ -27,7 +27,7 @@ from collegium.models.adapters import put_adapter
 from collegium.models.decoding import Decoder
 from collegium.models.head import ProjectionHead
 from collegium.models.inner_states import attention_shape, recording
-from collegium.models.pretrained import causal_lm_of, trunk_of
+from collegium.models.pretrained import causal_lm_of, last_hidden_states, reads_documents_alone, trunk_of
 from collegium.signals.contracts import Batch, Capability, NextToken, Positions, TeacherOutput
 from collegium.signals.inner_states import AttentionShape, InnerLayers, UnderlyingModel
 from collegium.signals.signals import Head, ProjectedSignal
@@ -123,7 +123,12 @@ class LocalTeacher(TeacherDefaults):
 
     @cached_property
     def provides(self) -> frozenset[Capability]:
-        """Everything; queries, keys and values only of an attention whose layout is known."""
+        """Everything; queries, keys and values only of an attention whose layout is known.
+
+        No inner states if each document is read in a row of its own.
+        """
+        if reads_documents_alone(self._base.model):
+            return frozenset(Capability) - {Capability.HIDDEN_STATES, Capability.ATTENTION}
         return frozenset(Capability) - (frozenset() if self._attention else {Capability.ATTENTION})
 
     @cached_property
@@ -169,12 +174,10 @@ class LocalTeacher(TeacherDefaults):
         record = recording(self._base.model, layers) if layers else nullcontext()
         # The student's autocast must not reach a teacher, whose answers are those of its own type.
         with torch.autocast(batch.input_ids.device.type, enabled=False), FastLinear(), record as read:
-            output = trunk_of(self._base.model)(
-                input_ids=batch.input_ids.to(device),
-                position_ids=batch.position_ids.to(device),
-                use_cache=False,
+            states = last_hidden_states(
+                self._base.model, batch.input_ids.to(device), batch.position_ids.to(device)
             )
-        hidden = output.last_hidden_state.to(batch.input_ids.device)  # [B S E]
+        hidden = states.to(batch.input_ids.device)  # [B S E]
         weight_temperature, target_temperature = self._temperatures
         signal = ProjectedSignal(
             hidden=positions.select(hidden),

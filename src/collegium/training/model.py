@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from collegium.models.head import ProjectionHead
 from collegium.models.inner_states import recording
 from collegium.models.merging import require_mergeable
-from collegium.models.pretrained import causal_lm_of, trunk_of
+from collegium.models.pretrained import causal_lm_of, last_hidden_states
 from collegium.signals.contracts import Batch, ItemCounts, LossOutput, Positions, TeacherOutput
 from collegium.training.objective import Objective
 
@@ -50,12 +50,10 @@ class DistillationModel(nn.Module):
         """Loss of one micro-batch, divided by the global counts."""
         layers = self.objective.student_layers
         with recording(self.student, layers) if layers else nullcontext() as read:
-            states = trunk_of(self.student)(
-                input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False
-            )
+            hidden = last_hidden_states(self.student, batch.input_ids, batch.position_ids)
         head = ProjectionHead.from_model(self.causal_lm, self.vocab_size)
         loss: LossOutput = self.objective(
-            positions.select(states.last_hidden_state),
+            positions.select(hidden),
             head,
             batch,
             positions,

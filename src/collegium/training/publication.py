@@ -28,7 +28,16 @@ from collegium.data.collate import BlockCollator
 from collegium.evaluation.language_modeling import HeldOut
 from collegium.models.head import ProjectionHead
 from collegium.models.merging import merged
-from collegium.models.pretrained import causal_lm_of, last_hidden_states, load_model, load_tokenizer, place
+from collegium.models.pretrained import (
+    causal_lm_of,
+    last_hidden_states,
+    load_model,
+    load_tokenizer,
+    place,
+    read_documents_alone,
+    reads_documents_alone,
+)
+from collegium.models.rotary import follow_each_document
 from collegium.models.special_tokens import follow_tokenizer
 from collegium.signals.contracts import Batch
 
@@ -128,7 +137,7 @@ def read_back(
     """
     device = next(saved.parameters()).device
     try:
-        found = place(_load(folder, saved), device)
+        found = place(_load(folder, saved, live), device)
     except DataError as error:
         raise _unlike(f"it cannot be read ({error})") from error
     _compare_weights(saved, found)
@@ -138,7 +147,7 @@ def read_back(
             _compare_logits(causal_lm_of(live), found, batch)
 
 
-def _load(folder: Path, saved: PreTrainedModel) -> PreTrainedModel:
+def _load(folder: Path, saved: PreTrainedModel, live: nn.Module) -> PreTrainedModel:
     """The folder as its users will read it; by its own class where only the program that trains it knows that."""
     if not saved.is_remote_code() and type(saved.config) not in AutoModelForCausalLM._model_mapping:
         found: PreTrainedModel = type(saved).from_pretrained(folder, dtype=saved.dtype).eval()
@@ -147,6 +156,9 @@ def _load(folder: Path, saved: PreTrainedModel) -> PreTrainedModel:
     attention = saved.config._attn_implementation  # what packed documents see depends on it
     if found.config._attn_implementation != attention:
         found.set_attn_implementation(attention)
+    follow_each_document(found)
+    if reads_documents_alone(live):
+        read_documents_alone(found)
     return found
 
 

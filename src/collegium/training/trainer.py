@@ -32,7 +32,8 @@ from collegium.data.collate import BlockCollator, padding_id
 from collegium.data.order import StatelessOrder
 from collegium.evaluation.domain_mixing import DomainMixing
 from collegium.evaluation.language_modeling import HeldOut
-from collegium.models.pretrained import check_model, load_model, load_tokenizer
+from collegium.models.pretrained import causal_lm_of, load_model, load_tokenizer, place
+from collegium.models.probe import FEW, BlockShape, check_model
 from collegium.report import metric_names as names
 from collegium.signals.contracts import Batch, ItemCounts, Teacher, predicted_positions
 from collegium.signals.metrics import MeanAccumulator
@@ -97,10 +98,13 @@ class DistillationTrainer(CheckpointedTrainer):
         args = own_arguments(args)
         tokenizer = processing_class or load_tokenizer(_name_of(model))
         vocab_size = vocab_size_of(tokenizer)
-        student = _student(model, vocab_size, peft_config)
+        blocks = None if train_dataset is None else _packed(train_dataset, tokenizer, block_size)
+        shape = _largest_batch(blocks, args)
+        student = _student(model, vocab_size, peft_config, args.device, shape)
         if objective is None:
             objective = Objective(kd_weight=0.5 if teachers else 0.0)
-        self.teachers = as_teachers(teachers, tokenizer, names=objective.teacher_names, device=args.device)
+        asked = objective.teacher_names
+        self.teachers = as_teachers(teachers, tokenizer, names=asked, device=args.device, shape=shape)
         objective.teacher_names = tuple(teacher.name for teacher in self.teachers)
         limit_inner_states(self.teachers, objective.teacher_layers)
         if objective.need and not self.teachers:
@@ -110,7 +114,7 @@ class DistillationTrainer(CheckpointedTrainer):
             model=DistillationModel(student, objective, vocab_size=vocab_size),
             args=args,
             data_collator=reading_ahead(collator, self.teachers),
-            train_dataset=None if train_dataset is None else _packed(train_dataset, tokenizer, block_size),
+            train_dataset=blocks,
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
             callbacks=callbacks,
@@ -315,14 +319,25 @@ class DistillationTrainer(CheckpointedTrainer):
 
 
 def _student(
-    model: PreTrainedModel | PeftModel | str, vocab_size: int, peft_config: PeftConfig | None
+    model: PreTrainedModel | PeftModel | str,
+    vocab_size: int,
+    peft_config: PeftConfig | None,
+    device: torch.device,
+    shape: BlockShape,
 ) -> PreTrainedModel | PeftModel:
-    student = load_model(model, dtype=torch.float32) if isinstance(model, str) else model
-    if isinstance(student, PreTrainedModel):
-        check_model(student, vocab_size, name="student")
+    student = place(load_model(model, dtype=torch.float32) if isinstance(model, str) else model, device)
+    check_model(causal_lm_of(student), vocab_size, name="student", shape=shape)
     if peft_config is not None:
         student = cast(PeftModel, get_peft_model(cast(PreTrainedModel, student), peft_config))
     return student
+
+
+def _largest_batch(blocks: PackedBlocks | None, args: TrainingArguments) -> BlockShape:
+    """The shape of batches, by some of the blocks, of which only the last is shorter than others."""
+    rows = max(args.per_device_train_batch_size, args.per_device_eval_batch_size)
+    some = () if blocks is None else blocks.take(8)
+    lengths = [len(some[i]["input_ids"]) for i in range(len(some))]
+    return BlockShape(rows, max(lengths, default=FEW.length))
 
 
 def _name_of(model: Any) -> str:
