@@ -45,7 +45,7 @@ WITHOUT_TORCH = [
     "collegium.pipeline.push",
 ]
 
-MAY_NAME_IGNORE_INDEX = {"signals/contracts.py", "data/collate.py"}
+MAY_NAME_IGNORE_INDEX = {"data/given_tokens.py", "signals/contracts.py", "data/collate.py"}
 
 ENGINE = [
     *sorted(path for path in (PACKAGE / "fused").glob("*.py") if path.name != "__init__.py"),

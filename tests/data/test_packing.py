@@ -137,7 +137,7 @@ def test_pack_documents_from_tokens_and_from_packed_rows(tokenizer):
 
 
 def test_pack_documents_refuses_what_cannot_be_packed(tokenizer):
-    with pytest.raises(DataError, match="row 0 has no 'text'.*body"):
+    with pytest.raises(DataError, match="row 0: there is no key 'text'; there are body"):
         pack_documents([{"body": "x"}], tokenizer, block_size=4)
     with pytest.raises(DataError, match="nothing to predict in 1 documents"):
         pack_documents([{"input_ids": [1]}], tokenizer, block_size=4)

@@ -86,7 +86,8 @@ def _prepared(
                 rate=f"{progress.tokens_per_second:,.0f} tokens/s{left}",
             )
 
-        return build_text(recipe, tokenizer, is_students=is_students, on_progress=show)
+        notice = say if is_students else None  # it was said of the text, and these are other tokens of it
+        return build_text(recipe, tokenizer, is_students=is_students, on_progress=show, on_notice=notice)
 
 
 def own_corpus(run: "Run", section: TeachingSection) -> Corpus:
@@ -112,6 +113,7 @@ def build_text(
     *,
     is_students: bool = True,
     on_progress: Callable[[PrepareProgress], None] | None = None,
+    on_notice: Callable[[str], None] | None = None,
 ) -> PreparedText:
     """Prepare the text of a recipe; returns at once if it is there.
 
@@ -144,6 +146,7 @@ def build_text(
         blocks_per_shard=data.blocks_per_shard,
         limits=limits,
         on_progress=on_progress,
+        on_notice=on_notice,
     )
 
 

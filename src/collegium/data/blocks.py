@@ -1,18 +1,24 @@
 """Packed blocks as a map-style data set for PyTorch."""
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import datasets
-import numpy as np
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from collegium.base.errors import DataError
 from collegium.data.documents import Document
+from collegium.data.given_tokens import GivenTokens
 from collegium.data.packing import Packer, blocks_to_table
+from collegium.data.rows import Columns
+from collegium.data.signs import TextSigns
 from collegium.data.stored_blocks import StoredBlocks
-from collegium.data.tokenization import DocumentTokenizer, TokenizedDocument
+from collegium.data.tokenization import DocumentTokenizer
+
+
+logger = logging.getLogger(__name__)
 
 
 class PackedBlocks(Dataset[dict[str, Any]]):
@@ -61,7 +67,8 @@ def pack_documents(
 
     Args:
         dataset: Rows with a text or with `input_ids`, one document each; rows that are packed
-            already are taken as they are.
+            already are taken as they are. Of tokens, `attention_mask` drops padding, and `labels` or
+            `completion_mask` may leave out a prompt at the beginning.
         tokenizer: A fast tokenizer.
         block_size: Tokens of a block.
         text_column: Column that holds the text.
@@ -75,7 +82,7 @@ def pack_documents(
         `segment_ends` are -1, which mean unknown.
 
     Raises:
-        DataError: if a row has neither text nor tokens, or there is nothing to predict.
+        DataError: a row has neither text nor tokens, or a mask of another shape; there is nothing to predict.
     """
     rows = dataset if isinstance(dataset, datasets.Dataset) else list(dataset)
     if len(rows) and "segment_lengths" in rows[0]:
@@ -84,26 +91,32 @@ def pack_documents(
     encoder = DocumentTokenizer(tokenizer, add_bos=add_bos, add_eos=add_eos)
     packer = Packer(block_size=block_size, domain=domain)
     blocks = []
+    given = GivenTokens(tokenizer)
+    signs = TextSigns("the data set", encoder.special_texts)
+    columns = Columns(text_column, prompt_column)
     for number, row in enumerate(rows):
-        text = row.get(text_column)
-        prompt = "" if prompt_column is None else row[prompt_column]
-        document = Document(prompt + (text or ""), prompt_characters=len(prompt))
-        tokens = (
-            _given_tokens(row, number, text_column) if text is None else encoder.encode_documents([document])[0]
-        )
+        if row.get(text_column) is None and row.get("input_ids") is not None:
+            tokens = given.document(row, f"row {number}")
+        else:
+            document = _document(row, number, columns)
+            signs.see(document)
+            tokens = encoder.encode_documents([document])[0]
         blocks += [block for block, _ in packer.add(number, tokens)]
     blocks += packer.flush()
     if not blocks:
-        raise DataError(f"nothing to predict in {len(rows)} documents: give longer ones")
+        fix = "give longer ones" if len(rows) else "the data set is empty, give one with rows"
+        raise DataError(f"nothing to predict in {len(rows)} documents: {fix}")
+    for sentence in signs.sentences(sum(block.num_tokens for block in blocks)):
+        logger.warning("%s", sentence)
     return PackedBlocks(datasets.Dataset(blocks_to_table(blocks)))
 
 
-def _given_tokens(row: Mapping[str, Any], number: int, text_column: str) -> TokenizedDocument:
-    tokens = row.get("input_ids")
-    if tokens is None:
+def _document(row: Mapping[str, Any], number: int, columns: Columns) -> Document:
+    document = columns.document(row, f"row {number}")
+    if document.problem is None:
+        return document
+    if columns.prompt is None and {"prompt", "completion"} <= row.keys():
         raise DataError(
-            f"row {number} has no {text_column!r} and no 'input_ids', only {', '.join(row)}: "
-            "set text_column to one of them"
+            f"row {number} has a prompt and a completion: set prompt_column='prompt' and text_column='completion'"
         )
-    unknown = np.full(len(tokens) + 1, -1, np.int64)
-    return TokenizedDocument(np.asarray(tokens, np.int32), np.zeros(len(tokens), np.int64), unknown)
+    raise DataError(f"{document.detail}. A row needs a text or 'input_ids'")

@@ -5,6 +5,7 @@ can bias the choice, and copies are one document.
 """
 
 import heapq
+from collections.abc import Callable
 
 from collegium.base.errors import DataError
 from collegium.data.deduplicate import words_key, words_of
@@ -67,8 +68,17 @@ def choose_held_out(
     taken: frozenset[int],
     limits: SourceLimits,
     max_bad_fraction: float,
+    on_document: Callable[[Document], None] | None = None,
 ) -> list[Document]:
     """Documents of `source` to hold out; it is read from its beginning, as far as needed.
+
+    Args:
+        source: The source.
+        wanted: Documents to choose.
+        taken: Keys of documents that other sources hold out.
+        limits: Which documents are used at all.
+        max_bad_fraction: Share of documents that may be unreadable.
+        on_document: Called with each document that is read.
 
     Raises:
         DataError: if there are none, or too many documents cannot be read.
@@ -77,6 +87,8 @@ def choose_held_out(
     tally = Tally(source.name)
     source.load_state_dict({})
     for document in source:
+        if on_document is not None:
+            on_document(document)
         reason = drop_reason(document, limits)
         tally.add(reason or KEPT, document.detail)
         tally.check(max_bad_fraction)

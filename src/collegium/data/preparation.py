@@ -23,6 +23,7 @@ from collegium.data.journal import Journal
 from collegium.data.packing import Block, Packer
 from collegium.data.prepared import MANIFEST_NAME, SCHEMA_VERSION, held_out_file, held_out_text_file, train_file
 from collegium.data.settings import PrepareProgress, PrepareSettings
+from collegium.data.signs import TextSigns
 from collegium.data.sources import Source
 from collegium.data.storage import write_blocks, write_json, write_json_lines
 from collegium.data.tokenization import DocumentTokenizer, TokenizedDocument
@@ -52,6 +53,7 @@ class Preparation:
         directory: The folder.
         fingerprint: Identity of all the above.
         on_progress: Called after every batch of documents.
+        on_notice: Called with a sentence where a text does not look like what it is read as.
     """
 
     def __init__(
@@ -63,12 +65,14 @@ class Preparation:
         directory: Path,
         fingerprint: str,
         on_progress: Callable[[PrepareProgress], None] | None,
+        on_notice: Callable[[str], None] | None = None,
     ) -> None:
         self._sources = sources
         self._tokenizer = tokenizer
         self._settings = settings
         self._directory = directory
         self._on_progress = on_progress
+        self._on_notice = on_notice
         self._journal = Journal(fingerprint)
         self._pending: list[Block] = []
         self._started = time.monotonic()
@@ -93,15 +97,20 @@ class Preparation:
     def _hold_out(self) -> None:
         taken: frozenset[int] = frozenset()
         for source in self._sources:
+            signs = TextSigns(f"source {source.name!r}", self._tokenizer.special_texts)
             documents = choose_held_out(
                 source,
                 wanted=self._settings.held_out_documents,
                 taken=taken,
                 limits=self._settings.limits[source.name],
                 max_bad_fraction=self._settings.max_bad_fraction,
+                on_document=signs.see,
             )
             taken |= {words_key(words_of(document.text)) for document in documents}
             self._write_held_out(source.name, documents)
+            for sentence in signs.sentences(self._journal.files[held_out_file(source.name)].tokens[source.name]):
+                if self._on_notice is not None:
+                    self._on_notice(sentence)
         self._journal.save(self._directory)
 
     def _packer(self, domain: str) -> Packer:

@@ -41,6 +41,7 @@ def prepare_text(
     blocks_per_shard: int,
     limits: Mapping[str, SourceLimits] | None = None,
     on_progress: Callable[[PrepareProgress], None] | None = None,
+    on_notice: Callable[[str], None] | None = None,
 ) -> PreparedText:
     """Prepare text, resume an interrupted preparation, or open a finished one.
 
@@ -52,14 +53,13 @@ def prepare_text(
         held_out_documents: Documents of each source to hold out; of a small source, half at most.
         add_bos: Begin each document with BOS.
         add_eos: End each document with EOS.
-        bos_at_segments: Begin with BOS where a document continues in another block, too: some models read nothing
-            well without it. Needs add_bos.
+        bos_at_segments: Begin with BOS where a document continues in another block, too. Needs add_bos.
         max_bad_fraction: Stop when more than this share of a source's documents cannot be read.
-        near_duplicate_threshold: Drop training documents that share this part of their word
-            13-grams with held-out text of any source.
+        near_duplicate_threshold: Drop training documents that share this part of their 13-grams with held-out ones.
         blocks_per_shard: Blocks of one file, the unit of resuming.
         limits: Limits by the name of the source.
         on_progress: Called after every batch of documents.
+        on_notice: Called with a sentence where a text does not look like what it is read as.
 
     Returns:
         The prepared text, opened.
@@ -83,7 +83,7 @@ def prepare_text(
         blocks_per_shard=blocks_per_shard,
         limits={name: (limits or {}).get(name, SourceLimits()) for name in names},
     )
-    _finish(sources, tokenizer, settings, directory, on_progress)
+    _finish(sources, tokenizer, settings, directory, on_progress, on_notice)
     return PreparedText.load(directory)
 
 
@@ -93,6 +93,7 @@ def _finish(
     settings: PrepareSettings,
     directory: Path,
     on_progress: Callable[[PrepareProgress], None] | None,
+    on_notice: Callable[[str], None] | None,
 ) -> None:
     """Do what is left to do in `directory`, which may be nothing."""
     encoder = DocumentTokenizer(tokenizer, add_bos=settings.add_bos, add_eos=settings.add_eos)
@@ -118,6 +119,7 @@ def _finish(
                 directory=directory,
                 fingerprint=fingerprint,
                 on_progress=on_progress,
+                on_notice=on_notice,
             ).finish()
     # Last of all: a folder with a journal is not trusted yet.
     journal.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import tokenizers
@@ -25,6 +26,7 @@ from transformers import PreTrainedTokenizerBase
 from collegium.alignment.token_bytes import TokenBytes
 from collegium.base.digest import json_digest
 from collegium.base.errors import DataError
+from collegium.data.continuation import continuing
 from collegium.data.documents import Document, cut_text
 
 
@@ -94,6 +96,11 @@ class DocumentTokenizer:
         return int(self._bos[0]) if len(self._bos) else None
 
     @property
+    def special_texts(self) -> list[str]:
+        """Special tokens as they are spelt; in a text they stay text."""
+        return [token.content for token in self._tokenizer.added_tokens_decoder.values() if token.special]
+
+    @property
     def identity(self) -> str:
         """Hash of everything that decides the tokens of a text."""
         content = json.loads(self._backend.to_str())
@@ -113,9 +120,7 @@ class DocumentTokenizer:
     def encode_documents(self, documents: Sequence[Document]) -> list[TokenizedDocument]:
         """Tokens of each document, cut at the end of its prompt."""
         prompts = [_pieces(document.text[: document.prompt_characters]) for document in documents]
-        others = [
-            list(cut_text(document.text[document.prompt_characters :], PIECE_SIZE)) for document in documents
-        ]
+        others = [_pieces(document.text[document.prompt_characters :]) or [_Piece("")] for document in documents]
         both = list(zip(prompts, others, strict=True))
         encoded = self._encode_pieces([piece for parts in both for part in parts for piece in part])
         return [
@@ -123,15 +128,25 @@ class DocumentTokenizer:
             for prompt, other in both
         ]
 
-    def _encode_pieces(self, pieces: Sequence[str]) -> Iterator[tuple[TokenizedDocument, int]]:
+    def _encode_pieces(self, pieces: Sequence["_Piece"]) -> Iterator[tuple[TokenizedDocument, int]]:
         """Tokens and UTF-8 bytes of each piece."""
         for batch in _batched(pieces):
-            try:
-                encodings = self._backend.encode_batch(batch, add_special_tokens=False)
-            except TypeError as error:  # what tokenizers says of text that is not Unicode
-                raise DataError("text holds lone surrogates, which no tokenizer reads") from error
-            for piece, encoding in zip(batch, encodings, strict=True):
-                yield self._with_bytes(piece, encoding), len(piece.encode())
+            firsts = iter(_encoded([piece.text for piece in batch if not piece.continues], self._backend))
+            for piece in batch:
+                encoding = self._encode_rest(piece.text) if piece.continues else next(firsts)
+                yield self._with_bytes(piece.text, encoding), len(piece.text.encode())
+
+    def _encode_rest(self, text: str) -> tokenizers.Encoding:
+        """Tokens of a piece that goes on after another one of the same text."""
+        return _encoded([text], self._between_words if text.startswith(" ") else self._within_words)[0]
+
+    @cached_property
+    def _between_words(self) -> tokenizers.Tokenizer:
+        return continuing(self._backend, " b")
+
+    @cached_property
+    def _within_words(self) -> tokenizers.Tokenizer:
+        return continuing(self._backend, "b")
 
     def _with_bytes(self, text: str, encoding: tokenizers.Encoding) -> TokenizedDocument:
         tokens = np.array(encoding.ids, np.int32)
@@ -172,21 +187,35 @@ class DocumentTokenizer:
         )
 
 
-def _pieces(prompt: str) -> list[str]:
-    return list(cut_text(prompt, PIECE_SIZE)) if prompt else []
+class _Piece(NamedTuple):
+    """A part of a text that is tokenised at once, and whether another one comes before it."""
+
+    text: str
+    continues: bool = False
 
 
-def _batched(pieces: Sequence[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
+def _pieces(text: str) -> list[_Piece]:
+    return [_Piece(piece, number > 0) for number, piece in enumerate(cut_text(text, PIECE_SIZE))] if text else []
+
+
+def _batched(pieces: Sequence[_Piece]) -> Iterator[list[_Piece]]:
+    batch: list[_Piece] = []
     num_characters = 0
     for piece in pieces:
         batch.append(piece)
-        num_characters += len(piece)
+        num_characters += len(piece.text)
         if num_characters >= _BATCH_CHARACTERS:
             yield batch
             batch = []
             num_characters = 0
     yield batch
+
+
+def _encoded(texts: list[str], backend: tokenizers.Tokenizer) -> list[tokenizers.Encoding]:
+    try:
+        return backend.encode_batch(texts, add_special_tokens=False)
+    except TypeError as error:  # what tokenizers says of text that is not Unicode
+        raise DataError("text holds lone surrogates, which no tokenizer reads") from error
 
 
 def _special_tokens(tokenizer: PreTrainedTokenizerBase, which: str, *, wanted: bool) -> NDArray[np.int32]:
