@@ -55,7 +55,7 @@ def prepare_text(
         add_eos: End each document with EOS.
         bos_at_segments: Begin with BOS where a document continues in another block, too. Needs add_bos.
         max_bad_fraction: Stop when more than this share of a source's documents cannot be read.
-        near_duplicate_threshold: Drop training documents that share this part of their 13-grams with held-out ones.
+        near_duplicate_threshold: Drop documents that share this part of their 13-grams with held-out ones.
         blocks_per_shard: Blocks of one file, the unit of resuming.
         limits: Limits by the name of the source.
         on_progress: Called after every batch of documents.
