@@ -96,7 +96,7 @@ def wait_for_the_end_of(group):
 
 def without_seconds(results):
     if isinstance(results, dict):
-        return {key: without_seconds(value) for key, value in results.items() if key != "seconds"}
+        return {key: without_seconds(value) for key, value in results.items() if key not in ("seconds", "sha256")}
     return [without_seconds(value) for value in results] if isinstance(results, list) else results
 
 

@@ -11,7 +11,7 @@ from collegium.assembly.corpus import Corpus
 from collegium.assembly.local_teachers import alignment_policy
 from collegium.base.errors import DataError, RecipeError
 from collegium.cache.folder import Folder
-from collegium.cache.manifest import MANIFEST_NAME, Manifest, NoCacheError
+from collegium.cache.manifest import MANIFEST_NAME, Manifest
 from collegium.cache.records import finished_manifest, plan_difference, plan_differences, require_same_plan
 from collegium.data.joined import JoinedText
 from collegium.recipe.sections.models import CachedTeacherSection, LocalTeacherSection, TeachingSection
@@ -107,7 +107,7 @@ def require_there(name: str, place: CachePlace) -> None:
     """See that a teacher has a cache, and say what changed where there is one of what it was before.
 
     Raises:
-        NoCacheError: it has none.
+        DataError: it has none.
     """
     folder = Folder.at(place.location)
     if folder.size(MANIFEST_NAME) is not None or folder.local is None:
@@ -116,10 +116,19 @@ def require_there(name: str, place: CachePlace) -> None:
     found = [manifest for other in others if (manifest := finished_manifest(other)) is not None]
     near = min(found, key=lambda manifest: len(list(plan_differences(manifest, place.plan))), default=None)
     if near is not None and (sentence := plan_difference(near, place.plan)):
-        raise NoCacheError(
+        raise DataError(
             f"{folder.path(MANIFEST_NAME)}: not found: there is a cache of teacher {name!r} with {sentence}: run "
             "`collegium cache RECIPE`, which makes one of it as it is now"
         )
+
+
+def is_built(run: "Run", section: LocalTeacherSection | CachedTeacherSection) -> bool:
+    """See whether there is a finished cache where a teacher's is looked for, whatever it holds."""
+    location = section.cache_path
+    if isinstance(section, LocalTeacherSection):
+        location = cache_place(run, section).location
+    assert location is not None, "a teacher that is only a cache says where that is"
+    return Folder.at(location).size(MANIFEST_NAME) is not None
 
 
 def cached_teacher(run: "Run", section: TeachingSection, location: str | Path) -> CachedTeacher:

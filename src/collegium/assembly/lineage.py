@@ -16,6 +16,7 @@ import transformers
 
 import collegium
 from collegium.assembly.model_lineage import licence_of, model_of, path_of, stored_parameters, teacher_of
+from collegium.base.digests import unsealed
 from collegium.base.errors import DataError
 from collegium.models.merging import is_untied
 from collegium.models.pretrained import load_config
@@ -126,7 +127,7 @@ def _layers_kept(section: Section, folder: Path) -> list[int] | None:
 def _read(path: Path) -> dict[str, Any]:
     """JSON of a run folder; a list is of layers. Empty where nothing can be read: lineage stops no run."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = unsealed(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {"layers": content}

@@ -19,7 +19,7 @@ import xxhash
 
 from collegium.base.digest import json_digest
 from collegium.base.durable import read_through, sync_folder, write_text
-from collegium.base.errors import DataError
+from collegium.base.errors import DataError, one_line
 from collegium.base.terminal import say
 
 
@@ -28,6 +28,7 @@ DIGEST_KEY = "sha256"
 CARD_NAME = "README.md"
 
 _SEAL = "# sha256 of what follows: "
+_LINE_SEAL = ', "xxh3_64": "'
 _SETTLED_NS = 1_000_000_000
 """Two writes within a tick of the file system's clock look like one, so a state this young is not remembered."""
 
@@ -70,9 +71,59 @@ def unsealed(content: Any) -> Any:
     return rest
 
 
+def write_sealed(path: Path, content: Mapping[str, Any], *, indent: int | None = None) -> None:
+    """Write a JSON document with its own digest, whole or not at all."""
+    write_text(path, json.dumps(sealed(content), indent=indent))
+
+
+def read_sealed(path: Path, *, fix: str) -> Any:
+    """Read what `write_sealed` wrote; a document of an earlier version, without a digest, as it is.
+
+    Args:
+        path: The file.
+        fix: What to do about a damaged one, for the error.
+
+    Raises:
+        DataError: it is not as it was written.
+    """
+    try:
+        return unsealed(json.loads(path.read_bytes()))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: is damaged ({one_line(error)}); {fix}") from None
+
+
+def sealed_line(record: Mapping[str, Any]) -> str:
+    """A record as a line of JSON with its own digest as its last key."""
+    text = json.dumps(dict(record))
+    return f'{text[:-1]}{_LINE_SEAL}{xxhash.xxh3_64_hexdigest(text.encode())}"}}'
+
+
+def unsealed_line(line: str) -> tuple[dict[str, Any], bool]:
+    """The record of a line, and whether the line has a digest.
+
+    Raises:
+        ValueError: it is not what was written.
+    """
+    text, seal, digest = line.rpartition(_LINE_SEAL)
+    whole = f"{text}}}" if seal else line
+    if seal and xxhash.xxh3_64_hexdigest(whole.encode()) + '"}' != digest:
+        raise ValueError("its digest differs")
+    record = json.loads(whole)
+    if not isinstance(record, dict):
+        raise ValueError("it is no record")
+    return record, bool(seal)
+
+
 def sealed_text(text: str) -> str:
     """A text with its digest as a comment in its first line, where no cut can take it away alone."""
     return f"{_SEAL}{hashlib.sha256(text.encode()).hexdigest()}\n{text}"
+
+
+def is_text_as_written(content: bytes) -> bool:
+    """Whether a text that has a digest in its first line is what was written; true of any other one."""
+    first, _, rest = content.partition(b"\n")
+    sealed_by = _SEAL.encode()
+    return not first.startswith(sealed_by) or first[len(_SEAL) :] == hashlib.sha256(rest).hexdigest().encode()
 
 
 def verify_text(path: Path) -> None:
@@ -81,10 +132,7 @@ def verify_text(path: Path) -> None:
     Raises:
         DataError: it is not what was written.
     """
-    if not path.is_file():
-        return
-    first, _, rest = path.read_bytes().partition(b"\n")
-    if first.startswith(_SEAL.encode()) and first[len(_SEAL) :] != hashlib.sha256(rest).hexdigest().encode():
+    if path.is_file() and not is_text_as_written(path.read_bytes()):
         raise DataError(
             f"{path}: is not as it was written (its digest differs): copy it again; if you edited it on purpose, "
             "delete its first line"

@@ -182,10 +182,6 @@ class Manifest:
         return manifest
 
 
-class NoCacheError(DataError):
-    """There is no finished cache."""
-
-
 def _read(kind: type[T], tree: Mapping[str, Any]) -> T:
     return kind(**{f.name: tree[f.name] for f in fields(kind)})  # type: ignore[arg-type]
 
@@ -194,14 +190,13 @@ def read_manifest(folder: Folder) -> Manifest:
     """The manifest of a finished cache.
 
     Raises:
-        NoCacheError: there is none.
-        DataError: it is damaged.
+        DataError: there is none, or it is damaged.
     """
     path = folder.path(MANIFEST_NAME)
     try:
         return Manifest.from_bytes(folder.read(MANIFEST_NAME))
     except FileNotFoundError:
-        raise NoCacheError(
+        raise DataError(
             f"{path}: not found: run `collegium cache RECIPE`, which also resumes an unfinished cache"
         ) from None
     except BAD_MANIFEST as error:

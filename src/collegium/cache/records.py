@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from collegium.base.differences import Difference, differences
+from collegium.base.digests import sealed, unsealed
 from collegium.base.errors import DataError
 from collegium.base.locks import LOCK_NAME
 from collegium.cache.folder import Folder
@@ -50,7 +51,7 @@ class Record:
 
     def to_bytes(self) -> bytes:
         """The file."""
-        return (json.dumps(asdict(self)) + "\n").encode()
+        return (json.dumps(sealed(asdict(self))) + "\n").encode()
 
 
 def num_shards(plan: Manifest) -> int:
@@ -265,8 +266,8 @@ def is_passing(name: str) -> bool:
 
 
 def read_json(folder: Folder, name: str) -> Any:
-    """JSON; None if the file is not there or is not JSON."""
+    """JSON; None if the file is not there or is not as it was written."""
     try:
-        return json.loads(folder.read(name))
+        return unsealed(json.loads(folder.read(name)))
     except (FileNotFoundError, ValueError, RecursionError):
         return None

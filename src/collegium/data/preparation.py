@@ -26,6 +26,7 @@ from collegium.data.settings import PrepareProgress, PrepareSettings
 from collegium.data.signs import TextSigns
 from collegium.data.sources import Source
 from collegium.data.storage import write_blocks, write_json, write_json_lines
+from collegium.data.stored_blocks import read_recorded
 from collegium.data.tokenization import DocumentTokenizer, TokenizedDocument
 
 
@@ -139,8 +140,18 @@ class Preparation:
         self._journal.next_document += len(documents)
 
     def _held_out_texts(self) -> list[str]:
-        paths = [self._directory / held_out_text_file(source.name) for source in self._sources]
-        return [json.loads(line)["text"] for path in paths for line in path.read_bytes().splitlines()]
+        return [text for source in self._sources for text in self._held_out_of(source.name)]
+
+    def _held_out_of(self, domain: str) -> list[str]:
+        name = held_out_text_file(domain)
+        try:
+            content = read_recorded(self._directory / name, asdict(self._journal.files[name]))
+        except ValueError as error:
+            raise DataError(
+                f"{self._directory / name}: is damaged: {error}; delete {self._directory} and run "
+                "`collegium prepare` again"
+            ) from error
+        return [json.loads(line)["text"] for line in content.splitlines()]
 
     def _pack_source(self, source: Source, index: HeldOutIndex) -> None:
         journal = self._journal

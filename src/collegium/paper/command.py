@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from collegium.base.digest import json_digest
+from collegium.base.digests import read_sealed, sealed
 from collegium.base.durable import write_text
 from collegium.base.errors import RecipeError
 from collegium.base.locks import folder_lock
@@ -38,7 +39,7 @@ from collegium.paper.preparation import (
     teacher_recipe,
 )
 from collegium.paper.results import collect
-from collegium.paper.run_result import VALIDATION, RunResult
+from collegium.paper.run_result import MAKE_AGAIN, VALIDATION, RunResult
 from collegium.paper.specification import Specification, in_folder, load_specification, with_local_files
 from collegium.paper.switching import write_switching
 from collegium.paper.table1 import table1
@@ -143,7 +144,7 @@ def reproduce(
     if name != PAGE:
         with folder_lock(place.output):
             found = _results(EXPERIMENTS[name](specification), specification, place, jobs or _default_jobs())
-        text = json.dumps(found, indent=1, allow_nan=False) + "\n"
+        text = json.dumps(sealed(found), indent=1, allow_nan=False) + "\n"
         for folder in dict.fromkeys([place.output, results or place.output]):
             write_text(folder / f"{name}.json", text)
             say(f"results: {folder / name}.json")
@@ -216,7 +217,7 @@ def _measured_path(experiment: Experiment, place: Place, what: str) -> Path:
 
 
 def _read(path: Path) -> Mapping[str, Any]:
-    content: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    content: Mapping[str, Any] = read_sealed(path, fix=MAKE_AGAIN) if path.exists() else {}
     return content
 
 

@@ -3,11 +3,11 @@
 It alone reads the keys of rows and tasks that `collegium.paper.results` and `collegium.paper.task_scores` write.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from collegium.base.digests import read_sealed
 from collegium.paper.spread import Content, Estimate, Spread, finite, over_seeds
 
 
@@ -262,7 +262,7 @@ def read_results(folder: Path) -> dict[str, Measured]:
     """Read the experiments whose results are in a folder, by name."""
     paths = {name: folder / f"{name}.json" for name in EXPERIMENTS}
     return {
-        name: Measured(json.loads(path.read_text(encoding="utf-8")))
+        name: Measured(read_sealed(path, fix=f"run `collegium reproduce {name}` again"))
         for name, path in paths.items()
         if path.exists()
     }

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from collegium.assembly.sources import build_source
-from collegium.base.durable import write_text
+from collegium.base.digests import read_sealed, write_digests, write_sealed
 from collegium.base.errors import RecipeError
 from collegium.data.sources import Source
 from collegium.paper.specification import Specification, in_folder
@@ -34,14 +34,15 @@ def claim_folder(specification: Specification, folder: Path, output: Path) -> No
         RecipeError: another specification made what is there.
     """
     path = output / "made-of.json"
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    fix = "delete the folder, or copy it again"  # without it nobody knows what made the rest
+    before = read_sealed(path, fix=fix) if path.exists() else {}
     deciding = json.loads(json.dumps(_deciding(specification, folder)))
     if changed := [key for key in before if key in deciding and deciding[key] != before[key]]:
         raise RecipeError(
             f"{output}: holds what another specification made (changed since: {', '.join(changed)}); "
             "give another --output, or delete the folder"
         )
-    write_text(path, json.dumps(before | deciding, indent=1))
+    write_sealed(path, before | deciding, indent=1)
 
 
 def _deciding(specification: Specification, folder: Path) -> dict[str, Any]:
@@ -74,6 +75,7 @@ def make_models(specification: Specification, output: Path) -> None:
         special |= {"pad_token_id": tokenizer.pad_token_id}
         sizes = {**specification.models[name], **special, "vocab_size": len(tokenizer)}
         LlamaConfig(**sizes).save_pretrained(writing)
+        write_digests(writing)
         writing.rename(output / "models" / name)
 
 

@@ -4,7 +4,6 @@ Held-out documents are numbered in each domain. Those of even number are for val
 and the best teacher are chosen; the others are for the test, and only these are shown.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,10 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from collegium.base.digests import read_sealed
 from collegium.report.metric_names import CONFIDENCE_GAPS, KL, KL_EXPERT, NLL, kl_of_earlier_results, of_teacher
 
 
 Floats = NDArray[np.float64]
+
+MAKE_AGAIN = "delete it, and the same command makes it again"
 
 VALIDATION = slice(0, None, 2)
 TEST = slice(1, None, 2)
@@ -36,8 +38,12 @@ class RunResult:
 
     @classmethod
     def read(cls, path: Path) -> "RunResult":
-        """Read the result of a finished run."""
-        return cls(json.loads(path.read_text(encoding="utf-8")))
+        """Read the result of a finished run.
+
+        Raises:
+            DataError: it is damaged.
+        """
+        return cls(read_sealed(path, fix=MAKE_AGAIN))
 
     @property
     def steps(self) -> int:

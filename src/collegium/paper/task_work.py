@@ -4,7 +4,6 @@ A specialist answers only its own tasks, those named like a domain in which it t
 others, and they would cost four times as much again.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from transformers import PreTrainedModel
 
 from collegium.assembly.run import Run
 from collegium.assembly.tasks import answer_tasks, student_sheet, teacher_sheets
-from collegium.base.durable import write_text
+from collegium.base.digests import write_sealed
 from collegium.evaluation.tasks import TaskResult, baselines
 from collegium.paper.specification import in_folder
 from collegium.recipe.recipe import Recipe
@@ -49,7 +48,7 @@ def measure_specialists(content: Mapping[str, Any], output: Path, path: Path) ->
         model = sheet.model.underlying_model
         assert model is not None, "teachers that do tasks run here"
         sizes[section.name] = model.num_parameters
-    write_text(path, json.dumps({"tasks": found, "parameters": sizes}))
+    write_sealed(path, {"tasks": found, "parameters": sizes})
 
 
 def num_parameters(model: PreTrainedModel) -> int:

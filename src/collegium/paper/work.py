@@ -19,12 +19,13 @@ from transformers import PreTrainedModel
 from collegium.assembly.generation import build_writing
 from collegium.assembly.objective import build_rule
 from collegium.assembly.run import Run
-from collegium.base.durable import write_text
+from collegium.base.digests import write_sealed
 from collegium.evaluation.generation import continuation_figures, continue_documents
 from collegium.evaluation.language_modeling import DocumentSums, Rule
 from collegium.evaluation.model_figures import measure_model
 from collegium.models.pretrained import load_model, place
 from collegium.paper.preparation import alone
+from collegium.paper.run_result import RunResult
 from collegium.paper.specification import in_folder
 from collegium.paper.task_work import num_parameters, student_tasks
 from collegium.pipeline.cache import cache as build_caches
@@ -63,7 +64,7 @@ def train_and_measure(training: Training, output: Path) -> None:
     folder = path.parent
     seconds = 0.0
     if path.exists():  # only its own target is left to measure
-        seconds = json.loads(path.read_text(encoding="utf-8"))["seconds"]
+        seconds = RunResult.read(path).seconds
     recipe = Recipe.model_validate(in_folder({**training.recipe, "output_dir": str(folder)}, output))
     judge = _judge(json.dumps(training.judge, sort_keys=True), output)
     taught = Run(recipe, folder=folder)
@@ -90,7 +91,7 @@ def train_and_measure(training: Training, output: Path) -> None:
         "seconds": round(seconds + time.monotonic() - start, 1),
     }
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    write_text(path, json.dumps(result))
+    write_sealed(path, result)
 
 
 def _tables(model: PreTrainedModel, judge: Run, taught: Run | None, output: Path) -> dict[str, DocumentSums]:
@@ -140,7 +141,7 @@ def measure_targets(recipe: Mapping[str, Any], targets: Mapping[str, Any], outpu
         objective = {"kd_weight": 1.0, "weighting": weighting}
         rules[name] = build_rule(Recipe.model_validate(in_folder({**recipe, "objective": objective}, output)))
     sums = judge.held_out.measure_targets(rules)
-    write_text(path, json.dumps({name: as_numbers(table) for name, table in sums.items()}))
+    write_sealed(path, {name: as_numbers(table) for name, table in sums.items()})
 
 
 @lru_cache(maxsize=4)

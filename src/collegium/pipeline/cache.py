@@ -10,6 +10,7 @@ from collegium.assembly.cached_teachers import require_plain
 from collegium.assembly.process import process_state
 from collegium.assembly.run import Run
 from collegium.assembly.weights import require_teacher_weights
+from collegium.base.digests import is_text_as_written, sealed_text
 from collegium.base.errors import DataError, RecipeError
 from collegium.base.progress import Phase
 from collegium.base.terminal import duration, say, size
@@ -143,7 +144,7 @@ def _source(recipe: Recipe, section: LocalTeacherSection) -> bytes:
             "evaluation": type(recipe.evaluation)(),
         }
     )
-    return dump_recipe(own).encode()
+    return sealed_text(dump_recipe(own)).encode()
 
 
 def verify_cache(location: str) -> Verdict:
@@ -192,6 +193,8 @@ def _recipe_of(location: str) -> Recipe:
     manifest = finished_manifest(folder)
     try:
         content = folder.read(SOURCE_NAME) if manifest is None else read_recorded(folder, manifest, SOURCE_NAME)
+        if not is_text_as_written(content):
+            raise DataError("its digest differs")
     except (OSError, DataError):
         raise DataError(
             f"{folder.path(SOURCE_NAME)}: is missing or damaged, and says what the cache is made from: run "

@@ -20,7 +20,7 @@ from collegium.pipeline.run_folder import require_free
 from collegium.pipeline.stale_caches import stale_cache
 from collegium.recipe.methods import METHODS
 from collegium.recipe.recipe import Recipe
-from collegium.recipe.sections.models import ContinuedStudentSection, LocalTeacherSection
+from collegium.recipe.sections.models import ContinuedStudentSection
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ def check(recipe: Recipe) -> tuple[Finding, ...]:
         *_method(recipe),
         *_student(recipe),
         *_teachers(recipe),
+        *_caches(recipe),
         *_sources(recipe),
         *_capabilities(recipe),
         *_packages(recipe),
@@ -138,8 +139,6 @@ def _teachers(recipe: Recipe) -> Iterator[Finding]:
             yield _model(f"teachers.{i}.{name}", reference, TeacherError.exit_code, holds_weights=name == "model")
         if adapter := teacher.references.get("adapter"):
             yield from _base_of(f"teachers.{i}.adapter", adapter, teacher.references["model"])
-        if isinstance(teacher, LocalTeacherSection) and teacher.cached:
-            yield from _stale(f"teachers.{i}.cached", teacher, recipe.cache.directory)
         path = teacher.cache_path
         if path is not None and "://" not in path:
             there = Path(path, "manifest.json").is_file()
@@ -148,9 +147,12 @@ def _teachers(recipe: Recipe) -> Iterator[Finding]:
             yield Finding(f"teachers.{i}.path", found, fix, 0 if there else TeacherError.exit_code)
 
 
-def _stale(key: str, teacher: LocalTeacherSection, directory: str | None) -> Iterator[Finding]:
-    if stale := stale_cache(teacher, directory):
-        yield Finding(key, stale.found, stale.fix, DataError.exit_code if stale.stops else 0)
+def _caches(recipe: Recipe) -> Iterator[Finding]:
+    names = [teacher.name for teacher in recipe.teachers]
+    for teacher in recipe.teachers_to_cache:
+        if stale := stale_cache(teacher, recipe.cache.directory):
+            key = f"teachers.{names.index(teacher.name)}.cached"
+            yield Finding(key, stale.found, stale.fix, DataError.exit_code if stale.stops else 0)
 
 
 def _model(key: str, reference: str, exit_code: int, *, holds_weights: bool = False) -> Finding:

@@ -1,15 +1,19 @@
 """The cost of a run: what it took, beside what its pre-flight said it would."""
 
-import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from collegium.assembly.run import Run
+from collegium.base.digests import read_sealed
+from collegium.base.errors import DataError
 from collegium.evaluation.cost import Clock, folder_bytes, peak_bytes
 from collegium.report.evaluation import ActualCost, Cost
 
+
+logger = logging.getLogger(__name__)
 
 PREFLIGHT = "preflight.json"
 """Findings of a pre-flight, in the run folder."""
@@ -39,7 +43,13 @@ def cost_of(run: Run, clock: Clock, *, resumed: bool) -> Cost:
 
 
 def _plan(folder: Path, fingerprint: str) -> dict[str, Any] | None:
-    """The estimate of the newest pre-flight, if it was of the same recipe."""
+    """The estimate of the newest pre-flight, if it was of the same recipe; a damaged one is left out."""
     path = folder / PREFLIGHT
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if not path.exists():
+        return None
+    try:
+        found: dict[str, Any] = read_sealed(path, fix="plan and cost are not compared")
+    except DataError as error:  # of a run that has ended well
+        logger.warning("%s", error)
+        return None
     return found.get("estimate") if found.get("recipe") == fingerprint else None

@@ -13,7 +13,7 @@ import torch
 
 from collegium.alignment.tokenizer_match import tokenizer_difference
 from collegium.alignment.verdict import Comparison
-from collegium.assembly.cached_teachers import open_cache
+from collegium.assembly.cached_teachers import is_built, open_cache
 from collegium.assembly.corpus import prepared_text
 from collegium.assembly.run import Run
 from collegium.assembly.tokenizer_comparison import Sample, compare_teachers, sample_text
@@ -22,7 +22,6 @@ from collegium.assembly.weights import require_student_weights, require_teacher_
 from collegium.base.errors import DataError, RecipeError, TeacherError, UserError
 from collegium.base.progress import Phase
 from collegium.base.references import cache_dir, is_local, is_offline
-from collegium.cache.manifest import NoCacheError
 from collegium.data.prepared import PreparedText
 from collegium.recipe.recipe import Recipe
 from collegium.recipe.sections.models import CachedTeacherSection, LocalTeacherSection
@@ -173,10 +172,10 @@ def _cache(run: Run | None, section: LocalTeacherSection | CachedTeacherSection)
                 name, "not there: its text in the teacher's tokens is not", "run `collegium cache RECIPE`"
             )
         manifest = open_cache(run, section).manifest
-    except (NoCacheError, RecipeError, TeacherError) as error:
+    except (RecipeError, TeacherError) as error:
         return Check(name, "cannot be read", str(error))
     except DataError as error:
-        return Check(name, "cannot be used", str(error), stops=True)
+        return Check(name, "cannot be read", str(error), stops=is_built(run, section))
     size = sum(shard.bytes for shard in manifest.shards)
     return Check(name, f"{manifest.num_rows:,} blocks, {size / 1e6:,.1f} MB")
 

@@ -14,7 +14,7 @@ from collegium.assembly.lineage import lineage_of
 from collegium.assembly.run import Run
 from collegium.assembly.tasks import measure_tasks
 from collegium.base.progress import Phase
-from collegium.base.terminal import is_main_rank
+from collegium.base.terminal import is_main_rank, say
 from collegium.evaluation.continual import continual_figures
 from collegium.evaluation.language_modeling import DocumentSums
 from collegium.evaluation.model_figures import measure_model
@@ -25,6 +25,7 @@ from collegium.pipeline.comparison import STUDENT, beside_others, student_evalua
 from collegium.report.curves import curves_of
 from collegium.report.evaluation import Continual, Curve, Evaluation
 from collegium.report.evaluation_file import save_evaluation
+from collegium.report.metric_names import STEP, TRAIN_RUNTIME
 from collegium.report.words import verdict
 from collegium.signals.metrics import read_jsonl
 
@@ -62,7 +63,13 @@ def initial_student(run: Run) -> PreTrainedModel:
 def logged_curves(folder: Path | None) -> dict[str, Curve]:
     """Curves that were logged while the student was trained, thinned out; empty if none were."""
     path = None if folder is None else folder / "metrics.jsonl"
-    return {} if path is None or not path.exists() else curves_of(read_jsonl(path))
+    if path is None or not path.exists():
+        return {}
+    records = read_jsonl(path)
+    last = records[-1] if records else {}
+    if STEP in last and not any(name.endswith(TRAIN_RUNTIME) for name in last):
+        say(f"{path}: was cut off, its last line is of step {last[STEP]}: curves end there")
+    return curves_of(records)
 
 
 def compare_with_past(run: Run, tables: Mapping[str, DocumentSums]) -> Continual | None:

@@ -4,18 +4,23 @@ The mean of the means of micro-batches of unequal length is not the mean over to
 members stay tensors on the device until `reduce_means`, so no step waits for a metric.
 """
 
-import json
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from collegium.base.digests import sealed_line, unsealed_line
 from collegium.base.finite import null_where_unknown
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ class JsonlWriter:
     def write(self, record: Mapping[str, Any]) -> None:
         """Append `record`; numbers that JSON does not know become null."""
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(null_where_unknown(record)) + "\n")
+            file.write(sealed_line(null_where_unknown(record)) + "\n")
 
     def keep(self, *, up_to_step: int) -> None:
         """Drop torn lines and those after `up_to_step`, as a resumed run writes them again."""
@@ -91,16 +96,50 @@ class JsonlWriter:
             return
         kept = [line for line in read_jsonl(self._path) if line.get("step", 0) <= up_to_step]
         temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        temporary.write_text("".join(sealed_line(line) + "\n" for line in kept), encoding="utf-8")
         temporary.replace(self._path)
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Whole lines of `path`; a torn last line is left out."""
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    """Lines of `path` that are as they were written; it is said which are not, and left out.
+
+    Each line carries its digest. Those of earlier versions do not, and are taken as they are. A last line that a
+    crash tore is no damage.
+    """
+    found = _read(path)
+    if found.damaged:
+        shown = ", ".join(map(str, found.damaged[:5])) + (", ..." if len(found.damaged) > 5 else "")
+        _warn(
+            f"{path}: {len(found.damaged)} of its lines (line {shown}) are not as they were written and are left "
+            "out: curves and weights of teachers lack these steps"
+        )
+    return found.records
+
+
+@cache
+def _warn(sentence: str) -> None:
+    logger.warning("%s", sentence)
+
+
+class _Lines(NamedTuple):
+    """Records of whole lines, and the numbers of damaged ones."""
+
+    records: list[dict[str, Any]]
+    damaged: list[int]
+
+
+def _read(path: Path) -> _Lines:
+    whole: dict[int, tuple[dict[str, Any], bool]] = {}
+    damaged = []
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    for number, line in enumerate(lines, 1):
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return records
+            if line:
+                whole[number] = unsealed_line(line)
+        except (ValueError, RecursionError):
+            if number < len(lines):
+                damaged.append(number)
+    if any(is_sealed for _, is_sealed in whole.values()):  # then every line was
+        damaged += [number for number, (_, is_sealed) in whole.items() if not is_sealed]
+        whole = {number: line for number, line in whole.items() if line[1]}
+    return _Lines([record for record, _ in whole.values()], sorted(damaged))

@@ -4,14 +4,13 @@ Nothing is trained that stays: the trial's folder is removed. What was found is 
 report puts it beside what the run took.
 """
 
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from collegium.assembly.objective import build_rule
 from collegium.assembly.run import Run
 from collegium.assembly.tokenizer_comparison import compare_teachers, sample_text
-from collegium.base.durable import write_text
+from collegium.base.digests import write_sealed
 from collegium.base.errors import RecipeError, UserError
 from collegium.base.progress import Phase
 from collegium.base.terminal import is_main_rank
@@ -89,7 +88,7 @@ def preflight(
     result = replace(result, verdict=(*lines, *cost_lines))
     if is_main_rank():  # beside what the run will take, once it is known
         found = {"recipe": recipe.fingerprint, **preflight_as_json(result, cost)}
-        write_text(recipe.run_dir / PREFLIGHT, json.dumps(found, indent=1))
+        write_sealed(recipe.run_dir / PREFLIGHT, found, indent=1)
     return result, cost
 
 
