@@ -58,6 +58,24 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def open_to_umask(folder: Path) -> None:
+    """Give a folder, and all that is in it, the permissions that the user's umask leaves.
+
+    `tempfile` and safetensors write for the owner alone, and a colleague could not read the weights. What the
+    umask leaves is seen in a file that is made for it: a process cannot ask for its umask without changing it.
+    """
+    probe = folder / ".umask"
+    probe.touch()
+    mode = probe.stat().st_mode & 0o666
+    probe.unlink()
+    for path in (folder, *folder.rglob("*")):
+        if path.is_symlink():
+            continue
+        kept = path.stat().st_mode & (0o7000 if path.is_dir() else 0o111)
+        entered = (mode & 0o444) >> 2 if path.is_dir() else 0  # by whoever may read it
+        path.chmod(mode | kept | entered)
+
+
 def sync_folder(folder: Path) -> None:
     """Make what was created, renamed or removed in `folder` outlast a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)

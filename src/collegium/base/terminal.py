@@ -7,7 +7,6 @@ that costs a tenth of a second.
 
 import atexit
 import contextlib
-import errno
 import json
 import math
 import os
@@ -16,6 +15,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TextIO
+
+from collegium.base.streams import perhaps_unread
 
 
 if TYPE_CHECKING:
@@ -36,24 +37,14 @@ def is_main_rank() -> bool:
 def say(text: str, *, on_every_rank: bool = False) -> None:
     """A line of progress, which costs nobody a run if there is no one left to read it."""
     if on_every_rank or is_main_rank():
-        with _perhaps_unread():
+        with perhaps_unread(2):
             print(text, file=sys.stderr, flush=True)
 
 
-@contextlib.contextmanager
-def _perhaps_unread() -> Iterator[None]:
-    """Pass over errors of writing to stderr.
-
-    A terminal that was closed, or a `tee` that got the same Ctrl-C, fails every write. It is then replaced for
-    good, since what is left in a buffer would fail once more when the process ends, and spoil its exit code.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.EIO, errno.EPIPE):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, 2)
-            os.close(nowhere)
+def show(text: str) -> None:
+    """A result for people, on stdout."""
+    with perhaps_unread(1):
+        print(text, flush=True)
 
 
 def is_terminal(stream: TextIO) -> bool:
@@ -81,7 +72,7 @@ class Bar:
         if not is_main_rank() or now - self._last < DRAWN_INTERVAL:
             return
         self._last = now
-        with _perhaps_unread():
+        with perhaps_unread(2):
             self._draw(text, pace, done or 0.0, total)
 
     def _draw(self, text: str, pace: str, done: float, total: float | None) -> None:
@@ -96,7 +87,7 @@ class Bar:
     def clear(self) -> None:
         """Take the line away."""
         if self._drawn is not None:
-            with _perhaps_unread():
+            with perhaps_unread(2):
                 self._drawn.stop()
             atexit.unregister(self._drawn.stop)
             self._drawn = None
@@ -127,7 +118,7 @@ def _new_bar() -> "Progress":
 def restore_cursor() -> None:
     """Leave the terminal as it was where a process ends without printing more."""
     if is_terminal(sys.stderr):
-        with _perhaps_unread():
+        with perhaps_unread(2):
             os.write(2, b"\r\x1b[K\x1b[?25h")
 
 
@@ -151,7 +142,8 @@ _documents: ContextVar[TextIO | None] = ContextVar("documents", default=None)
 def show_json(content: Mapping[str, Any], *, indent: int | None = None) -> None:
     """A result for programs, on one line of stdout unless it is to be indented."""
     if is_main_rank():
-        print(json.dumps(content, indent=indent), file=_documents.get() or sys.stdout, flush=True)
+        with perhaps_unread(1):
+            print(json.dumps(content, indent=indent), file=_documents.get() or sys.stdout, flush=True)
 
 
 def show_table(
@@ -167,7 +159,7 @@ def show_table(
     if is_terminal(sys.stdout):
         _show_rich(title, columns, rows, highlight)
     else:
-        print(plain_table(title, columns, rows), flush=True)
+        show(plain_table(title, columns, rows))
 
 
 def plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -16,11 +16,20 @@ from typing import Any, TextIO
 from collegium.base.allocator import keep_freed_memory
 from collegium.base.errors import DISK_FULL, UserError
 from collegium.base.interruption import stop_signals, watch_launcher
+from collegium.base.streams import nobody_reads_results, open_closed, perhaps_unread
 from collegium.base.terminal import is_main_rank, only_json, restore_cursor, say, show_json
+
+
+RESUMING = ("prepare", "train", "cache", "demo", "reproduce")
+"""Commands that go on where they were stopped; the others begin again."""
+
+NOT_RESUMING = (["verify"], ["export"])
+"""Of those of `collegium cache`."""
 
 
 def conclude(command: Callable[[], Any]) -> int:
     """Run a command and return its exit code; a failure that a user can fix is reported in one line."""
+    open_closed()
     _quiet_libraries()
     keep_freed_memory()
     watch_launcher()
@@ -32,9 +41,13 @@ def _exit_code_of(command: Callable[[], Any]) -> int:
     try:
         with only_json(wants_json()):
             result = command()
+        with perhaps_unread(1):
+            sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except UserError as error:
         return _fail(error, str(error), error.exit_code)
+    except BrokenPipeError as error:  # such as of `--help`, which is not printed by us
+        return 0 if nobody_reads_results() else _fail(error, _describe(error), 74)
     except OSError as error:
         return _fail(error, _describe(error), 74)
     except Exception as error:
@@ -44,6 +57,12 @@ def _exit_code_of(command: Callable[[], Any]) -> int:
 def wants_json() -> bool:
     """Tell whether `--json` was given, even on a command line that cannot be parsed."""
     return "--json" in sys.argv[1:]
+
+
+def _resumes() -> bool:
+    """Tell whether the command that was typed goes on where it was stopped."""
+    words = [word for word in sys.argv[1:] if not word.startswith("-")]
+    return bool(words) and words[0] in RESUMING and words[1:2] not in NOT_RESUMING
 
 
 def _other(error: Exception) -> int:
@@ -82,9 +101,10 @@ def _stop_at_once(number: int, _: Any) -> None:
 
 
 def _say_stopped(number: int) -> None:
-    message = f"stopped by {signal.Signals(number).name}; the same command resumes"
+    message = f"stopped by {signal.Signals(number).name}" + ("; the same command resumes" if _resumes() else "")
     restore_cursor()
-    os.write(2, f"collegium: {message}\n".encode())
+    with perhaps_unread(2):
+        os.write(2, f"collegium: {message}\n".encode())
     if wants_json():
         content = {"error": {"type": "Stopped", "message": message, "exit_code": 128 + number}}
         os.write(1, f"{json.dumps(content)}\n".encode())
@@ -93,7 +113,8 @@ def _say_stopped(number: int) -> None:
 def _describe(error: OSError) -> str:
     place = f"{error.filename}: " if error.filename else ""
     if error.errno in DISK_FULL:
-        return f"{place}the disk is full; free some space and run the same command again to resume"
+        again = "the same command again" + (" to resume" if _resumes() else "")
+        return f"{place}the disk is full; free some space and run {again}"
     return f"{place}{error.strerror or error}"
 
 

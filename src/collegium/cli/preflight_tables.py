@@ -2,7 +2,7 @@
 
 import math
 
-from collegium.base.terminal import duration, is_main_rank, number_row, show_json, show_table, size
+from collegium.base.terminal import duration, is_main_rank, number_row, show, show_json, show_table, size
 from collegium.cli.tables import show_temperatures, show_tokenizers
 from collegium.evaluation.cost import RunCost
 from collegium.evaluation.preflight import Preflight
@@ -98,7 +98,7 @@ def _show_cost(cost: RunCost) -> None:
 
 def _show_line(text: str) -> None:
     if is_main_rank():
-        print(text, flush=True)
+        show(text)
 
 
 def duration_with_tenths(seconds: float) -> str:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from collegium.base.terminal import show_json
+from collegium.base.terminal import show, show_json
 from collegium.cli.completion import formats
 from collegium.cli.recipe import AsJson
 
@@ -26,7 +26,7 @@ def report(
     if as_json:
         show_json(made)
     else:
-        print(made["page"])
+        show(made["page"])
 
 
 def push(

@@ -9,6 +9,7 @@ from collegium.base.errors import DataError
 from collegium.base.terminal import (
     is_main_rank,
     say,
+    show,
     show_json,
     show_table,
 )
@@ -79,7 +80,7 @@ def show_tokenizers(pairs: Sequence[Comparison]) -> None:
 
 def _show_line(text: str) -> None:
     if is_main_rank():
-        print(text, flush=True)
+        show(text)
 
 
 def _facts(student: TokenizerFacts, own: TokenizerFacts) -> list[list[str]]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from collegium.base.durable import sync_folder, write_text
+from collegium.base.durable import open_to_umask, sync_folder, write_text
 from collegium.base.errors import DataError
 from collegium.base.progress import Phase
 from collegium.export.formats import Format
@@ -106,6 +106,7 @@ def require_parity(parity: Parity, min_agreement: float, what: str, reader: str)
 
 
 def _publish(temporary: Path, output: Path) -> None:
+    open_to_umask(temporary)
     for file in temporary.rglob("*"):
         descriptor = os.open(file, os.O_RDONLY)
         try:

@@ -20,7 +20,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig, PreTrainedModel
 
 from collegium.base.digests import verify_folder, write_digests
-from collegium.base.durable import disk_errors
+from collegium.base.durable import disk_errors, open_to_umask
 from collegium.base.errors import DataError, pass_on_full_disk
 from collegium.base.known_digests import content_digest
 from collegium.base.progress import Phase
@@ -91,8 +91,8 @@ def _dequantize(parts: list[Path], target: Path, path: Path) -> None:
             joined.unlink()
         with disk_errors(temporary):
             model.save_pretrained(temporary)
+        open_to_umask(temporary)
         write_digests(temporary)
-        temporary.chmod(0o755)
         temporary.rename(target)
     except OSError:
         if not (target / "config.json").exists():  # else another process was first

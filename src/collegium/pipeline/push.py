@@ -22,7 +22,7 @@ from collegium.base.digests import card_is_edited, verify_student
 from collegium.base.errors import DataError, HubError, RecipeError, one_line
 from collegium.base.progress import Phase
 from collegium.base.references import is_offline
-from collegium.base.terminal import say, show_json, show_table
+from collegium.base.terminal import say, show, show_json, show_table
 from collegium.report.card.licences import obstacles
 from collegium.report.card.on_disk import CARD_NAME, is_hub_id
 from collegium.report.card.public_recipe import public_path
@@ -234,7 +234,7 @@ def show_upload(upload: Upload, *, as_json: bool) -> None:
     seen = "private" if upload.private else "public"
     title = f"Would be uploaded to {upload.repo_id} ({seen}); nothing was"
     show_table(title, ["file", "bytes"], [[name, f"{size:,}"] for name, size in upload.sizes.items()])
-    print(f"\n{upload.card}")
+    show(f"\n{upload.card}")
 
 
 def show_push(pushed: Mapping[str, Any], *, as_json: bool) -> None:

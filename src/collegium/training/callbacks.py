@@ -68,11 +68,13 @@ class StopOnSignal(TrainerCallback):
     def __init__(self) -> None:
         self._received = 0
         self._received_at = 0.0
+        self._outer: Any = None
         self._stopped_by = 0
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
         """Handle signals inside the block, around the whole training."""
+        self._outer = signal.getsignal(signal.SIGINT)
         with stop_signals(self._receive):
             yield
             self._agree()  # on a signal after the last step, which would otherwise pass unheard
@@ -84,6 +86,8 @@ class StopOnSignal(TrainerCallback):
             say("stopping after this step; once more stops at once")
         elif number != HANG_UP and time.monotonic() - self._received_at > _ONE_WISH:
             # The user has lost patience, or a scheduler will kill the process soon.
+            if callable(self._outer) and self._outer is not signal.default_int_handler:
+                self._outer(number, frame)  # the command line's, which says so and ends the process
             raise SystemExit(128 + number)
 
     def _agree(self) -> None:

@@ -31,7 +31,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from collegium.base.digest import json_digest
-from collegium.base.durable import disk_errors, file_digest, sync_folder
+from collegium.base.durable import disk_errors, file_digest, open_to_umask, sync_folder
 from collegium.base.errors import DataError
 
 
@@ -135,6 +135,7 @@ class CheckpointDirectory:
                     save_file(dict(content), temporary / f"{name}.safetensors")
             for name, document in documents.items():
                 _write_json(temporary / f"{name}.json", document)
+            open_to_umask(temporary)
             # Last, so that a folder with a manifest has all of its files; hashed as they lie on disk.
             (temporary / MANIFEST).write_text(_manifest_text(step, _digests(temporary)), encoding="utf-8")
             _sync(temporary)

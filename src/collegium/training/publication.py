@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from collegium.alignment.tokenizer_match import tokenizer_difference
 from collegium.base.digests import DIGESTS_NAME, write_digests
-from collegium.base.durable import disk_errors
+from collegium.base.durable import disk_errors, open_to_umask
 from collegium.base.errors import DataError
 from collegium.base.progress import Phase
 from collegium.data.blocks import PackedBlocks
@@ -101,6 +101,7 @@ def _publish(
                 read_back(temporary, student, saved, tokenizer, blocks)
             if isinstance(student, PeftModel):
                 _write_adapter(student, temporary / ADAPTER)
+            open_to_umask(temporary)
             write_digests(temporary)
         _move(temporary, folder)
     finally:
