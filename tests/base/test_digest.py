@@ -16,7 +16,7 @@ from collegium.data.settings import PrepareSettings, SourceLimits
 from collegium.data.sources import FileSource
 from collegium.data.tokenization import DocumentTokenizer
 from collegium.recipe.file import load_recipe
-from collegium.training.checkpoint import _manifest_text
+from collegium.training.checkpoint_files import manifest_text
 from tests.support.pico import byte_tokenizer
 
 
@@ -75,7 +75,9 @@ def test_fingerprints_are_those_of_earlier_releases(text_file):
         "cache": manifest().identity,
         "cache with settings": with_settings.identity,
         "cache file": json.loads(manifest().to_bytes())["sha256"],
-        "checkpoint": json.loads(_manifest_text(7, {"model.safetensors": {"sha256": "ab", "bytes": 1}}))["sha256"],
+        "checkpoint": json.loads(manifest_text(7, {"model.safetensors": {"sha256": "ab", "bytes": 1}}, 1))[
+            "sha256"
+        ],
         "tokenizer": tokenizer_fingerprint(byte_tokenizer()),
         "tokens": TokenBytes(byte_tokenizer()).fingerprint,
         "tokenization": DocumentTokenizer(byte_tokenizer(), add_bos=False, add_eos=True).identity,

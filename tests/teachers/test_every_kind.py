@@ -1,5 +1,6 @@
 """The promises of the `Teacher` protocol, kept by every kind of teacher that there is."""
 
+import json
 from dataclasses import fields
 
 import pytest
@@ -85,6 +86,7 @@ def test_it_answers_everything_that_the_protocol_asks(teacher):
     assert isinstance(teacher, Teacher)
     assert teacher.name == "pico" and teacher.fingerprint
     assert teacher.provides and teacher.provides <= frozenset(Capability)
+    assert json.loads(json.dumps(dict(teacher.settings))) == dict(teacher.settings)
 
 
 def test_its_signal_has_a_row_for_each_position(teacher):

@@ -5,6 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import datasets
+import numpy as np
+import pyarrow.compute as pc
+import xxhash
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
@@ -14,11 +17,16 @@ from collegium.data.given_tokens import GivenTokens
 from collegium.data.packing import Packer, blocks_to_table
 from collegium.data.rows import Columns
 from collegium.data.signs import TextSigns
-from collegium.data.stored_blocks import StoredBlocks
+from collegium.data.stored_blocks import DOMAIN, StoredBlocks
 from collegium.data.tokenization import DocumentTokenizer
 
 
 logger = logging.getLogger(__name__)
+
+
+_SEGMENT_COLUMNS = {f"segment_{of}" for of in ("lengths", "documents", "bytes", "starts", "ends", "prompts")}
+_COLUMNS = {"input_ids", DOMAIN, *_SEGMENT_COLUMNS}
+_ROWS_AT_ONCE = 4096
 
 
 class PackedBlocks(Dataset[dict[str, Any]]):
@@ -45,11 +53,37 @@ class PackedBlocks(Dataset[dict[str, Any]]):
         row: dict[str, Any] = self.dataset[index]
         return {**row, "sample_id": self._sample_ids[index]}
 
+    @property
+    def digest(self) -> str:
+        """Identity of all rows, their order and numbers, by content; 0.2 s for 10 million tokens in memory."""
+        state = xxhash.xxh3_128(np.asarray(self._sample_ids, np.int64).tobytes())
+        if isinstance(self.dataset, StoredBlocks):
+            state.update(self.dataset.digest.encode())
+            return state.hexdigest()
+        for name in sorted(set(self.dataset.column_names) & _COLUMNS):
+            state.update(name.encode())
+            state.update(_column_digest(self.dataset, name))
+        return state.hexdigest()
+
     def take(self, num_blocks: int) -> "PackedBlocks":
         """At most `num_blocks` blocks, evenly spaced over all; they keep their `sample_id`."""
         num_blocks = min(num_blocks, len(self))
         indices = [i * len(self) // num_blocks for i in range(num_blocks)]
         return PackedBlocks(self.dataset.select(indices), [self._sample_ids[i] for i in indices])
+
+
+def _column_digest(dataset: datasets.Dataset, name: str) -> bytes:
+    """Digest of a column's values and of the lengths of its lists, however it is laid out in memory."""
+    values = xxhash.xxh3_128()
+    lengths = xxhash.xxh3_128()
+    for table in dataset.select_columns([name]).with_format("arrow").iter(_ROWS_AT_ONCE):
+        for chunk in table[name].chunks:
+            if name == DOMAIN:
+                values.update("\0".join([*chunk.to_pylist(), ""]).encode())
+                continue
+            lengths.update(np.asarray(pc.list_value_length(chunk), np.int64).tobytes())
+            values.update(np.asarray(pc.list_flatten(chunk), np.int64).tobytes())
+    return values.digest() + lengths.digest()
 
 
 def pack_documents(

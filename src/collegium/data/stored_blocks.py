@@ -199,6 +199,16 @@ class StoredBlocks:
         """Some of the rows, by their numbers among these."""
         return StoredBlocks(self._files, np.asarray(self._rows, np.int64)[np.asarray(rows, np.int64)])
 
+    @property
+    def digest(self) -> str:
+        """Identity of the rows and their order, by the digests of what was read when the files were opened."""
+        state = xxhash.xxh3_128()
+        for file in self._files:
+            state.update(np.array([[batch.digest, batch.rows] for batch in file.batches], np.uint64).tobytes())
+        if not isinstance(self._rows, range):
+            state.update(np.ascontiguousarray(self._rows, np.int64).data)
+        return state.hexdigest()
+
     def columns(self, names: Sequence[str]) -> pa.Table:
         """Some columns of all rows."""
         parts = [self._read(place).select(list(names)) for place in range(len(self._places))]

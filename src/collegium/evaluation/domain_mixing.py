@@ -88,6 +88,13 @@ class DomainMixing:
         """Names in the order of the proportions."""
         return list(self._trained)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the proportions beside student, teachers and text."""
+        sizes = {domain: len(indices) for domain, indices in self._trained.items()}
+        own = {"every": self.every, "alpha": self._alpha, "max_ratio": self._max_ratio}
+        return {**own, "rule": self._rule, "samples": sizes}
+
     def order(self, *, samples_per_step: int, seed: int, total: int) -> DomainOrder:
         """The order of samples; it sees rounds that are added later."""
         return DomainOrder(

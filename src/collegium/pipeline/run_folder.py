@@ -21,7 +21,7 @@ def claim_run_dir(recipe: Recipe, run_dir: Path) -> None:
     other = require_free(recipe, run_dir)
     if not is_main_rank():
         return
-    if other is not None and other.fingerprint != recipe.fingerprint:
+    if other is not None and other.fingerprint != recipe.fingerprint and not _has_begun(run_dir):
         # What was chosen for a student's layers, for all that is pruned, and for temperatures.
         for name in ("kept_layers.json", "kept.json", "temperatures.json"):
             (run_dir / name).unlink(missing_ok=True)
@@ -46,11 +46,23 @@ def require_free(recipe: Recipe, run_dir: Path) -> Recipe | None:
             f"{run_dir}: holds a run whose recipe this version does not read; "
             f"give another output_dir or name, or delete the folder\n{error}"
         ) from error
-    begun = (run_dir / "student").exists() or any(run_dir.glob("checkpoints/checkpoint-*"))
-    if begun and other.fingerprint != recipe.fingerprint:
+    goes_on = not (run_dir / "student").exists() and _is_cut_otherwise(other, recipe)
+    if _has_begun(run_dir) and other.fingerprint != recipe.fingerprint and not goes_on:
         changed = "; ".join(differences(other, recipe)[:3])
         raise RecipeError(
             f"{run_dir}: holds a run of another recipe (there and here: {changed}); "
             "give another output_dir or name, or delete the folder"
         )
     return other
+
+
+def _has_begun(run_dir: Path) -> bool:
+    return (run_dir / "student").exists() or any(run_dir.glob("checkpoints/checkpoint-*"))
+
+
+def _is_cut_otherwise(other: Recipe, recipe: Recipe) -> bool:
+    """Whether only the division of a step into batches differs; checkpoints know how many samples that is."""
+    split = {"batch_size", "gradient_accumulation"}
+    as_here = recipe.training.model_dump(include=split)
+    training = other.training.model_copy(update=as_here)
+    return other.model_copy(update={"training": training}).fingerprint == recipe.fingerprint

@@ -265,6 +265,11 @@ class Teacher(Protocol):
         ...
 
     @property
+    def settings(self) -> Mapping[str, Any]:
+        """All that decides its distributions beside its fingerprint, such as temperatures, as plain values."""
+        ...
+
+    @property
     def is_cached(self) -> bool:
         """True if it is read from a cache, and so knows stored text only."""
         ...

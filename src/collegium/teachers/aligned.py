@@ -8,8 +8,8 @@ Planning takes numpy and a tokenizer only, so workers of the data loader do it (
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -153,6 +153,13 @@ class AlignedTeacher:
     def fingerprint(self) -> str:
         """Identity of the teacher and of the student's vocabulary."""
         return f"{self.teacher.fingerprint}/to:{self.aligner.student.fingerprint}"
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The teacher's, what is carried of it, and the temperatures of that."""
+        weight_temperature, target_temperature = self._temperatures
+        carried = {"weight_temperature": weight_temperature, "target_temperature": target_temperature}
+        return {**self.teacher.settings, **asdict(self._policy), **carried}
 
     @property
     def is_cached(self) -> bool:

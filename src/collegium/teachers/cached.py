@@ -96,6 +96,15 @@ class CachedTeacher(TeacherDefaults):
         return f"{self.manifest.teacher.fingerprint}/{self.manifest.identity}"
 
     @property
+    def settings(self) -> Mapping[str, Any]:
+        """Temperatures, and the use of what is not listed."""
+        return {
+            "weight_temperature": self._weight_temperature,
+            "target_temperature": self._target_temperature,
+            "tail": self._tail,
+        }
+
+    @property
     def is_cached(self) -> bool:
         """True: it knows the text of its cache only."""
         return True

@@ -5,6 +5,7 @@ says only where it differs; one that wraps another teacher passes each question 
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -16,6 +17,11 @@ from collegium.signals.own_vocabulary import OwnVocabulary
 
 class TeacherDefaults:
     """Gives a teacher everything but `name`, `provides`, `fingerprint` and `score`."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """None: nothing but its fingerprint decides what it says."""
+        return {}
 
     @property
     def is_cached(self) -> bool:

@@ -5,11 +5,11 @@ at a time. Adapters over one base share its weights: five adapter teachers of a 
 once, not five times.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from typing import cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -120,6 +120,12 @@ class LocalTeacher(TeacherDefaults):
         # Logits are made later, when another teacher's adapter may be selected: then the head selects its own.
         holds_adapters = isinstance(head.projection, BaseTunerLayer | ModulesToSaveWrapper)
         self._head: Head = AdapterHead(head, self._base, adapter) if holds_adapters else head
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Temperatures."""
+        weight_temperature, target_temperature = self._temperatures
+        return {"weight_temperature": weight_temperature, "target_temperature": target_temperature}
 
     @cached_property
     def provides(self) -> frozenset[Capability]:

@@ -67,6 +67,11 @@ class RestrictedTeacher:
         return self._teacher.fingerprint
 
     @property
+    def settings(self) -> Mapping[str, Any]:
+        """The teacher's, and its domains."""
+        return {**self._teacher.settings, "domains": list(self._domains)}
+
+    @property
     def is_cached(self) -> bool:
         """True if the teacher is."""
         return self._teacher.is_cached

@@ -10,9 +10,8 @@ import json
 import logging
 import os
 import random
-import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,23 +21,26 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 
-from collegium.base.digest import json_digest
-from collegium.base.durable import disk_errors, file_digest, open_to_umask, sync_folder
+from collegium.base.durable import disk_errors, open_to_umask, sync_folder
 from collegium.base.errors import DataError
+from collegium.training.checkpoint_files import (
+    FOLDER,
+    MANIFEST,
+    ForeignCheckpointError,
+    digests_of,
+    has_json,
+    manifest_text,
+    read_json,
+    require_ours,
+    verify,
+)
+from collegium.training.optimizer_state import load_optimizer_state, optimizer_state, plain_name
 
 
 logger = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
-_FOLDER = re.compile(r"checkpoint-(\d+)")
 _TEMPORARY_PREFIX = ".writing-"
 _RENAMED = {"objective.course.": "objective.divergence_schedule."}
 """Beginnings of names in checkpoints of earlier versions, and those of today."""
@@ -70,10 +72,18 @@ class TrainingState:
 
     def load_optimizer(self, path: Path) -> None:
         """Load the optimizer and the other stateful objects."""
-        load_optimizer_state(self.model, self.optimizer, path)
+        tensors = load_file(path / "optimizer.safetensors")
+        load_optimizer_state(self.model, self.optimizer, tensors, read_json(path, "optimizer"), where=str(path))
         for name, part in self.stateful.items():
-            if part is not None:
-                part.load_state_dict(read_json(path, name))
+            if part is None and not has_json(path, name):
+                continue
+            if part is None or not has_json(path, name):
+                without, has = ("this run", "the checkpoint") if part is None else ("the checkpoint", "this run")
+                raise DataError(
+                    f"{path}: {has} has a {name}, {without} has none: put that back, or start again in another "
+                    "output_dir"
+                )
+            part.load_state_dict(read_json(path, name))
 
 
 class CheckpointDirectory:
@@ -89,11 +99,17 @@ class CheckpointDirectory:
         self.keep = keep
 
     def newest_whole(self) -> Path | None:
-        """Newest checkpoint whose every file is as it was written; damaged ones are named and passed over."""
+        """Newest checkpoint whose every file is as it was written; damaged ones are named and passed over.
+
+        Raises:
+            ForeignCheckpointError: one is of another program, or of a newer version.
+        """
         # A damaged one costs the steps since the one before; to refuse it would cost the whole run.
         for path in reversed(self.list()):
             try:
                 verify(path)
+            except ForeignCheckpointError:
+                raise
             except DataError as error:
                 logger.warning("%s; passed over", error)
             else:
@@ -104,8 +120,17 @@ class CheckpointDirectory:
         """Published checkpoints, oldest first."""
         if not self.directory.is_dir():
             return []
-        steps = {path: _FOLDER.fullmatch(path.name) for path in self.directory.iterdir()}
+        steps = {path: FOLDER.fullmatch(path.name) for path in self.directory.iterdir()}
         return sorted((path for path, match in steps.items() if match), key=step_of)
+
+    def require_ours(self) -> None:
+        """See that each checkpoint in the folder is ours, before one is written over or dropped for being old.
+
+        Raises:
+            ForeignCheckpointError: one is of another program, or of a newer version.
+        """
+        for path in self.list():
+            require_ours(path)
 
     def save(self, state: TrainingState, step: int, *, write: bool) -> None:
         """Collect on every rank, and publish on the one that writes."""
@@ -137,7 +162,7 @@ class CheckpointDirectory:
                 _write_json(temporary / f"{name}.json", document)
             open_to_umask(temporary)
             # Last, so that a folder with a manifest has all of its files; hashed as they lie on disk.
-            (temporary / MANIFEST).write_text(_manifest_text(step, _digests(temporary)), encoding="utf-8")
+            (temporary / MANIFEST).write_text(manifest_text(step, digests_of(temporary)), encoding="utf-8")
             _sync(temporary)
             if target.exists():  # a damaged one that a resumed run passed over
                 shutil.rmtree(target)
@@ -149,12 +174,12 @@ class CheckpointDirectory:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         # Only now: an older checkpoint is deleted when a newer one is safe.
-        self.drop_old()
+        self.drop_old(step)
         return target
 
-    def drop_old(self) -> None:
-        """Keep the newest `keep` checkpoints."""
-        for path in self.list()[: -self.keep]:
+    def drop_old(self, step: int) -> None:
+        """Keep the newest `keep` checkpoints of those up to a step; later ones are of a run before this one."""
+        for path in [path for path in self.list() if step_of(path) <= step][: -self.keep]:
             # Renamed first, so that a crash while deleting leaves no torn checkpoint under its name.
             doomed = path.with_name(f"{_TEMPORARY_PREFIX}{path.name}")
             shutil.rmtree(doomed, ignore_errors=True)
@@ -170,40 +195,9 @@ class CheckpointDirectory:
 
 def step_of(path: Path) -> int:
     """Optimizer steps done at a checkpoint."""
-    match = _FOLDER.fullmatch(path.name)
+    match = FOLDER.fullmatch(path.name)
     assert match is not None, f"{path} is a checkpoint folder"
     return int(match.group(1))
-
-
-def verify(path: Path) -> None:
-    """Compare every file with the manifest.
-
-    Raises:
-        DataError: names the first file that is missing or changed.
-    """
-    try:
-        text = (path / MANIFEST).read_text(encoding="utf-8")
-        manifest = json.loads(text)
-        expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
-        is_as_written = text == _manifest_text(manifest["step"], manifest["files"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: {MANIFEST} cannot be read ({error})") from None
-    if not is_as_written:
-        raise DataError(f"{path}: {MANIFEST} is not as it was written (its own SHA-256 differs)")
-    # A file too many is refused as well: nobody knows who wrote it, or whether it belongs here.
-    present = {file.name for file in path.iterdir()} - {MANIFEST}
-    if present != set(expected):
-        raise DataError(f"{path}: holds {sorted(present)}, the manifest names {sorted(expected)}")
-    for name, (size, digest) in expected.items():
-        file = path / name
-        # The size first: it is known at once, and most damage is a file that was cut off.
-        if file.stat().st_size != size or file_digest(file) != digest:
-            raise DataError(f"{path}: {name} is not as it was written (size or SHA-256 differs)")
-
-
-def read_json(path: Path, name: str) -> Any:
-    """Content of one JSON file of a checkpoint."""
-    return json.loads((path / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def model_state(model: nn.Module) -> dict[str, Tensor]:
@@ -222,15 +216,44 @@ def _is_first(name: str, tensor: Tensor, seen: dict[int, str]) -> bool:
 
 
 def load_model_state(model: nn.Module, path: Path) -> None:
-    """Load what `model_state` gave, into sharded models too."""
-    # Not strict, since frozen weights are missing; weights that nobody asked for are an error below.
-    options = StateDictOptions(full_state_dict=True, strict=False)
+    """Load what `model_state` gave, into sharded models too.
+
+    Raises:
+        DataError: other parameters are trained, or of other shapes; names one.
+    """
     weights: dict[str, Any] = {
         _name_of_today(name): tensor for name, tensor in load_file(path / "model.safetensors").items()
     }
-    result = set_model_state_dict(model, weights, options=options)
-    if result.unexpected_keys:
-        raise DataError(f"{path}: holds weights that this recipe's model has not: {result.unexpected_keys[:3]}")
+    _require_same_parameters(model, weights, path)
+    # Not strict, since frozen weights are missing; all others were compared.
+    options = StateDictOptions(full_state_dict=True, strict=False)
+    set_model_state_dict(model, weights, options=options)
+
+
+def _require_same_parameters(model: nn.Module, stored: Mapping[str, Tensor], path: Path) -> None:
+    options = StateDictOptions(ignore_frozen_params=True)
+    now: dict[str, Any] = get_model_state_dict(model, options=options)
+    own = {plain_name(name): parameter for name, parameter in model.named_parameters(remove_duplicate=False)}
+    held = {id(own[name]) for name in stored if name in own}
+    added = [name for name in now if name not in stored and not (name in own and id(own[name]) in held)]
+    gone = [name for name in stored if name not in now]
+    reshaped = [name for name, tensor in stored.items() if name in now and now[name].shape != tensor.shape]
+    if added:
+        _refuse(path, added, "is trained now, and was frozen or absent when the checkpoint was written")
+    if gone:
+        is_there = "is frozen now" if gone[0] in own else "is not in the model now"
+        _refuse(path, gone, f"was trained when the checkpoint was written, and {is_there}")
+    if reshaped:
+        then, here = list(stored[reshaped[0]].shape), list(now[reshaped[0]].shape)
+        _refuse(path, reshaped, f"has shape {then} in the checkpoint and {here} in the model")
+
+
+def _refuse(path: Path, names: Sequence[str], reason: str) -> None:
+    others = f", and so on for {len(names) - 1} more" if len(names) > 1 else ""
+    raise DataError(
+        f"{path}: {names[0]} {reason}{others}: train the same parameters as before, or start again in another "
+        "output_dir"
+    )
 
 
 def _name_of_today(name: str) -> str:
@@ -238,32 +261,6 @@ def _name_of_today(name: str) -> str:
         if name.startswith(before):
             return now + name.removeprefix(before)
     return name
-
-
-def optimizer_state(
-    model: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """Optimizer state by parameter name: its tensors, and its parameter groups; empty but on the first rank."""
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    state: dict[str, Any] = get_optimizer_state_dict(model, optimizer, options=options)
-    tensors = {
-        f"{parameter}.{name}": torch.as_tensor(value).contiguous()
-        for parameter, values in state.get("state", {}).items()
-        for name, value in values.items()
-    }
-    return tensors, state.get("param_groups", [])
-
-
-def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, path: Path) -> None:
-    """Load what `optimizer_state` gave, into sharded optimizers too."""
-    state: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in load_file(path / "optimizer.safetensors").items():
-        # Names of parameters have dots of their own, those of optimizer state (`exp_avg`) have none.
-        parameter, _, name = key.rpartition(".")
-        state.setdefault(parameter, {})[name] = tensor
-    content: dict[str, Any] = {"state": state, "param_groups": read_json(path, "optimizer")}
-    options = StateDictOptions(full_state_dict=True)
-    set_optimizer_state_dict(model, optimizer, content, options=options)
 
 
 def random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -305,19 +302,6 @@ def _all_ranks(state: Tensor) -> list[Tensor]:
     gathered = [torch.empty_like(own) for _ in range(dist.get_world_size())]
     dist.all_gather(gathered, own)
     return [tensor.cpu() for tensor in gathered]
-
-
-def _manifest_text(step: int, files: Mapping[str, Any]) -> str:
-    """The manifest with its own hash, in the one form that is accepted."""
-    content = {"files": files, "step": step}
-    digest = json_digest(content)
-    return json.dumps({**content, "sha256": digest}, sort_keys=True)
-
-
-def _digests(folder: Path) -> dict[str, dict[str, Any]]:
-    return {
-        file.name: {"bytes": file.stat().st_size, "sha256": file_digest(file)} for file in sorted(folder.iterdir())
-    }
 
 
 def _write_json(path: Path, document: Any) -> None:

@@ -1,31 +1,42 @@
 """A `transformers.Trainer` whose checkpoints are whole or absent, and which goes on from the newest whole one.
 
 Between upstream's loop and the distillation: it knows files and resuming, and nothing of teachers. What is written
-and read is in `checkpoint`; the private methods that are replaced are listed in `overrides`, with the reasons.
+and read is in `checkpoint`, what must be the same in `origin`; the private methods that are replaced are listed in
+`overrides`, with the reasons.
 """
 
 import dataclasses
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import nn
-from transformers import Trainer
-from transformers.trainer_utils import TrainOutput
+from transformers import Trainer, TrainerState
+from transformers.trainer_utils import SaveStrategy, TrainOutput
 
 from collegium.base.errors import DataError
 from collegium.base.finite import null_where_unknown
 from collegium.base.progress import Phase
+from collegium.base.terminal import say
+from collegium.training.callback_states import callback_states, has_stopped_early, restore_callbacks
 from collegium.training.checkpoint import (
     CheckpointDirectory,
     TrainingState,
     load_model_state,
     load_random_state,
-    verify,
 )
+from collegium.training.checkpoint_files import read_json, verify
+from collegium.training.optimizer_state import require_resumable
+from collegium.training.origin import ORIGIN, Origin, given_parts
 
 
 class CheckpointedTrainer(Trainer):
     """Writes checkpoints of what is trained, and resumes from them."""
+
+    _origin: Origin | None = None
+    """What this run was made from, noted before its first step."""
 
     @property
     def checkpoints(self) -> CheckpointDirectory:
@@ -40,22 +51,34 @@ class CheckpointedTrainer(Trainer):
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
-        """Train; `resume_from_checkpoint=True` goes on from the newest whole checkpoint, if there is one."""
+        """Train; `resume_from_checkpoint=True` goes on from the newest whole checkpoint, if there is one.
+
+        Raises:
+            DataError: what is asked for is no whole checkpoint, or not of this training.
+        """
         if self.args.should_save:
             self.checkpoints.clear_temporary()
-        if resume_from_checkpoint is True:
-            with Phase("looking for the newest whole checkpoint"):
-                newest = self.checkpoints.newest_whole()
-            if newest is None and self.checkpoints.list():
-                raise DataError(
-                    f"{self.checkpoints.directory}: every checkpoint is damaged; "
-                    "restore one, or delete the folder to start again"
-                )
-            resume_from_checkpoint = None if newest is None else str(newest)
-        output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        self.checkpoints.require_ours()
+        checkpoint = self._checkpoint(resume_from_checkpoint)
+        if checkpoint is None or self._origin is None:
+            self._origin = self._made_from()
+        max_steps = self.args.max_steps
+        if checkpoint is not None:
+            self._origin.require_same(checkpoint)
+            self.args.max_steps = self._last_step(checkpoint)
+        try:
+            resumed = None if checkpoint is None else str(checkpoint)
+            output = super().train(resumed, trial, ignore_keys_for_eval)
+        finally:
+            self.args.max_steps = max_steps
         if self.args.should_save:
-            self.checkpoints.drop_old()  # a run that was killed between writing and dropping left one more
+            # A run that was killed between writing and dropping left one more.
+            self.checkpoints.drop_old(self.state.global_step)
         return output
+
+    def facts(self) -> dict[str, Any]:
+        """What decides the result beside the arguments, by name; see `Origin`."""
+        return {}
 
     def stateful(self) -> dict[str, Any]:
         """Objects with a `state_dict` that a checkpoint keeps beside model and optimizer; None is left out."""
@@ -65,23 +88,97 @@ class CheckpointedTrainer(Trainer):
         """Content of a checkpoint, as live objects."""
         assert self.model is not None
         assert self.optimizer is not None
+        origin = self._origin or self._made_from()
         return TrainingState(
             model=self.model,
             optimizer=getattr(self.optimizer, "optimizer", self.optimizer),  # below accelerate's wrapper
             stateful=self.stateful(),
-            documents={"trainer_state": null_where_unknown(dataclasses.asdict(self.state))},
+            documents={
+                "trainer_state": null_where_unknown(dataclasses.asdict(self.state)),
+                ORIGIN: origin.document(self.state.global_step),
+            },
         )
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Make the optimizer of the arguments, if none was given.
+
+        Raises:
+            ValueError: checkpoints are to be written, and it cannot be resumed from one.
+        """
+        if self.optimizer is None and self.args.save_strategy != SaveStrategy.NO:
+            require_resumable(self.args.optim)
+        return super().create_optimizer(model)
+
+    @cached_property
+    def _given(self) -> Mapping[str, Any]:
+        """Settings of the caller's own optimizer and scheduler; asked for first when there are no others yet."""
+        return given_parts(self.optimizer, self.lr_scheduler)
+
+    def _made_from(self) -> Origin:
+        processes: int = self.accelerator.num_processes
+        return Origin.of(self.args, processes=processes, facts=self.facts(), given=self._given)
+
+    def _checkpoint(self, asked: str | bool | None) -> Path | None:
+        """The checkpoint to go on from, whole; None to start."""
+        if asked is None or asked is False:
+            return None
+        if asked is not True:
+            with Phase("reading the checkpoint"):
+                verify(Path(asked))
+            return Path(asked)
+        with Phase("looking for the newest whole checkpoint"):
+            newest = self.checkpoints.newest_whole()
+        if newest is None and self.checkpoints.list():
+            raise DataError(
+                f"{self.checkpoints.directory}: every checkpoint is damaged; "
+                "restore one, or delete the folder to start again"
+            )
+        return newest
+
+    def _last_step(self, checkpoint: Path) -> int:
+        """The step at which a resumed run ends: that of the arguments, or at once if its patience had ended."""
+        state = read_json(checkpoint, "trainer_state")
+        unknown = state.keys() - {field.name for field in dataclasses.fields(TrainerState)}
+        if unknown:
+            raise DataError(
+                f"{checkpoint}: was written with a newer transformers, which notes {', '.join(sorted(unknown))}: "
+                "update it, or start again in another output_dir"
+            )
+        done = int(state["global_step"])
+        if done > self.args.max_steps:
+            raise DataError(
+                f"{checkpoint}: has done {done} steps, but this run ends after {self.args.max_steps}: set "
+                "max_steps or num_train_epochs to more, or start again in another output_dir"
+            )
+        if has_stopped_early(self.callback_handler.callbacks, state["stateful_callbacks"]):
+            say(f"{checkpoint}: training had stopped early here, and so has nothing to go on with")
+            return done
+        if state["max_steps"] != self.args.max_steps:
+            say(
+                f"{checkpoint}: of a run of {state['max_steps']} steps, which ends after {self.args.max_steps} "
+                "now: schedules follow the new number from here on"
+            )
+        return self.args.max_steps
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Gather on all ranks, write on the first."""
+        self.store_flos()
+        self.state.stateful_callbacks = cast(Any, callback_states(self.callback_handler.callbacks))
+        best = self.checkpoints.directory / f"checkpoint-{self.state.best_global_step}"
+        if self.state.best_global_step == self.state.global_step or best.is_dir():
+            self.state.best_model_checkpoint = str(best)
         with Phase("writing a checkpoint"):
             self.checkpoints.save(self.training_state(), self.state.global_step, write=self.args.should_save)
             self.accelerator.wait_for_everyone()
 
+    def _load_callback_state(self) -> None:
+        """Called once the state is read, and before anything else of the checkpoint is."""
+        self.state.compute_steps(self.args, self.args.max_steps)  # when to log and save is as it is given now
+        restore_callbacks(self.callback_handler.callbacks, cast(Any, self.state.stateful_callbacks))
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         assert self.model is not None
         with Phase("reading the checkpoint"):
-            verify(Path(resume_from_checkpoint))
             load_model_state(model or self.model, Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:

@@ -43,6 +43,11 @@ PRIVATE_OVERRIDES: Mapping[str, Override] = {
         "model, trial",
         "upstream pickles the optimizer and leaves a torn folder when it is killed; here they are whole or absent",
     ),
+    "_load_callback_state": Override(
+        "",
+        "upstream restores callbacks only if asked to, and then with the settings of the checkpoint; here they go "
+        "on with what they remember, and steps between logs and checkpoints are those of the arguments",
+    ),
     "_load_from_checkpoint": Override(
         "resume_from_checkpoint, model=None",
         "reads what `_save_checkpoint` wrote, after comparing it with its manifest",

@@ -47,6 +47,7 @@ from collegium.training.measurement import evaluation_logs, measure_student
 from collegium.training.model import DistillationModel
 from collegium.training.objective import Objective
 from collegium.training.on_policy import OnPolicy
+from collegium.training.origin import facts_of
 from collegium.training.publication import compared_blocks, publish
 from collegium.training.text_count import NAME, TextCount
 
@@ -295,6 +296,29 @@ class DistillationTrainer(CheckpointedTrainer):
         output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         self._require_reliable_teachers(self._means.pop())  # of the steps after the last log line
         return output
+
+    def facts(self) -> dict[str, Any]:
+        """Student, tokenizer, teachers, text, and the settings of what makes the loss of them."""
+        text = cast(PackedBlocks | None, self.train_dataset)
+        return facts_of(
+            self.distillation_model.student,
+            cast(PreTrainedTokenizerBase, self.processing_class),
+            self.teachers,
+            None if text is None else text.digest,
+            {
+                "objective": self.objective,
+                "batches": self._collator,
+                "on_policy": self.on_policy,
+                "mixing": self._mixing_settings(),
+            },
+        )
+
+    def _mixing_settings(self) -> dict[str, Any] | None:
+        """With what decides how far loaders are ahead, and so how early the next proportions are measured."""
+        if self.mixing is None:
+            return None
+        ahead = ("gradient_accumulation_steps", "dataloader_num_workers", "dataloader_prefetch_factor")
+        return {**self.mixing.settings, **{name: getattr(self.args, name) for name in ahead}}
 
     def stateful(self) -> dict[str, Any]:
         """Also the proportions of domains."""
