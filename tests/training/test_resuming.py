@@ -96,7 +96,7 @@ OTHERS = {
     "blocks of another size": ({"dataset": packed(block_size=16)}, "text was"),
     "teacher": (
         {"teachers": [pico_llama(1), pico_llama(3)]},
-        r"teacher 'llama-2' was weights@\w+ and is weights@",
+        r"teacher 'llama-2' was object:\w+ and is object:",
     ),
     "teachers in another order": ({"teachers": [pico_llama(2), pico_llama(1)]}, "teacher 'llama-1' was"),
     "configuration of a teacher": ({"teachers": [pico_llama(1), other_config()]}, "teacher 'llama-2' was"),

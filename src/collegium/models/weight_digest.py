@@ -1,7 +1,8 @@
-"""A digest of a model in memory, for models that come as objects and so from no file that could be compared.
+"""A digest of a student before it is trained, which is a model in memory, whatever files it was made from.
 
-Every weight is read: XXH3 takes 0.2 s for 1 GB on a CPU; from a GPU the copy to the host takes longer than that.
-The device and the way attention is computed do not count.
+What decides its training counts, dropout included, which a teacher's identity leaves out (`identity`). Adapters do
+not, whose settings are compared by themselves; nor do the device and the way attention is computed. Every weight is
+read: XXH3 takes 0.2 s for 1 GB on a CPU; from a GPU, copying takes longer than that.
 """
 
 import json
@@ -20,7 +21,7 @@ _BELOW_ADAPTER = ".base_layer"
 """What PEFT adds to the name of a weight that has an adapter."""
 
 
-def model_digest(model: nn.Module, *, without: str | None = None) -> str:
+def student_digest(model: nn.Module, *, without: str | None = None) -> str:
     """XXH3 (128 bits) of a model's class, configuration, weights and kept buffers, in hexadecimal.
 
     Args:

@@ -24,7 +24,7 @@ import collegium
 from collegium.alignment.tokenizer_match import tokenizer_fingerprint
 from collegium.base.errors import DataError
 from collegium.base.terminal import say
-from collegium.models.weight_digest import model_digest
+from collegium.models.weight_digest import student_digest
 from collegium.signals.contracts import Teacher
 from collegium.training.checkpoint_files import has_json, read_json
 from collegium.training.description import settings_of
@@ -176,7 +176,7 @@ def facts_of(
         facts |= settings_of(dict(teacher.settings), f"teacher {teacher.name!r}")
     adapters = student.peft_config if isinstance(student, PeftModel) else {}
     prefix = getattr(student.base_model, "prefix", None) if adapters else None
-    facts["student before training"] = model_digest(student, without=prefix)
+    facts["student before training"] = student_digest(student, without=prefix)
     for name, config in adapters.items():
         kept = {key: value for key, value in config.to_dict().items() if key not in _OF_ADAPTERS_ONLY}
         facts |= settings_of(kept, f"adapter {name!r}")
