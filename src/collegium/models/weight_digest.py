@@ -1,7 +1,7 @@
 """A digest of a student before it is trained, which is a model in memory, whatever files it was made from.
 
 What decides its training counts, dropout included, which a teacher's identity leaves out (`identity`). Adapters do
-not, whose settings are compared by themselves; nor do the device and the way attention is computed. Every weight is
+not, whose settings are compared by themselves; nor do the device and the way attention is computed. Each weight is
 read: XXH3 takes 0.2 s for 1 GB on a CPU; from a GPU, copying takes longer than that.
 """
 
