@@ -9,18 +9,15 @@ import enum
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import peft
-import torch
-import transformers
 from peft import PeftModel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
-import collegium
 from collegium.alignment.tokenizer_match import tokenizer_fingerprint
 from collegium.base.errors import DataError
 from collegium.base.terminal import say
@@ -55,6 +52,8 @@ _ARGUMENTS = (
     "neftune_noise_alpha",
 )
 """Arguments that decide the result; the seed does by the order of the samples alone."""
+
+_PACKAGES = ("collegium", "torch", "transformers", "peft")
 
 _OF_ADAPTERS_ONLY = {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision"}
 """Keys of an adapter's configuration that decide no number."""
@@ -105,12 +104,7 @@ class Origin:
         split = Split(processes, args.per_device_train_batch_size, args.gradient_accumulation_steps)
         seed = args.seed if args.data_seed is None else args.data_seed
         own = {SAMPLES_PER_STEP: split.samples_per_step, "seed of the order": seed, **_deciding(args)}
-        versions = {
-            "collegium": collegium.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "peft": peft.__version__,
-        }
+        versions = {package: version(package) for package in _PACKAGES}
         return cls(_as_json({**facts, **own, **given}), split, versions)
 
     def document(self, step: int) -> dict[str, Any]:
@@ -135,11 +129,11 @@ class Origin:
         changed = _differences(then["facts"], self.facts, names_may_differ=not same_version)
         if changed:
             raise DataError(f"{checkpoint}: cannot be resumed: {_sentence(changed)}{self._hint(then['facts'])}")
-        others = {
-            name: version for name, version in then["versions"].items() if self.versions.get(name) != version
-        }
-        for name, version in others.items():
-            say(f"{checkpoint}: {name} was {version} and is {self.versions.get(name)} now; last digits may differ")
+        for name, before in then["versions"].items():
+            if before != self.versions.get(name):
+                say(
+                    f"{checkpoint}: {name} was {before} and is {self.versions.get(name)} now; last digits may differ"
+                )
 
     def _hint(self, then: Mapping[str, Any]) -> str:
         samples = then.get(SAMPLES_PER_STEP)
