@@ -130,10 +130,9 @@ class Origin:
         if changed:
             raise DataError(f"{checkpoint}: cannot be resumed: {_sentence(changed)}{self._hint(then['facts'])}")
         for name, before in then["versions"].items():
-            if before != self.versions.get(name):
-                say(
-                    f"{checkpoint}: {name} was {before} and is {self.versions.get(name)} now; last digits may differ"
-                )
+            now = self.versions.get(name)
+            if before != now:
+                say(f"{checkpoint}: {name} was {before} and is {now} now; last digits may differ")
 
     def _hint(self, then: Mapping[str, Any]) -> str:
         samples = then.get(SAMPLES_PER_STEP)
