@@ -7,6 +7,7 @@ import yaml
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
+from collegium.report.card.licences import obstacles
 from collegium.report.card.on_disk import front_matter, stated_licence
 from collegium.report.card.public_recipe import public
 from collegium.report.card.render import render_card
@@ -68,9 +69,20 @@ def test_licences_that_differ_are_other_and_listed():
     assert (head["license"], head["license_name"]) == ("other", "see-model-card")
     body = body_of(made)
     assert "under several licences (apache-2.0, gemma)" in body
-    assert "**teacher two** (Gemma Terms of Use): under the Gemma Terms of Use a student distilled" in body
+    assert "**Gemma Terms of Use** (teacher two): under the Gemma Terms of Use a student distilled" in body
     assert "Read this before you pass the student on" in body
     assert "Read this before" not in body_of(evaluation())
+
+
+def test_each_licence_is_named_once_with_all_that_is_under_it():
+    made = evaluation(teachers=[teacher(name, licence="gemma") for name in ("one", "two", "three")])
+    before = lineage(name="first", teachers=[teacher("one", licence="gemma")])
+    made.lineage["student"] |= {"kind": "continued", "origin": "local", "model": "first", "earlier": before}
+    body = body_of(made)
+    assert body.count("under the Gemma Terms of Use a student distilled") == 1
+    assert "| gemma | teacher one, teacher two, teacher three |" in body
+    assert "| odc-by | text web |" in body
+    assert len(obstacles(made.lineage)) == 3
 
 
 def test_what_is_not_stated_is_said(tmp_path):
@@ -78,7 +90,9 @@ def test_what_is_not_stated_is_said(tmp_path):
     made.lineage["student"]["licence"] = None
     assert "license" not in head_of(made)
     body = body_of(made)
-    assert "| teacher one | not stated |" in body and "| one | not logged | not logged |" in body
+    plain = body.replace("\\", "")
+    assert "| not stated | teacher one, student's first weights someone/small |" in plain
+    assert "| one | not logged | not logged |" in body
     assert "its licence is not stated, so nothing says that a student may be passed on" in body
     (tmp_path / "README.md").write_text(render_card(made, "name: x\n"), encoding="utf-8")
     assert stated_licence(tmp_path / "README.md") is None

@@ -13,6 +13,7 @@ from transformers.integrations.integration_utils import (
 from collegium.assembly.mixing import Remix, build_mixing
 from collegium.assembly.objective import build_objective
 from collegium.assembly.tokenizers import begins_with_bos
+from collegium.assembly.trackers import keep_trackers_in
 from collegium.base.errors import RecipeError
 from collegium.base.progress import Phase
 from collegium.data.collate import padding_id
@@ -182,6 +183,8 @@ def _built(run: "Run", callbacks: Sequence[TrainerCallback]) -> DistillationTrai
     )
     if mixing is not None:
         trainer.add_callback(Remix(trainer, mixing))
+    assert run.folder is not None, "the arguments need one"
+    keep_trackers_in(trainer, run.folder)
     trainer.remove_callback(PrinterCallback)  # it prints every log line as a dict
     if recipe.training.gradient_checkpointing:
         trainer.distillation_model.activation_checkpointing_enable()

@@ -149,8 +149,9 @@ def student_licence(lineage: Mapping[str, Any]) -> tuple[str | None, list[str]]:
 
 def obstacles(lineage: Mapping[str, Any]) -> list[str]:
     """Why a student should not be made public before someone has read the licences; empty if nothing is seen."""
-    return [
+    lines = [
         f"{item.what} {item.name!r} ({item.licence or NOT_STATED}): {item.finding.reason}"
         for item in models_in(lineage)
         if item.finding.verdict != "permissive"
     ]
+    return list(dict.fromkeys(lines))  # an earlier run may have had the same teacher

@@ -152,15 +152,24 @@ def _licences(lineage: Mapping[str, Any]) -> list[str]:
     else:
         whole = f"All models that this student was made from are under {escaped(licence)}."
     items = [*models_in(lineage), *texts_in(lineage)]
-    rows = [[f"{item.what} {escaped(item.name)}", escaped(item.licence or NOT_STATED)] for item in items]
-    return [whole, table(["", "licence"], rows), *_warnings(items)]
+    rows = [[escaped(licence), named] for licence, named in _by_licence(items).items()]
+    return [whole, table(["licence", "of"], rows), *_warnings(items)]
+
+
+def _by_licence(items: Sequence[Licensed]) -> dict[str, str]:
+    """What is under each licence, each thing once: runs that go on from others name the same text again."""
+    found: dict[str, dict[str, None]] = {}
+    for item in items:
+        found.setdefault(item.licence or NOT_STATED, {})[f"{item.what} {escaped(item.name)}"] = None
+    return {licence: ", ".join(named) for licence, named in found.items()}
 
 
 def _warnings(items: Sequence[Licensed]) -> list[str]:
+    binding = [item for item in items if item.finding.verdict != "permissive"]
+    reasons = {item.licence or NOT_STATED: item.finding.reason for item in binding}
     lines = [
-        f"> - **{item.what} {escaped(item.name)}** ({escaped(item.licence or NOT_STATED)}): {item.finding.reason}."
-        for item in items
-        if item.finding.verdict != "permissive"
+        f"> - **{escaped(licence)}** ({named}): {reasons[licence]}."
+        for licence, named in _by_licence(binding).items()
     ]
     return ["\n".join(["> **Read this before you pass the student on.**", ">", *lines])] if lines else []
 

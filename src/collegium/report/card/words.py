@@ -54,13 +54,6 @@ def model(about: Mapping[str, Any]) -> str:
     return text if adapter is None else f"{text} with adapter {model(adapter)}"
 
 
-def licence(about: Mapping[str, Any]) -> str:
-    """A licence, or that none is stated; an adapter's beside it."""
-    own = "not stated" if about["licence"] is None else escaped(about["licence"])
-    adapter = about.get("adapter")
-    return own if adapter is None else f"{own}; adapter: {licence(adapter)}"
-
-
 def start(student: Mapping[str, Any]) -> str:
     """The student's first weights in words."""
     text = STARTS.get(student["kind"], "{model}").replace("{model}", model(student))
