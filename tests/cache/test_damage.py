@@ -446,9 +446,9 @@ def test_damage_under_an_open_reader_is_seen(tmp_path, monkeypatch):
 @in_lists
 def test_missing_manifest_is_not_a_finished_cache(sample):
     (sample.folder / MANIFEST_NAME).unlink()
-    with pytest.raises(DataError, match="manifest.json: not found: run `collegium cache RECIPE`"):
+    with pytest.raises(DataError, match="holds no finished cache; `collegium cache RECIPE` makes one"):
         CacheReader(sample.folder)
-    with pytest.raises(DataError, match="manifest.json: not found"):
+    with pytest.raises(DataError, match="holds no finished cache"):
         verify(Folder.at(sample.folder))
     written, num_blocks = sample.repair()
     assert MANIFEST_NAME in written and num_blocks == 0

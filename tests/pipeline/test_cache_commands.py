@@ -96,7 +96,10 @@ def test_one_teacher_at_a_time(recipe, run):
     assert set(json.loads(out)) == {"two"}
     code, _, err = run("train", recipe, *CACHED)
     assert code == 65
-    assert "manifest.json: not found: run `collegium cache RECIPE`" in err
+    assert err.splitlines()[-1] == (
+        "collegium: teacher 'one' is to be read from its cache (`cached: true`), which is not there yet: run "
+        "`collegium cache RECIPE`, which also resumes one"
+    )
 
 
 def test_damage_is_named_and_only_that_is_written_again(recipe, run):

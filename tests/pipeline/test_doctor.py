@@ -125,7 +125,7 @@ def test_caches(recipe, monkeypatch, capsys):
     code, out, err = run(
         ["doctor", str(recipe), "teachers=[{kind: cached, name: far, path: nowhere}]"], monkeypatch, capsys
     )
-    assert code == 69 and "nowhere/manifest.json: not found" in err
+    assert code == 69 and "nowhere: holds no finished cache" in err
 
 
 def test_a_full_disk_is_said(recipe, monkeypatch, capsys):

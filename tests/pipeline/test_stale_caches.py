@@ -92,7 +92,7 @@ def test_in_the_default_folder_another_one_is_made_and_until_then_it_is_said(rec
     assert f"{named}; run `collegium cache RECIPE`, which makes one of it as it is now" in out
     code, _, err = command("train", *recipe)
     assert code == 65
-    assert f"not found: there is a cache of teacher 'one' with {named}: run `collegium cache RECIPE`" in err
+    assert f"(`cached: true`), and the one that is there is with {named}: run `collegium cache RECIPE`" in err
     assert named in command("doctor", *recipe)[1]
     assert command("cache", *recipe)[0] == 0
     assert len(list(Path("cache/teachers").iterdir())) == 2

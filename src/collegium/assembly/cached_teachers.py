@@ -110,16 +110,18 @@ def require_there(name: str, place: CachePlace) -> None:
         DataError: it has none.
     """
     folder = Folder.at(place.location)
-    if folder.size(MANIFEST_NAME) is not None or folder.local is None:
+    if folder.size(MANIFEST_NAME) is not None:
         return
-    others = [Folder.at(path) for path in folder.local.parent.glob(f"{name}-{'[0-9a-f]' * 16}")]
-    found = [manifest for other in others if (manifest := finished_manifest(other)) is not None]
+    asked = f"teacher {name!r} is to be read from its cache (`cached: true`)"
+    others = () if folder.local is None else folder.local.parent.glob(f"{name}-{'[0-9a-f]' * 16}")
+    found = [manifest for path in others if (manifest := finished_manifest(Folder.at(path))) is not None]
     near = min(found, key=lambda manifest: len(list(plan_differences(manifest, place.plan))), default=None)
     if near is not None and (sentence := plan_difference(near, place.plan)):
         raise DataError(
-            f"{folder.path(MANIFEST_NAME)}: not found: there is a cache of teacher {name!r} with {sentence}: run "
-            "`collegium cache RECIPE`, which makes one of it as it is now"
+            f"{asked}, and the one that is there is with {sentence}: run `collegium cache RECIPE`, which makes "
+            "one of it as it is now"
         )
+    raise DataError(f"{asked}, which is not there yet: run `collegium cache RECIPE`, which also resumes one")
 
 
 def is_built(run: "Run", section: LocalTeacherSection | CachedTeacherSection) -> bool:

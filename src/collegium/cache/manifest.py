@@ -192,12 +192,13 @@ def read_manifest(folder: Folder) -> Manifest:
     Raises:
         DataError: there is none, or it is damaged.
     """
-    path = folder.path(MANIFEST_NAME)
     try:
         return Manifest.from_bytes(folder.read(MANIFEST_NAME))
     except FileNotFoundError:
         raise DataError(
-            f"{path}: not found: run `collegium cache RECIPE`, which also resumes an unfinished cache"
+            f"{folder.location}: holds no finished cache; `collegium cache RECIPE` makes one, or resumes it"
         ) from None
     except BAD_MANIFEST as error:
-        raise DataError(f"{path}: is damaged ({error}): run `collegium cache repair {folder.location}`") from error
+        raise DataError(
+            f"{folder.path(MANIFEST_NAME)}: is damaged ({error}): run `collegium cache repair {folder.location}`"
+        ) from error
