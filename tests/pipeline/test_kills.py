@@ -89,11 +89,6 @@ def test_kill_9_at_random_moments(zygote, undisturbed, tmp_path):
     kill_at_random(zygote, undisturbed, tmp_path, num_kills=20)
 
 
-@pytest.mark.slow
-def test_kill_9_at_a_thousand_random_moments(zygote, undisturbed, tmp_path):
-    kill_at_random(zygote, undisturbed, tmp_path, num_kills=int(os.environ.get("COLLEGIUM_KILLS", "1000")))
-
-
 def crash_at_calls(zygote: Zygote, weights: bytes, root: Path, every: int) -> int:
     """Crash at every n-th file system call of a run; returns how many calls that was."""
     number, crashes = 1, 0

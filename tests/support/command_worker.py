@@ -7,6 +7,7 @@ file before which it kills itself; `count`, a file that gets the number of such 
 the pid, then the exit status, a line each. What is started leads a process group.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -144,5 +145,6 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     for name in PRELOADED:
         importlib.import_module(name)
+    gc.freeze()  # or each child looks through all that was imported again and again
     serve()
     os._exit(0)  # what was imported takes seconds to end in order

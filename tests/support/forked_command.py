@@ -45,6 +45,19 @@ class ForkedCommand:
         """Pids of its ranks."""
         return [int(pid) for pid in self.log.with_name(f"{self.log.name}.ranks").read_text().split()]
 
+    def worked(self) -> float | None:
+        """Seconds that a core worked for it, or for its first rank; None once it has ended.
+
+        Moments by this clock are spread evenly over its work, however busy the machine is.
+        """
+        ranks = self.log.with_name(f"{self.log.name}.ranks")
+        pid = self.ranks[0] if ranks.exists() and ranks.read_text() else self.pid
+        if group_of(self.pid) is None:
+            return None
+        with suppress(OSError):
+            return time.clock_gettime((~pid << 3) | 2)  # the clock of another process
+        return None
+
     def survivors(self) -> list[int]:
         """Pids of its process group."""
         return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if group_of(pid) == self.pid]

@@ -1,7 +1,7 @@
 """The model card of a run's student: written when training ends, and again whenever the student is measured.
 
-It is whole or as it was before. That it comes after `student/` does no harm: the folder says that a run is
-finished, and a card that is missing is written by the next `collegium evaluate`.
+It is whole or as it was before. It comes after `student/`, which says that the training is finished, and before
+`evaluation.json`, which says that the student was measured: so a run that was killed in between is measured again.
 """
 
 from pathlib import Path

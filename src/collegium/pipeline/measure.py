@@ -102,7 +102,7 @@ def write_evaluation(run: Run, folder: Path, evaluation: Evaluation) -> Evaluati
         lineage = lineage_of(run, folder) if is_runs_own else None
     evaluation = replace(evaluation, lineage=lineage, verdict=tuple(verdict(evaluation)))
     if is_main_rank():
-        save_evaluation(evaluation, folder)
         if is_runs_own:
             write_card(folder, run.recipe, evaluation)
+        save_evaluation(evaluation, folder)  # last: it says that the run was measured
     return evaluation
