@@ -9,6 +9,9 @@ from peft import LoraConfig, get_peft_model
 
 from collegium.assembly.cache import _say_unknown
 from collegium.cache.manifest import Manifest
+from collegium.models.settings import adapter_settings
+from collegium.pipeline.stale_caches import stale_cache
+from collegium.recipe.sections.models import LocalTeacherSection
 from tests.support.command import run
 from tests.support.pico import pico_llama
 from tests.support.runs import write_recipe
@@ -149,3 +152,20 @@ def test_a_cache_that_an_earlier_version_began_is_finished_as_it_was_begun(recip
     assert scored
     assert command("cache", *own)[0] == 0
     assert Manifest.from_bytes(Path("caches/one/manifest.json").read_bytes()).is_earlier
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "begun.json"])
+def test_an_adapter_over_a_model_on_the_hub_is_compared_without_the_hub(tmp_path, name):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "lora_alpha": 4}))
+    section = LocalTeacherSection(name="one", model="org/base", adapter=str(adapter), cached=True)
+    teacher = {"model": "org/base", "settings": adapter_settings(str(adapter))}
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / name).write_text(json.dumps({"teacher": teacher}))
+    assert stale_cache(section, str(tmp_path)) is None
+    edit(str(adapter / "adapter_config.json"), {"lora_alpha": 8})
+    stale = stale_cache(section, str(tmp_path))
+    assert stale is not None
+    assert stale.found == "a cache was made with adapter_config.json: lora_alpha 4, now 8"
+    assert stale_cache(section.model_copy(update={"adapter": "org/adapter"}), str(tmp_path)) is None

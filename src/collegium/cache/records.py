@@ -148,13 +148,13 @@ def as_begun(plan: Manifest, folder: Folder) -> Manifest:
     there = finished_manifest(folder) or _begun(folder)
     if there is not None:
         return plan.earlier if there.is_earlier else plan
-    return plan.earlier if plan.earlier.identity in _shard_identities(folder, plan) else plan
+    return plan.earlier if plan.earlier.identity in _shard_identities(folder) else plan
 
 
-def _shard_identities(folder: Folder, plan: Manifest) -> Iterator[str | None]:
+def _shard_identities(folder: Folder) -> Iterator[str | None]:
     """Identities of the caches that the shards there say they belong to; None of one that cannot be read."""
-    for name in map(shard_name, range(num_shards(plan))):
-        if folder.size(name) is not None:
+    for name in folder.names():
+        if name.startswith("shards/") and name.endswith(".parquet"):
             with folder.open(name) as file:
                 yield identity_of(file)
 

@@ -58,8 +58,8 @@ def stale_cache(section: LocalTeacherSection, directory: str | None) -> Stale | 
 
 
 def _settings(section: LocalTeacherSection) -> Settings | None:
-    """Settings of a teacher; None if its files are not all on this machine, or cannot be read."""
-    if not all(is_local(reference) for reference in section.references.values()):
+    """Settings of a teacher; None if the hub would be asked for them, or they cannot be read."""
+    if section.adapter is not None and not is_local(section.adapter):
         return None
     try:
         return teacher_settings(section.model, adapter=section.adapter, runs_code=section.trust_remote_code)
