@@ -189,6 +189,33 @@ class TestCheck:
         assert message in answer.err
         assert [line for line in answer.out.splitlines() if line.startswith("fix   ")]
 
+    @pytest.mark.parametrize(
+        ("config", "code", "message"),
+        [
+            (
+                {"model_type": "gpt2", "n_positions": 16},
+                69,
+                "has 16 positions (`n_positions` in config.json, it cannot",
+            ),
+            ({"model_type": "llama", "max_position_embeddings": 16}, 0, "data.block_size to 16 at most"),
+            (
+                {"model_type": "bert"},
+                69,
+                "models of the family 'bert' cannot be used, since its logits pass through",
+            ),
+            ({"model_type": "llava", "vision_config": {"a": 1}}, 69, "read more than text (`vision_config` in"),
+        ],
+    )
+    def test_families_and_positions_by_their_configuration(self, run, recipe, tmp_path, config, code, message):
+        folder = tmp_path / "family"
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+        answer = run("check", recipe, f"teachers.1.model={folder}")
+        assert answer.code == code
+        assert message in answer.out
+        assert f"fix   teachers.1.model: {folder}" in answer.out
+
     def test_json_holds_what_was_found_beside_the_error(self, run, recipe):
         assert json.loads(run("check", recipe, "--json").out)["ok"] is True
         answer = run("check", recipe, "data.sources.0.path=nowhere.txt", "student.model=/nowhere", "--json")

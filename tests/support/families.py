@@ -47,7 +47,35 @@ LATENT = {
 }
 """Fields of latent attention, as in DeepSeek's models."""
 
-OWN: dict[str, dict[str, Any]] = {}
+STATES = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1}
+
+OWN: dict[str, dict[str, Any]] = {
+    "bailing_hybrid": {"n_group": 1, "topk_group": 1},
+    "bamba": STATES,
+    "beam": {"n_group": 1, "topk_group": 1},
+    "codegen": {"rotary_dim": 4},
+    "gemma3n_text": {
+        "num_kv_shared_layers": 0,
+        "activation_sparsity_pattern": [0.0] * NUM_LAYERS,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "vocab_size_per_layer_input": 96,
+        "hidden_size_per_layer_input": 8,
+        "laurel_rank": 4,
+    },
+    "gpt_neo": {"attention_types": [[["global", "local"], 2]], "window_size": 16},
+    "gptj": {"rotary_dim": 4},
+    "granitemoehybrid": STATES,
+    "kimi_linear": {"num_experts_per_token": 2},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2},
+    "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2, "num_dense_layers": 1},
+    "longcat_flash": {"head_dim": 8},
+    "mamba2": {"num_heads": 8, "head_dim": 8, "expand": 2, "n_groups": 1, "state_size": 8},
+    "reformer": {"axial_pos_embds": False},
+    "dots1": {"n_shared_experts": 1, "layer_types": None},
+    "whisper": {"max_target_positions": 128, "max_source_positions": 64},
+    "zaya": {"num_experts_per_tok": 1},
+}
 """Fields of single families, in place of the above; None leaves a field as it is by default."""
 
 

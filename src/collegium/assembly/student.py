@@ -22,7 +22,13 @@ from collegium.models.pruning.choice import Kept, choose_kept
 from collegium.models.pruning.layout import target_sizes
 from collegium.models.pruning.surgery import prune
 from collegium.models.student import check_num_layers, choose_layers, keep_layers, with_lora
-from collegium.recipe.sections.models import ConfigStudentSection, LayerDropStudentSection, PrunedStudentSection
+from collegium.recipe.sections.models import (
+    ConfigStudentSection,
+    ContinuedStudentSection,
+    LayerDropStudentSection,
+    ModelSection,
+    PrunedStudentSection,
+)
 from collegium.signals.contracts import Batch
 
 
@@ -91,8 +97,20 @@ def _built(run: "Run") -> PreTrainedModel | PeftModel:
         alpha=lora.alpha,
         dropout=lora.dropout,
         target_modules=lora.target_modules,
-        reference=section.model,
+        reference=_base_named(section),
     )
+
+
+def _base_named(section: ModelSection | ContinuedStudentSection) -> str:
+    """Name the base of an adapter; a student that was cut has no name by which other programs can load it."""
+    if isinstance(section, LayerDropStudentSection):
+        kept = "those in the run's kept_layers.json" if section.keep_layers is None else section.keep_layers
+        return f"{section.model}, of whose layers these are kept: {kept}"
+    if isinstance(section, PrunedStudentSection):
+        return f"{section.model}, of which the parts in the run's kept.json are kept"
+    if isinstance(section, ConfigStudentSection):
+        return f"a new model by the configuration of {section.model}"
+    return str(section.model)
 
 
 def chosen_layers(run: "Run", section: LayerDropStudentSection, model: PreTrainedModel) -> list[int]:

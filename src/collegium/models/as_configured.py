@@ -41,6 +41,11 @@ def require_as_configured(model: PreTrainedModel) -> None:
             difference = _first_difference(described(our), described(their))
             if difference is not None:
                 raise _differs(model, f"layer {i}: {difference}")
+    difference = _first_difference(
+        _parameters(model), _parameters(made)
+    )  # an embedding may hold all layers' parts
+    if difference is not None:
+        raise _differs(model, difference)
 
 
 def _differs(model: PreTrainedModel, what: str) -> RecipeError:

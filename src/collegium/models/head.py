@@ -88,5 +88,6 @@ def logit_transform(config: PretrainedConfig) -> tuple[float, float | None]:
     for name in ("logit_scale", "lm_head_multiplier"):  # Cohere; Falcon-H1
         scale *= getattr(text, name, None) or 1.0
     scale /= getattr(text, "logits_scaling", None) or 1.0  # Granite
-    softcap = getattr(text, "final_logit_softcapping", None)  # Gemma
+    names = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # Gemma; RecurrentGemma; xLSTM
+    softcap = next((cap for cap in (getattr(text, name, None) for name in names) if cap), None)
     return float(scale), None if softcap is None else float(softcap)

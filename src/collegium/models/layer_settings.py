@@ -121,8 +121,7 @@ def keep_in_config(config: PretrainedConfig, kept: Sequence[int], *, key: str = 
                     f"{key}: `{name}` in config.json has {len(value)} entries for {total} layers; correct it first"
                 )
             setattr(config, name, [value[i] for i in kept])
-    if isinstance(_own(config, "attention_types"), list) and isinstance(_own(config, "attention_layers"), list):
-        config.attention_types = [[list(config.attention_layers), 1]]  # GPT-Neo's, which the list is made from
+    _tell_attention_types(config)
     for name in INDICES:
         value = _own(config, name)
         if isinstance(value, list | tuple):
@@ -135,7 +134,26 @@ def keep_in_config(config: PretrainedConfig, kept: Sequence[int], *, key: str = 
         value = getattr(config, name, None)
         if isinstance(value, int) and value >= 0:
             setattr(config, name, sum(i <= value for i in kept) - 1)
+    own = _take_own_settings(config)
     config.num_hidden_layers = len(kept)
+    if own is not None:
+        config.per_layer_config = {kept.index(i): settings for i, settings in own.items() if i in kept}
+
+
+def _take_own_settings(config: PretrainedConfig) -> dict[int, dict[str, Any]] | None:
+    """Settings of single layers by their numbers, taken out of the configuration; None if it holds no such."""
+    own = getattr(vars(config).get("_heterogeneity_spec"), "per_layer_overrides", None)
+    if own is None:
+        return None
+    config.per_layer_config = None
+    return dict(own)
+
+
+def _tell_attention_types(config: PretrainedConfig) -> None:
+    """Let GPT-Neo's pairs say the same as its list of layers, which is made from them."""
+    layers = _own(config, "attention_layers")
+    if isinstance(_own(config, "attention_types"), list) and isinstance(layers, list):
+        config.attention_types = [[list(layers), 1]]
 
 
 def _own(config: PretrainedConfig, name: str) -> Any:
@@ -184,6 +202,12 @@ def resize_layers(config: PretrainedConfig, num_layers: int, *, given: Collectio
                     f"{num_layers} layers could go on with; give `{name}` in student.overrides too, as a list"
                 )
             setattr(config, name, [value[i % period] for i in range(num_layers)])
+    _tell_attention_types(config)
+    if _take_own_settings(config) is not None:
+        raise RecipeError(
+            "student.overrides.num_hidden_layers: config.json has settings of single layers (`per_layer_config`), "
+            f"so it cannot have more than {total} layers; give a smaller number, or another model"
+        )
     config.num_hidden_layers = num_layers
 
 

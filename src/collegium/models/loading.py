@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from collegium.base.errors import DataError, one_line, pass_on_full_disk
 from collegium.base.references import is_local, is_offline, resolve_reference
+from collegium.models.families import require_usable
 from collegium.models.weight_files import INDEX, SINGLE, shapes_in, weight_files
 from collegium.models.whole import Report, require_nothing_random, require_whole, untie_in_config
 
@@ -55,9 +56,9 @@ def read_model(
     if quantization_config is not None:
         options["quantization_config"] = quantization_config
     with loading(reference) as kept:
-        require_padding_within(
-            AutoConfig.from_pretrained(folder, revision=revision, trust_remote_code=trust_remote_code), reference
-        )
+        config = AutoConfig.from_pretrained(folder, revision=revision, trust_remote_code=trust_remote_code)
+        require_usable(config.to_dict(), reference)
+        require_padding_within(config, reference)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype or "auto",
@@ -101,6 +102,7 @@ def require_loadable(
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     with loading(reference, bars=False):  # a model that is thrown away
         config: PretrainedConfig = AutoConfig.from_pretrained(path, **options)
+        require_usable(config.to_dict(), reference)
         require_padding_within(config, reference)
         files = files or _fetched_files(path, config)
         is_ours = not (

@@ -27,6 +27,7 @@ from transformers import PreTrainedModel
 from collegium.base.errors import DataError, pass_on_full_disk
 from collegium.models.as_configured import layer_kind
 from collegium.models.documents import states_by_document
+from collegium.models.families import positions_of
 from collegium.models.head import ProjectionHead
 from collegium.models.inner_states import decoder_layers
 from collegium.models.loading import reason_of
@@ -83,6 +84,7 @@ def check_model(model: PreTrainedModel, vocab_size: int, *, name: str, shape: Bl
             f"{name}: has {rows} token embeddings, but the tokenizer has {vocab_size} tokens, of which not all of "
             "those above are special ones that no text has; give the tokenizer that belongs to the model"
         )
+    _look_at_positions(model, name, shape)
     follow_each_document(model)
     what = ""
     try:
@@ -95,6 +97,22 @@ def check_model(model: PreTrainedModel, vocab_size: int, *, name: str, shape: Bl
     except Exception as error:  # of code that is not ours, and of any kind
         pass_on_full_disk(error)
         raise DataError(f"{name}: {type(model).__name__} cannot be run{what} ({reason_of(error)})") from error
+
+
+def _look_at_positions(model: PreTrainedModel, name: str, shape: BlockShape) -> None:
+    positions = positions_of(model.config.to_dict())
+    sentence = None if positions is None else positions.too_few(name, shape.length)
+    if positions is None or sentence is None:
+        return
+    if positions.is_table:
+        raise DataError(sentence)
+    _warn(sentence)
+
+
+@cache
+def _warn(sentence: str) -> None:
+    """Say it once, however often a command loads the model."""
+    logger.warning("%s", sentence)
 
 
 @contextlib.contextmanager
@@ -135,24 +153,16 @@ def _probe_documents(model: PreTrainedModel, vocab_size: int, name: str, shape: 
         return
     if trial.difference(by_document=True) <= tolerance:
         read_documents_alone(model)
-        _say_alone(name, kind, str(model.config._attn_implementation))
+        _warn(
+            f"{name}: {kind} (attention: {model.config._attn_implementation}) lets the documents of packed blocks "
+            "see each other, so each is read in a row of its own: the results are right, but it is slower "
+            "and terms on inner states cannot be used"
+        )
         return
     raise DataError(
         f"{name}: {kind} lets the documents of a packed block see each other: in a batch of {shape.rows} x "
         f"{shape.length:,} tokens its hidden states differ by {difference:.1%} from those of the document alone, "
         f"of which rounding explains {tolerance:.1%}; so it cannot be used with packed text"
-    )
-
-
-@cache
-def _say_alone(name: str, kind: str, attention: str) -> None:
-    """Say it once, however often a command loads the model."""
-    logger.warning(
-        "%s: %s (attention: %s) lets the documents of packed blocks see each other, so each document is read in a "
-        "row of its own: the results are right, but it is slower, and terms on inner states cannot be used",
-        name,
-        kind,
-        attention,
     )
 
 
@@ -270,7 +280,8 @@ class _Reader:
 
 def _stop(module: nn.Module, args: Any, output: Any) -> None:
     hidden = output if isinstance(output, Tensor) else output[0]
-    raise _Enough(hidden)
+    if hidden.ndim == 3:  # some families carry several streams from layer to layer, and end with one
+        raise _Enough(hidden)
 
 
 def _last_new_layer(model: PreTrainedModel) -> nn.Module | None:

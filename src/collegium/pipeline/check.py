@@ -16,6 +16,7 @@ from collegium.base.references import find_files, is_local, is_offline, resolve_
 from collegium.base.terminal import is_main_rank, show
 from collegium.models.adapter_config import other_base, read_adapter_config
 from collegium.models.weight_files import shapes_in, weight_files
+from collegium.pipeline.model_kinds import unfit_models
 from collegium.pipeline.run_folder import require_free
 from collegium.pipeline.stale_caches import stale_cache
 from collegium.recipe.methods import METHODS
@@ -49,6 +50,7 @@ def check(recipe: Recipe) -> tuple[Finding, ...]:
         *_student(recipe),
         *_teachers(recipe),
         *_caches(recipe),
+        *(Finding(*unfit) for unfit in unfit_models(recipe)),
         *_sources(recipe),
         *_capabilities(recipe),
         *_packages(recipe),

@@ -23,6 +23,7 @@ from collegium.base.errors import DataError, RecipeError, TeacherError, UserErro
 from collegium.base.progress import Phase
 from collegium.base.references import cache_dir, is_local, is_offline
 from collegium.data.prepared import PreparedText
+from collegium.pipeline.model_kinds import unfit_models
 from collegium.recipe.recipe import Recipe
 from collegium.recipe.sections.models import CachedTeacherSection, LocalTeacherSection
 
@@ -86,7 +87,7 @@ def diagnose(recipe: Recipe) -> Diagnosis:
     with Phase("reading the text"):
         text, sample, text_check = _look_at_text(run)
     with Phase("looking at models and caches"):
-        checks = [_torch(), _hub(recipe), _disk(), *_weights(recipe), text_check]
+        checks = [_torch(), _hub(recipe), _disk(), *_weights(recipe), *_unfit(recipe), text_check]
         checks += _caches(run, text)
     pairs = compare_teachers(run, sample)
     return Diagnosis(tuple(checks), pairs)
@@ -136,6 +137,11 @@ def _weights(recipe: Recipe) -> Iterator[Check]:
             yield Check(name, "cannot be loaded", str(error), stops=True)
         else:
             yield Check(name, "every tensor is in its files, and nothing else, as far as they are here")
+
+
+def _unfit(recipe: Recipe) -> Iterator[Check]:
+    for unfit in unfit_models(recipe):
+        yield Check(f"model of {unfit.key}", unfit.found, unfit.fix, stops=unfit.exit_code != 0)
 
 
 def _look_at_text(run: Run) -> tuple[PreparedText | None, Sample, Check]:

@@ -102,8 +102,7 @@ class DistillationTrainer(CheckpointedTrainer):
         blocks = None if train_dataset is None else _packed(train_dataset, tokenizer, block_size)
         shape = _largest_batch(blocks, args)
         student = _student(model, vocab_size, peft_config, args.device, shape)
-        if objective is None:
-            objective = Objective(kd_weight=0.5 if teachers else 0.0)
+        objective = Objective(kd_weight=0.5 if teachers else 0.0) if objective is None else objective
         asked = objective.teacher_names
         self.teachers = as_teachers(teachers, tokenizer, names=asked, device=args.device, shape=shape)
         objective.teacher_names = tuple(teacher.name for teacher in self.teachers)
