@@ -73,6 +73,7 @@ READ: Final = ("blocks", "tokens", "predicted")
 STEP: Final = "step"
 EPOCH: Final = "epoch"
 TRAIN_RUNTIME: Final = "train_runtime"
+TRAIN_LOSS: Final = "train_loss"
 OF_THE_WHOLE_TRAINING: Final = (
     TRAIN_RUNTIME,
     "samples_per_second",

@@ -6,7 +6,7 @@ members stay tensors on the device until `reduce_means`, so no step waits for a 
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -33,6 +33,10 @@ class Mean:
     def __add__(self, other: "Mean") -> "Mean":
         return Mean(self.total + other.total, self.count + other.count)
 
+    def like(self, other: "Mean") -> "Mean":
+        """The same numbers in the types and on the device of another."""
+        return Mean(self.total.to(other.total), self.count.to(other.count))
+
     @property
     def value(self) -> float:
         """The mean; NaN where nothing was counted. Waits for the device."""
@@ -45,11 +49,28 @@ class MeanAccumulator:
 
     def __init__(self) -> None:
         self._means: dict[str, Mean] = {}
+        self._loaded: set[str] = set()
 
     def add(self, means: Mapping[str, Mean]) -> None:
         """Add one micro-batch."""
         for name, mean in means.items():
+            if name in self._loaded:
+                self._loaded.remove(name)
+                self._means[name] = self._means[name].like(mean)  # so that the sum is rounded as it was
             self._means[name] = self._means[name] + mean if name in self._means else mean
+
+    def document(self) -> dict[str, list[float]]:
+        """Sums over all ranks, for a checkpoint. A collective call."""
+        return _summed(self._means)
+
+    def load(self, document: Mapping[str, Sequence[float]], device: torch.device) -> None:
+        """Go on from sums over all ranks, which one of them takes up."""
+        share = float(not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0)
+        for name, (total, count) in document.items():
+            self._means[name] = Mean(
+                *torch.tensor([share * total, share * count], dtype=torch.float64, device=device)
+            )
+        self._loaded = set(document)
 
     def pop(self) -> dict[str, float]:
         """Return values over all ranks, and start again. A collective call: every rank must make it."""
@@ -60,13 +81,17 @@ class MeanAccumulator:
 
 def reduce_means(means: Mapping[str, Mean]) -> dict[str, float]:
     """Return the values of `means` over all ranks, in one all-reduce; names that nobody counted are left out."""
+    return {name: total / count for name, (total, count) in _summed(means).items() if count}
+
+
+def _summed(means: Mapping[str, Mean]) -> dict[str, list[float]]:
     if not means:
         return {}
     names = sorted(means)
     pairs = torch.stack([torch.stack([means[n].total.double(), means[n].count.double()]) for n in names])
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(pairs)
-    return {n: total / count for n, (total, count) in zip(names, pairs.tolist(), strict=True) if count}
+    return dict(zip(names, pairs.tolist(), strict=True))
 
 
 def max_over_ranks(value: int) -> int:

@@ -20,6 +20,7 @@ from collegium.base.errors import DataError
 from collegium.base.finite import null_where_unknown
 from collegium.base.progress import Phase
 from collegium.base.terminal import say
+from collegium.report.metric_names import TRAIN_LOSS
 from collegium.training.callback_states import callback_states, has_stopped_early, restore_callbacks
 from collegium.training.checkpoint import (
     CheckpointDirectory,
@@ -28,6 +29,8 @@ from collegium.training.checkpoint import (
     load_random_state,
 )
 from collegium.training.checkpoint_files import read_json, verify
+from collegium.training.logged_loss import NAME as LOGGED
+from collegium.training.logged_loss import LoggedLoss
 from collegium.training.optimizer_state import require_resumable
 from collegium.training.origin import ORIGIN, Origin, given_parts
 
@@ -37,6 +40,12 @@ class CheckpointedTrainer(Trainer):
 
     _origin: Origin | None = None
     """What this run was made from, noted before its first step."""
+
+    _loss_before: LoggedLoss | None = None
+    """Sums of the checkpoint that is resumed from, until they are taken up."""
+
+    _knows_loss = False
+    """Whether the checkpoint that was resumed from had them."""
 
     @property
     def checkpoints(self) -> CheckpointDirectory:
@@ -69,6 +78,7 @@ class CheckpointedTrainer(Trainer):
         try:
             resumed = None if checkpoint is None else str(checkpoint)
             output = super().train(resumed, trial, ignore_keys_for_eval)
+            output = output._replace(training_loss=output.metrics.get(TRAIN_LOSS, output.training_loss))
         finally:
             self.args.max_steps = max_steps
         if self.args.should_save:
@@ -96,6 +106,7 @@ class CheckpointedTrainer(Trainer):
             documents={
                 "trainer_state": null_where_unknown(dataclasses.asdict(self.state)),
                 ORIGIN: origin.document(self.state.global_step),
+                LOGGED: self._loss_so_far().document(),
             },
         )
 
@@ -181,9 +192,40 @@ class CheckpointedTrainer(Trainer):
         with Phase("reading the checkpoint"):
             load_model_state(model or self.model, Path(resume_from_checkpoint))
 
+    def _loss_so_far(self) -> LoggedLoss:
+        """Sums up to now. A collective call."""
+        if not hasattr(self, "_tr_loss"):  # before the first step
+            return LoggedLoss(0.0, 0.0, 0)
+        pending = self.accelerator.reduce(self._tr_loss, reduction="mean")
+        return LoggedLoss(self._total_loss_scalar, float(pending), self._globalstep_last_logged)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Say the mean loss of all steps at the end, also of those before an interruption."""
+        if TRAIN_LOSS in logs:
+            logs[TRAIN_LOSS] = self._mean_loss(logs[TRAIN_LOSS])
+        super().log(logs, start_time)
+
+    def _mean_loss(self, since_resuming: float) -> float:
+        if self._initial_global_step and not self._knows_loss:  # a checkpoint of an earlier version had none
+            return since_resuming
+        left = self._loss_before  # where no step was, as they would be taken up by the first
+        total = self._total_loss_scalar if left is None else left.total + left.pending
+        return total / max(self.state.global_step, 1)
+
+    def _go_on_logging(self) -> None:
+        """Take up the sums of a checkpoint, once upstream has set its own to nothing."""
+        before = self._loss_before
+        if before is not None:
+            self._total_loss_scalar += before.total
+            self._tr_loss += before.pending
+            self._globalstep_last_logged = before.last_line
+            self._loss_before = None
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             self.training_state().load_optimizer(Path(checkpoint))
+            self._loss_before = LoggedLoss.of(Path(checkpoint))
+            self._knows_loss = self._loss_before is not None
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         """Loaded with the optimizer."""
@@ -191,3 +233,4 @@ class CheckpointedTrainer(Trainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             load_random_state(Path(checkpoint))
+            self._go_on_logging()  # just before the first step

@@ -40,6 +40,7 @@ from collegium.signals.metrics import MeanAccumulator
 from collegium.teachers.collect import as_teachers, limit_inner_states, reading_ahead
 from collegium.training.arguments import own_arguments
 from collegium.training.checkpoint import TrainingState
+from collegium.training.checkpoint_files import read_json
 from collegium.training.checkpointed import CheckpointedTrainer
 from collegium.training.chunk_size import default_chunk_size
 from collegium.training.loader_workers import sheltered
@@ -50,6 +51,10 @@ from collegium.training.on_policy import OnPolicy
 from collegium.training.origin import facts_of
 from collegium.training.publication import compared_blocks, publish
 from collegium.training.text_count import NAME, TextCount
+
+
+MEANS = "metrics"
+"""Of the document of a checkpoint with sums of metrics since the last log line."""
 
 
 class DistillationTrainer(CheckpointedTrainer):
@@ -324,14 +329,17 @@ class DistillationTrainer(CheckpointedTrainer):
         return {**super().stateful(), "mixing": self.mixing}
 
     def training_state(self) -> TrainingState:
-        """Also the count of the text."""
+        """Also the count of the text, and metrics that are yet to be logged."""
         state = super().training_state()
-        return dataclasses.replace(state, documents={**state.documents, NAME: self._text.document()})
+        own = {NAME: self._text.document(), MEANS: self._means.document()}
+        return dataclasses.replace(state, documents={**state.documents, **own})
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             self._text.load(Path(checkpoint))
+            if (Path(checkpoint) / f"{MEANS}.json").exists():  # those of earlier versions have none
+                self._means.load(read_json(Path(checkpoint), MEANS), self.args.device)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Write the student as a plain Hugging Face folder that was read back; see `publish`."""
