@@ -148,7 +148,8 @@ def table(checks: Sequence[Check], step: float, loading: float, steps: int) -> s
     for check in checks:
         share = check.times * check.seconds / run
         of_both = f"{check.seconds / loading:.2f} | {check.seconds / step:.4f}"
-        lines.append(f"| {check.name} | {check.seconds:.4f} s | {of_both} | {share:.3%} |")
+        in_run = f"{share:.3%}" if check.times else "not counted"
+        lines.append(f"| {check.name} | {check.seconds:.4f} s | {of_both} | {in_run} |")
     total = sum(check.times * check.seconds for check in checks)
     start = sum(check.times * check.seconds for check in checks if check.at_start)
     lines.append(f"| all of a run | {total:.2f} s, {start:.2f} s at its start | | | {total / run:.2%} |")
