@@ -18,6 +18,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from collegium.base.errors import BusyError
+from collegium.base.secrets import redacted
 from collegium.base.terminal import say
 
 
@@ -75,7 +76,7 @@ def _this_process() -> dict[str, str | int]:
         "process": os.getpid(),
         "host": socket.gethostname(),
         "since": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S %Z"),
-        "command": shlex.join(words)[:_COMMAND_LENGTH],
+        "command": redacted(shlex.join(words))[:_COMMAND_LENGTH],
     }
 
 

@@ -16,7 +16,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TextIO
 
+from collegium.base.secrets import redacted
 from collegium.base.streams import perhaps_unread
+from collegium.base.visible import visible
 
 
 if TYPE_CHECKING:
@@ -34,17 +36,23 @@ def is_main_rank() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def say(text: str, *, on_every_rank: bool = False) -> None:
-    """A line of progress, which costs nobody a run if there is no one left to read it."""
-    if on_every_rank or is_main_rank():
-        with perhaps_unread(2):
-            print(text, file=sys.stderr, flush=True)
+def presentable(text: object) -> str:
+    """Text for people: without control characters that a terminal would obey, and without credentials."""
+    return visible(redacted(str(text)))
 
 
 def show(text: str) -> None:
     """A result for people, on stdout."""
-    with perhaps_unread(1):
-        print(text, flush=True)
+    if is_main_rank():
+        with perhaps_unread(1):
+            print(presentable(text), flush=True)
+
+
+def say(text: str, *, on_every_rank: bool = False) -> None:
+    """A line of progress, which costs nobody a run if there is no one left to read it."""
+    if on_every_rank or is_main_rank():
+        with perhaps_unread(2):
+            print(presentable(text), file=sys.stderr, flush=True)
 
 
 def is_terminal(stream: TextIO) -> bool:
@@ -78,7 +86,8 @@ class Bar:
     def _draw(self, text: str, pace: str, done: float, total: float | None) -> None:
         bar = self._drawn or _new_bar()
         bar.tasks[0].total = total  # `update` takes None for what it was before
-        bar.update(bar.task_ids[0], description=text, pace=pace, completed=done, refresh=True)
+        shown = presentable(text).replace("\n", " ")
+        bar.update(bar.task_ids[0], description=shown, pace=pace, completed=done, refresh=True)
         if self._drawn is None:
             self._drawn = bar
             bar.start()
@@ -143,7 +152,7 @@ def show_json(content: Mapping[str, Any], *, indent: int | None = None) -> None:
     """A result for programs, on one line of stdout unless it is to be indented."""
     if is_main_rank():
         with perhaps_unread(1):
-            print(json.dumps(content, indent=indent), file=_documents.get() or sys.stdout, flush=True)
+            print(redacted(json.dumps(content, indent=indent)), file=_documents.get() or sys.stdout, flush=True)
 
 
 def show_table(
@@ -156,6 +165,9 @@ def show_table(
     """A table on stdout: the first column to the left, the others to the right."""
     if not is_main_rank():
         return
+    title = presentable(title)
+    columns = [presentable(column) for column in columns]
+    rows = [[presentable(cell) for cell in row] for row in rows]
     if is_terminal(sys.stdout):
         _show_rich(title, columns, rows, highlight)
     else:

@@ -9,15 +9,17 @@ import logging
 import os
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
+from types import TracebackType
 from typing import Any, TextIO
 
 from collegium.base.allocator import keep_freed_memory
 from collegium.base.errors import DISK_FULL, UserError
 from collegium.base.interruption import stop_signals, watch_launcher
 from collegium.base.streams import nobody_reads_results, open_closed, perhaps_unread
-from collegium.base.terminal import is_main_rank, only_json, restore_cursor, say, show_json
+from collegium.base.terminal import is_main_rank, only_json, presentable, restore_cursor, say, show_json
 
 
 RESUMING = ("prepare", "train", "cache", "demo", "reproduce")
@@ -74,7 +76,8 @@ def _other(error: Exception) -> int:
     show = getattr(error, "show", None)
     if not callable(show):
         return _fail(error, str(error), code)
-    _show_error(type(error).__name__, str(getattr(error, "message", error)), code)
+    error.message = presentable(getattr(error, "message", error))  # type: ignore[attr-defined]
+    _show_error(type(error).__name__, error.message, code)  # type: ignore[attr-defined]
     show()
     return code
 
@@ -125,8 +128,36 @@ class _Warnings(logging.StreamHandler[TextIO]):
         self.stream = sys.stderr
         super().emit(record)
 
+    def format(self, record: logging.LogRecord) -> str:
+        """The message, and the traceback if there is one, without what a terminal would obey."""
+        return presentable(super().format(record))
+
+
+class _Record(logging.LogRecord):
+    """A message of any library, whose own handlers write to the terminal too."""
+
+    def getMessage(self) -> str:
+        """The message without what a terminal would obey."""
+        return presentable(super().getMessage())
+
+
+def _show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    say("".join(traceback.format_exception(kind, error, trace)).rstrip(), on_every_rank=True)
+
+
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    return presentable(_usual_format(message, category, filename, lineno, line))
+
+
+_usual_format = warnings.formatwarning
+
 
 def _quiet_libraries() -> None:
+    sys.excepthook = _show_traceback
+    warnings.formatwarning = _format_warning
+    logging.setLogRecordFactory(_Record)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_Warnings()])
     logging.getLogger("collegium").setLevel(logging.INFO)
     for name in ("torchao", "torch.utils._pytree"):  # they warn about GPU kernels that they lack

@@ -2,7 +2,7 @@
 
 import math
 
-from collegium.base.terminal import duration, is_main_rank, number_row, show, show_json, show_table, size
+from collegium.base.terminal import duration, number_row, show, show_json, show_table, size
 from collegium.cli.tables import show_temperatures, show_tokenizers
 from collegium.evaluation.cost import RunCost
 from collegium.evaluation.preflight import Preflight
@@ -17,7 +17,7 @@ def show_preflight(result: Preflight, cost: RunCost | None, *, as_json: bool) ->
         return
     for pair in result.tokenizers:
         if pair.kind == "same" and not pair.warnings:
-            _show_line(f"Teacher {pair.teacher}: {pair.verdict}")
+            show(f"Teacher {pair.teacher}: {pair.verdict}")
         else:
             show_tokenizers([pair])
     _show_losses(result)
@@ -29,7 +29,7 @@ def show_preflight(result: Preflight, cost: RunCost | None, *, as_json: bool) ->
         show_temperatures(result.temperatures)
     if cost is not None:
         _show_cost(cost)
-    _show_line("\n".join(["Verdict", "", *(f"- {line}" for line in result.verdict)]))
+    show("\n".join(["Verdict", "", *(f"- {line}" for line in result.verdict)]))
 
 
 def _show_losses(result: Preflight) -> None:
@@ -93,12 +93,7 @@ def _show_cost(cost: RunCost) -> None:
     steps = f"{cost.num_steps:,} steps of {cost.step_seconds:.3g} s, from {cost.steps_tried} timed ones"
     show_table(f"What the run takes on this machine ({steps})", ["", "about"], rows)
     for note in cost.notes:
-        _show_line(f"note: {note}")
-
-
-def _show_line(text: str) -> None:
-    if is_main_rank():
-        show(text)
+        show(f"note: {note}")
 
 
 def duration_with_tenths(seconds: float) -> str:

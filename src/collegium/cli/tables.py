@@ -7,7 +7,6 @@ from pathlib import Path
 from collegium.alignment.verdict import Comparison, Overlap, TokenizerFacts
 from collegium.base.errors import DataError
 from collegium.base.terminal import (
-    is_main_rank,
     say,
     show,
     show_json,
@@ -59,9 +58,9 @@ def show_diagnosis(diagnosis: Diagnosis, *, as_json: bool) -> None:
 def _show_checks(diagnosis: Diagnosis) -> None:
     for check in diagnosis.checks:
         if check.fix is None:
-            _show_line(f"ok    {check.name}: {check.found}")
+            show(f"ok    {check.name}: {check.found}")
         else:
-            _show_line(f"fix   {check.name}: {check.found}; {check.fix}")
+            show(f"fix   {check.name}: {check.found}; {check.fix}")
     show_tokenizers(diagnosis.tokenizers)
 
 
@@ -70,17 +69,12 @@ def show_tokenizers(pairs: Sequence[Comparison]) -> None:
     for pair in pairs:
         title = f"\nTeacher {pair.teacher}: {pair.verdict}"
         if pair.student is None or pair.own is None or pair.overlap is None:
-            _show_line(title)
+            show(title)
         else:
             columns = ["", "student", pair.teacher]
             show_table(title, columns, [*_facts(pair.student, pair.own), *_overlap(pair.overlap)])
         for warning in pair.warnings:
-            _show_line(f"warning: {warning}")
-
-
-def _show_line(text: str) -> None:
-    if is_main_rank():
-        show(text)
+            show(f"warning: {warning}")
 
 
 def _facts(student: TokenizerFacts, own: TokenizerFacts) -> list[list[str]]:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from collegium.base.errors import DataError, RecipeError, TeacherError, UserError
 from collegium.base.references import find_files, is_local, is_offline, resolve_reference
-from collegium.base.terminal import is_main_rank, show
+from collegium.base.terminal import show
 from collegium.models.adapter_config import other_base, read_adapter_config
 from collegium.models.weight_files import shapes_in, weight_files
 from collegium.pipeline.model_kinds import unfit_models
@@ -64,7 +64,7 @@ def conclude_check(findings: tuple[Finding, ...], *, as_json: bool) -> dict[str,
         UserError: of the class in which a run would end.
     """
     document = {"ok": not any(f.exit_code for f in findings), "findings": [asdict(f) for f in findings]}
-    if not as_json and is_main_rank():
+    if not as_json:
         show("\n".join(_line(finding) for finding in findings))
     wrong = [finding for finding in findings if finding.exit_code]
     if not wrong:

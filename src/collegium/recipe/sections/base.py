@@ -1,8 +1,10 @@
 """Common to all sections of a recipe: strictness, names and lists. No torch here."""
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+
+from collegium.base.secrets import holds_credentials, redacted
 
 
 T = TypeVar("T")
@@ -47,3 +49,16 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+    @model_validator(mode="after")
+    def _without_credentials(self) -> Self:
+        """Refuse credentials, as recipes are kept with runs, shown in reports and sent to trackers."""
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if isinstance(value, str) and holds_credentials(value):
+                raise ValueError(
+                    f"`{name}` holds credentials ({redacted(value)}), and a recipe is kept with its run; leave "
+                    "them out and give them in the environment, as fsspec reads them: FSSPEC_S3_KEY and "
+                    "FSSPEC_S3_SECRET for s3://"
+                )
+        return self
