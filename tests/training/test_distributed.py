@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,21 @@ def test_trainer_on_two_ranks_is_one_process_with_the_whole_batch(two_ranks, tmp
     theirs = load_file(two_ranks / "trainer.safetensors")
     for name, value in weights_of(ours).items():
         assert torch.allclose(value, theirs[name], atol=2e-5), name
+
+
+def test_one_process_goes_on_where_two_ranks_stopped(two_ranks, tmp_path):
+    """The same samples a step, so the same blocks; sums in another order."""
+    folder = shutil.copytree(two_ranks / "trained", tmp_path / "run")
+    shutil.rmtree(folder / "checkpoint-3", ignore_errors=True)
+    options = {"max_steps": 3, "save_strategy": "steps", "save_steps": 2, "learning_rate": 1e-3}
+    ours = trainer_of(folder, objective=make_model().objective, per_device_train_batch_size=8, **options)
+    ours.train(resume_from_checkpoint=True)
+    theirs = load_file(two_ranks / "trainer.safetensors")
+    for name, value in weights_of(ours).items():
+        assert torch.allclose(value, theirs[name], atol=2e-5), name
+    origin = json.loads((folder / "checkpoint-2" / "origin.json").read_text())
+    assert origin["samples"] == 16
+    assert origin["split"] == {"processes": 2, "batch_size": 4, "accumulation": 1}
 
 
 def test_on_policy_steps_on_two_ranks_are_those_of_one_process(two_ranks, tmp_path):
