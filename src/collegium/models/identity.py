@@ -19,6 +19,7 @@ from collegium.base.known_digests import content_digest
 from collegium.base.references import resolve_reference
 from collegium.models.gguf import gguf_parts
 from collegium.models.settings import Settings, decisive
+from collegium.models.weight_digest import add_tensor
 
 
 def reference_fingerprint(reference: str, config: PretrainedConfig) -> str:
@@ -57,8 +58,8 @@ def module_fingerprint(model: PreTrainedModel) -> str:
         own = {key: _plain(value) for key, value in vars(module).items() if key[:1] != "_" and key != "training"}
         state.update(f"{name}/{type(module).__name__}/{json_digest(decisive(own))}".encode())
     for name, tensor in _tensors(model):
-        state.update(f"{name}/{tensor.dtype}/{list(tensor.shape)}".encode())
-        state.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        state.update(f"{name}/".encode())
+        add_tensor(state, tensor.detach())
     return f"object:{state.hexdigest()}"
 
 

@@ -34,7 +34,7 @@ def student_digest(model: nn.Module, *, without: str | None = None) -> str:
     for name, tensor in sorted(_weights(model)):
         if without is None or without not in name:
             state.update(name.replace(_BELOW_ADAPTER, "").encode())
-            _add(state, tensor.detach())
+            add_tensor(state, tensor.detach())
     return state.hexdigest()
 
 
@@ -51,13 +51,14 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from ((name, buffer) for name, buffer in model.named_buffers() if name in kept)
 
 
-def _add(state: xxhash.xxh3_128, tensor: Tensor) -> None:
+def add_tensor(state: xxhash.xxh3_128, tensor: Tensor) -> None:
+    """Add type, shape and content of a tensor, of a quantised one too."""
     state.update(f"{tensor.dtype}{list(tensor.shape)}".encode())
     if tensor.is_meta:  # its weights are elsewhere, as where a device map leaves some on disk
         return
     if hasattr(tensor, "__tensor_flatten__"):  # quantised: several plain tensors in one
         for name in tensor.__tensor_flatten__()[0]:
-            _add(state, getattr(tensor, name))
+            add_tensor(state, getattr(tensor, name))
         return
     content = tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     state.update(content.data)
