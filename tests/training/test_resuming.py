@@ -19,8 +19,9 @@ from collegium.data.order import DomainOrder, StatelessOrder
 from collegium.fused.chunked import KdTarget
 from collegium.losses.divergences import generalized_jsd, reverse_kl
 from collegium.losses.fusion import mixture_logprobs
+from collegium.losses.weighting import Weighting
 from collegium.teachers.local import LocalTeacher
-from collegium.training.objective import Objective, Weighting
+from collegium.training.objective import Objective
 from collegium.training.on_policy import OnPolicy
 from collegium.training.rollout import Sampling
 from collegium.training.trainer import DistillationTrainer

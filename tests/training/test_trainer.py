@@ -12,10 +12,11 @@ from collegium.base.errors import DataError, NumericError, TeacherError
 from collegium.fused.chunked import KdTarget
 from collegium.losses.divergences import forward_kl
 from collegium.losses.fusion import mixture_logprobs
+from collegium.losses.weighting import Weighting
 from collegium.signals.metrics import read_jsonl
 from collegium.teachers.aligned import AlignedTeacher
 from collegium.training.callbacks import MetricsFile
-from collegium.training.objective import Objective, Weighting, term_names
+from collegium.training.objective import Objective, term_names
 from collegium.training.terms.balancing import GradientFree
 from collegium.training.terms.features import HiddenStatesTerm
 from collegium.training.trainer import DistillationTrainer
@@ -290,18 +291,6 @@ def test_parity_with_the_plain_trainer_on_cross_entropy(tmp_path):
     for name, value in ours.distillation_model.student.named_parameters():
         # Adam divides a gradient of 1e-9 by itself, and so enlarges the rounding of other products.
         assert torch.allclose(value, expected[name], atol=1e-5), name
-
-
-def test_best_model_selection_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="load_best_model_at_end is not supported"):
-        trainer_of(
-            tmp_path,
-            save_strategy="steps",
-            eval_strategy="steps",
-            save_steps=1,
-            eval_steps=1,
-            load_best_model_at_end=True,
-        )
 
 
 def test_evaluate_without_text_says_what_to_give(tmp_path):

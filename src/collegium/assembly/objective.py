@@ -13,7 +13,6 @@ from collegium.assembly.features import build_features
 from collegium.base.errors import RecipeError, TeacherError
 from collegium.evaluation.language_modeling import Rule
 from collegium.fused.chunked import KdTarget
-from collegium.losses.fusion import Fusion, geometric_logprobs, mixture_logprobs
 from collegium.losses.joint_weighting import JointWeighting
 from collegium.losses.min_norm import MinNormWeighting
 from collegium.losses.weighting import Weighting
@@ -22,6 +21,7 @@ from collegium.recipe.recipe import Recipe
 from collegium.recipe.sections.objective import DynamicSection, ObjectiveSection, WeightingSection
 from collegium.recipe.sections.schedule import schedule_of
 from collegium.signals.contracts import Capability, Teacher
+from collegium.training.named import FUSIONS
 from collegium.training.objective import Objective, term_names
 from collegium.training.terms.balancing import Balancer, GradientFree, UncertaintyWeighting
 from collegium.training.terms.dynamic import DynamicDistillation
@@ -30,8 +30,6 @@ from collegium.training.terms.routing import Router
 
 if TYPE_CHECKING:
     from collegium.assembly.run import Run
-
-FUSIONS: Mapping[str, Fusion] = {"mixture": mixture_logprobs, "geometric": geometric_logprobs}
 
 
 def build_objective(run: "Run") -> Objective:

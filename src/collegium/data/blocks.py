@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerBase
 
 from collegium.base.errors import DataError
 from collegium.data.documents import Document
-from collegium.data.given_tokens import GivenTokens
+from collegium.data.given_rows import rows_of
+from collegium.data.given_tokens import GivenTokens, masks_tokens
 from collegium.data.packing import Packer, blocks_to_table
 from collegium.data.rows import Columns
 from collegium.data.signs import TextSigns
@@ -116,20 +117,23 @@ def pack_documents(
         `segment_ends` are -1, which mean unknown.
 
     Raises:
-        DataError: a row has neither text nor tokens, or a mask of another shape; there is nothing to predict.
+        DataError: it is no data set of rows with a length; a row has neither text nor tokens, or a mask of another
+            shape; there is nothing to predict.
     """
-    rows = dataset if isinstance(dataset, datasets.Dataset) else list(dataset)
+    rows = rows_of(dataset)
+    given = GivenTokens(tokenizer)
     if len(rows) and "segment_lengths" in rows[0]:
-        packed = rows if isinstance(rows, datasets.Dataset) else datasets.Dataset.from_list(rows)
+        for number, row in enumerate(rows):
+            given.require_known(np.asarray(row["input_ids"]), f"row {number}")
+        packed = rows if isinstance(rows, datasets.Dataset) else datasets.Dataset.from_list(list(rows))
         return PackedBlocks(packed)
     encoder = DocumentTokenizer(tokenizer, add_bos=add_bos, add_eos=add_eos)
     packer = Packer(block_size=block_size, domain=domain)
     blocks = []
-    given = GivenTokens(tokenizer)
     signs = TextSigns("the data set", encoder.special_texts)
     columns = Columns(text_column, prompt_column)
     for number, row in enumerate(rows):
-        if row.get(text_column) is None and row.get("input_ids") is not None:
+        if row.get("input_ids") is not None and (row.get(text_column) is None or masks_tokens(row)):
             tokens = given.document(row, f"row {number}")
         else:
             document = _document(row, number, columns)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from collegium.alignment.tokenizer_match import vocab_size_of
@@ -17,8 +18,10 @@ from collegium.data.tokenization import TokenizedDocument
 from collegium.signals.contracts import IGNORE_INDEX
 
 
-_MASKS = ("completion_mask", "assistant_masks")
-"""Masks of TRL and transformers with 1 where a token is learnt."""
+_MASKS = ("completion_mask", "assistant_masks", "loss_mask")
+"""Masks of TRL, transformers and others with 1 where a token is learnt."""
+
+_LISTS = (list, tuple, np.ndarray, Tensor)
 
 
 class GivenTokens:
@@ -46,13 +49,26 @@ class GivenTokens:
             kept &= ~_at_the_ends(tokens == self._padding)
         tokens = tokens[kept]
         learnt = learnt[kept]
+        self.require_known(tokens, place)
+        return _document(tokens.astype(np.int32), learnt, place)
+
+    def require_known(self, tokens: NDArray[np.int64], place: str) -> None:
+        """See that tokens are of the vocabulary.
+
+        Raises:
+            DataError: one is not.
+        """
         wrong = tokens[(tokens < 0) | (tokens >= self._vocab_size)]
         if len(wrong):
             raise DataError(
                 f"{place}: token {wrong[0]} of 'input_ids' is not one of the tokenizer's {self._vocab_size:,}: "
                 "make the tokens with this tokenizer, and mark what is not learnt in 'labels' only"
             )
-        return _document(tokens.astype(np.int32), learnt, place)
+
+
+def masks_tokens(row: Mapping[str, Any]) -> bool:
+    """True if a row says which of its tokens are learnt."""
+    return any(row.get(name) is not None for name in _MASKS) or isinstance(row.get("labels"), _LISTS)
 
 
 def _document(tokens: NDArray[np.int32], learnt: NDArray[np.bool_], place: str) -> TokenizedDocument:
@@ -74,7 +90,7 @@ def _learnt(row: Mapping[str, Any], tokens: NDArray[np.int64], place: str) -> ND
     for name in _MASKS:
         learnt &= _mask(row, name, tokens, place)
     labels = row.get("labels")
-    if not isinstance(labels, list | tuple | np.ndarray):  # a class, as of a task, is no mask
+    if not isinstance(labels, _LISTS):  # a class, as of a task, is no mask
         return learnt
     if len(labels) != len(tokens):
         raise DataError(

@@ -19,15 +19,17 @@ class StatelessOrder(Sampler[int]):
         seed: Seed of all permutations.
         total: Positions in all, over as many epochs as that takes.
         start: Position to begin at.
+        shuffled: False takes the samples in their own order, in each epoch.
     """
 
-    def __init__(self, num_samples: int, *, seed: int, total: int, start: int = 0) -> None:
+    def __init__(self, num_samples: int, *, seed: int, total: int, start: int = 0, shuffled: bool = True) -> None:
         if num_samples < 1:
             raise ValueError(f"there is no order of {num_samples} samples: at least one is needed")
         self._num_samples = num_samples
         self._seed = seed
         self._total = total
         self._start = start
+        self._shuffled = shuffled
 
     def __len__(self) -> int:
         return max(0, self._total - self._start)
@@ -36,7 +38,9 @@ class StatelessOrder(Sampler[int]):
         position = self._start
         while position < self._total:
             epoch, offset = divmod(position, self._num_samples)
-            order = np.random.default_rng([self._seed, epoch]).permutation(self._num_samples)
+            order = np.arange(self._num_samples)
+            if self._shuffled:
+                order = np.random.default_rng([self._seed, epoch]).permutation(self._num_samples)
             for index in order[offset : offset + self._total - position]:
                 yield int(index)
                 position += 1

@@ -95,14 +95,15 @@ class DomainMixing:
         own = {"every": self.every, "alpha": self._alpha, "max_ratio": self._max_ratio}
         return {**own, "rule": self._rule, "samples": sizes}
 
-    def order(self, *, samples_per_step: int, seed: int, total: int) -> DomainOrder:
-        """The order of samples; it sees rounds that are added later."""
+    def order(self, *, samples_per_step: int, seed: int, total: int, start: int = 0) -> DomainOrder:
+        """The order of samples from position `start` up to `total`; it sees rounds that are added later."""
         return DomainOrder(
             list(self._trained.values()),
             self.rounds,
             round_size=self.every * samples_per_step,
             seed=seed,
             total=total,
+            start=start,
         )
 
     def remix(

@@ -102,11 +102,11 @@ class HeldOutDomain:
         self.name = name
         self.teachers = tuple(teachers)
         self.chunk_size = chunk_size
-        self._rows = [blocks[i] for i in range(len(blocks))]
+        self.rows = [blocks[i] for i in range(len(blocks))]
         self._collator = collator
         self._batch_size = batch_size
         self._device = device
-        numbers = sorted({number for row in self._rows for number in row["segment_documents"]})
+        numbers = sorted({number for row in self.rows for number in row["segment_documents"]})
         self._document_index = {number: index for index, number in enumerate(numbers)}
 
     @property
@@ -118,14 +118,14 @@ class HeldOutDomain:
     def num_bytes(self) -> Tensor:
         """UTF-8 bytes of the predicted tokens of each document, [D]."""
         totals = torch.zeros(self.num_documents, dtype=torch.float64)
-        for row in self._rows:
+        for row in self.rows:
             for number, size in zip(row["segment_documents"], row["segment_bytes"], strict=True):
                 totals[self._document_index[number]] += size
         return totals
 
     def blocks(self) -> Iterator[Batch]:
         """One block after another, without what teachers say of it."""
-        for row in self._rows:
+        for row in self.rows:
             yield Batch.from_inputs(self._collator([row]))
 
     def batches(self) -> Iterator[HeldOutBatch]:
@@ -142,7 +142,7 @@ class HeldOutDomain:
 
     @cached_property
     def _scored(self) -> list[HeldOutBatch]:
-        starts = range(0, len(self._rows), self._batch_size)
+        starts = range(0, len(self.rows), self._batch_size)
         if not self.teachers:
             return [self._batch(slice(start, start + self._batch_size)) for start in starts]
         with Phase(f"asking the teachers about {self.name}", total=len(starts), unit="batches") as phase:
@@ -150,7 +150,7 @@ class HeldOutDomain:
 
     @torch.no_grad()
     def _batch(self, rows: slice) -> HeldOutBatch:
-        inputs = {k: v.to(self._device) for k, v in self._collator(self._rows[rows]).items()}
+        inputs = {k: v.to(self._device) for k, v in self._collator(self.rows[rows]).items()}
         batch = Batch.from_inputs(inputs)
         positions = predicted_positions(batch)
         numbers = inputs["document_ids"].flatten()[positions.index].tolist()
@@ -167,7 +167,7 @@ class HeldOutDomain:
         """Add up per-position figures."""
         tokens = torch.zeros(self.num_documents, dtype=torch.float64)
         sums: dict[str, Tensor] = {}
-        with Phase(f"held-out text of {self.name}", total=len(self._rows), unit="blocks") as phase:
+        with Phase(f"held-out text of {self.name}", total=len(self.rows), unit="blocks") as phase:
             for held_out, values in figures:
                 ones = torch.ones(len(held_out.documents), dtype=torch.float64)
                 tokens.index_add_(0, held_out.documents, ones)

@@ -59,6 +59,9 @@ class KdTarget:
         parameter: What a `PositionalDivergence` is given besides: a number, a scalar or [N].
         conflict_limit: Nats of conflict among teachers above which a position is left to the text: its
             weight goes from the divergence to the cross-entropy. None: never.
+
+    Raises:
+        ValueError: a part is no function, or the temperature is not above 0.
     """
 
     divergence: Divergence | PositionalDivergence
@@ -67,6 +70,16 @@ class KdTarget:
     scale_by_squared_temperature: bool = True
     parameter: float | Tensor = 0.0
     conflict_limit: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what a loss could not use."""
+        for name, part in {"divergence": self.divergence, "fusion": self.fusion}.items():
+            if not callable(part) and not hasattr(part, "at"):
+                raise ValueError(
+                    f"{name} is {part!r}: give a function; names go into Objective(target=..., fusion=...)"
+                )
+        if not self.temperature > 0:
+            raise ValueError(f"temperature is {self.temperature}; it must be above 0")
 
     @property
     def scale(self) -> float:

@@ -53,7 +53,9 @@ class FastLinear(TorchFunctionMode):
     ) -> Any:
         """Replace `linear`, and nothing else."""
         # A linear layer of transformers calls it with its three tensors by place; anything else is left alone.
-        if func is torch.nn.functional.linear and len(args) == 3 and not kwargs and _for_onednn(args[0]):
+        # Quantised weights are tensors of classes of their own, which bring their own product.
+        is_plain = len(args) == 3 and not kwargs and type(args[1]) in (Tensor, torch.nn.Parameter)
+        if func is torch.nn.functional.linear and is_plain and _for_onednn(args[0]):
             return _onednn(*args)
         return func(*args, **(kwargs or {}))
 

@@ -102,6 +102,16 @@ def _fading_block(
     return sums, Carry(last, segments[-1])
 
 
+def require_granularity(granularity: str) -> None:
+    """See that there is such a granularity.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not re.fullmatch(r"token|sequence|(window|causal):[1-9]\d*", str(granularity)):
+        raise ValueError(f"granularity {granularity!r}: give token, sequence, window:W or causal:W")
+
+
 class Stretches:
     """Sums over stretches, chunk after chunk in reading order.
 
@@ -118,8 +128,7 @@ class Stretches:
     """
 
     def __init__(self, positions: Positions, granularity: str, *, past_only: bool = False) -> None:
-        if not re.fullmatch(r"token|sequence|(window|causal):[1-9]\d*", granularity):
-            raise ValueError(f"granularity {granularity!r}: give token, sequence, window:W or causal:W")
+        require_granularity(granularity)
         kind, _, size = granularity.partition(":")
         self.segments = positions.segments
         self.groups: Int[Tensor, " N"] | None = None

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from collegium.losses.stretches import Carry, Stretches, fading_sums
+from collegium.losses.stretches import Carry, Stretches, fading_sums, require_granularity
 from collegium.losses.teacher_weights import entropy_weights, static_weights, uniform_weights, weights_from_scores
 from collegium.signals.contracts import Positions, TeacherStats
 
@@ -86,6 +86,9 @@ class Weighting:
         values: Weight of each teacher, for `static`.
         decay: Decay of `bayes`; 1 forgets nothing.
         routes: Index of the teacher of each domain, for `domain`.
+
+    Raises:
+        ValueError: there is no such kind, or it cannot be used with these values.
     """
 
     kind: WeightingName = "entropy"
@@ -96,9 +99,16 @@ class Weighting:
     routes: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a kind that does not exist."""
+        """Refuse a kind that does not exist, and values that it cannot use."""
         if self.kind not in RULES:
             raise ValueError(f"there is no weighting {self.kind!r}: give one of {', '.join(RULES)}")
+        require_granularity(self.granularity)
+        if not self.tau > 0:
+            raise ValueError(f"tau is {self.tau}; it must be above 0")
+        if (self.kind == "static") != (self.values is not None):
+            raise ValueError(f"values, a weight for each teacher, go with `static`; the kind is {self.kind!r}")
+        if self.kind == "domain" and self.routes is None:
+            raise ValueError("the weighting `domain` needs routes, the index of the teacher of each domain")
 
     @property
     def rule(self) -> "ScoreRule":

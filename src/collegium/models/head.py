@@ -35,7 +35,8 @@ class ProjectionHead:
 
     def __call__(self, hidden: Float[Tensor, "n D"]) -> Float[Tensor, "n V"]:
         """Logits over the first `vocab_size` tokens, on the device of `hidden` wherever the head is."""
-        device = next(self.projection.parameters()).device
+        weight = next(self.projection.parameters(), None)  # a quantised head may have none
+        device = hidden.device if weight is None else weight.device
         logits = self._project(hidden.to(device)).to(hidden.device)
         if self.scale != 1.0:
             logits = logits * self.scale
@@ -71,7 +72,8 @@ class ProjectionHead:
         projection = model.get_output_embeddings()
         if projection is None:
             raise ValueError(f"{type(model).__name__} has no output embedding: it is not a causal language model")
-        rows = projection.weight.shape[0]
+        weight = projection.weight
+        rows = (weight() if callable(weight) else weight).shape[0]  # torch's quantised modules have a method
         if rows < vocab_size:
             raise ValueError(
                 f"{type(model).__name__} makes {rows} logits, the tokenizer has {vocab_size} tokens: "

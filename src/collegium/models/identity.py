@@ -65,8 +65,9 @@ def module_fingerprint(model: PreTrainedModel) -> str:
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Parameters, and buffers that are in no file too, such as the frequencies of rotary embeddings."""
-    yield from model.named_parameters()
-    yield from model.named_buffers()
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        # Quantised weights are tensors of classes of their own, whose bytes are in several.
+        yield name, tensor if type(tensor.data) is Tensor else tensor.detach().dequantize()
 
 
 def _plain(value: Any) -> Any:

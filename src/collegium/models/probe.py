@@ -144,6 +144,7 @@ def _probe_documents(model: PreTrainedModel, vocab_size: int, name: str, shape: 
     tolerance = TOLERANCES.get(model.dtype, max(TOLERANCES.values()))
     kind = type(model).__name__
     if trial.ahead() > tolerance:
+        _refuse_quantised_activations(model, name)
         raise DataError(
             f"{name}: {kind} lets a token see those after it, so it is no causal language model as it is "
             "configured; give another model"
@@ -159,11 +160,20 @@ def _probe_documents(model: PreTrainedModel, vocab_size: int, name: str, shape: 
             "and terms on inner states cannot be used"
         )
         return
+    _refuse_quantised_activations(model, name)
     raise DataError(
         f"{name}: {kind} lets the documents of a packed block see each other: in a batch of {shape.rows} x "
         f"{shape.length:,} tokens its hidden states differ by {difference:.1%} from those of the document alone, "
         f"of which rounding explains {tolerance:.1%}; so it cannot be used with packed text"
     )
+
+
+def _refuse_quantised_activations(model: nn.Module, name: str) -> None:
+    if any("quantized" in type(module).__module__ for module in model.modules()):
+        raise DataError(
+            f"{name}: is quantised together with its activations, so that what it says of a document depends on "
+            "the others in a batch: quantise the weights alone, as by torchao's Int8WeightOnlyConfig"
+        )
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from collegium.base.references import find_files, is_local, is_offline, resolve_
 from collegium.base.terminal import show
 from collegium.models.adapter_config import other_base, read_adapter_config
 from collegium.models.weight_files import shapes_in, weight_files
+from collegium.pipeline.lengths import complaints, most_blocks
 from collegium.pipeline.model_kinds import unfit_models
 from collegium.pipeline.run_folder import require_free
 from collegium.pipeline.stale_caches import stale_cache
@@ -53,6 +54,7 @@ def check(recipe: Recipe) -> tuple[Finding, ...]:
         *(Finding(*unfit) for unfit in unfit_models(recipe)),
         *_sources(recipe),
         *_capabilities(recipe),
+        *_lengths(recipe),
         *_packages(recipe),
     )
 
@@ -223,6 +225,12 @@ def _capabilities(recipe: Recipe) -> Iterator[Finding]:
     if recipe.data.mixing.kind == "ddk" and not recipe.teachers:
         fix = "add teachers, or set it to natural"
         yield Finding("data.mixing", "ddk compares the student with teachers", fix, RecipeError.exit_code)
+
+
+def _lengths(recipe: Recipe) -> Iterator[Finding]:
+    for complaint in complaints(recipe, most_blocks(recipe), is_bound=True):
+        code = RecipeError.exit_code if complaint.is_error else 0
+        yield Finding(complaint.key, complaint.found, complaint.fix, code)
 
 
 def _packages(recipe: Recipe) -> Iterator[Finding]:

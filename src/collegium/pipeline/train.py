@@ -5,6 +5,7 @@ Face folder) and `evaluation.json`; `temperatures.json` too where some were fitt
 under another name and renamed.
 """
 
+import logging
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from collegium.evaluation.language_modeling import DocumentSums
 from collegium.models.pretrained import load_model, place
 from collegium.pipeline.cost import cost_of
 from collegium.pipeline.evaluate import finished_evaluation
+from collegium.pipeline.lengths import require_length
 from collegium.pipeline.measure import measure_all, write_evaluation
 from collegium.pipeline.run_folder import claim_run_dir
 from collegium.recipe.recipe import Recipe
@@ -31,6 +33,9 @@ from collegium.training.callbacks import MetricsFile, StopOnSignal, TrainingProg
 from collegium.training.measurement import measure_student
 from collegium.training.publication import ADAPTER
 from collegium.training.trainer import DistillationTrainer
+
+
+logger = logging.getLogger(__name__)
 
 
 def train(recipe: Recipe) -> Evaluation:
@@ -58,6 +63,8 @@ def _train(recipe: Recipe, folder: Path) -> Evaluation:
         require_weights(recipe)  # before any work, too
     with clock.timed("start, text and models"):
         run.make("text", "prompts", "tasks")  # it may be that there are none, which is to be said before training
+        for sentence in require_length(recipe, len(run.text.train)):
+            logger.warning(sentence)
         run.make("teachers", "held_out")
     with clock.timed("training"):
         fit_student(run)

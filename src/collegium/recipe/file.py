@@ -6,22 +6,28 @@ accepted, with the nearest known key for a misspelt one.
 """
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from collegium.base.digests import verify_text
 from collegium.base.errors import RecipeError, one_line
 from collegium.base.suggestion import did_you_mean
+from collegium.recipe.foreign_names import known_elsewhere
 from collegium.recipe.recipe import Recipe
 from collegium.recipe.sections.base import Section
 
 
-MAX_RECIPE_BYTES = 1_000_000
+MAX_RECIPE_BYTES = 100_000
+MAX_VALUES = 20_000
+"""Keys and values of a recipe, each use of an anchor counted."""
+
+MAX_DEPTH = 50
+_DEEP = re.compile(rf"(?:[\[{{]\s*){{{MAX_DEPTH + 1}}}")  # for which the loader takes seconds
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -37,6 +43,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     content = read_mapping(path)
     for override in overrides:
         _apply_override(content, override)
+    _require_plain(content, path)
     return validated(content, path)
 
 
@@ -132,9 +139,11 @@ def read_mapping(path: Path) -> dict[str, Any]:
         RecipeError: it cannot be read or is not a mapping.
     """
     try:
-        if path.stat().st_size > MAX_RECIPE_BYTES:
+        with path.open("rb") as file:  # a pipe has no size
+            content = file.read(MAX_RECIPE_BYTES + 1)
+        if len(content) > MAX_RECIPE_BYTES:
             raise RecipeError(f"{path}: over {MAX_RECIPE_BYTES:,} bytes; a recipe is a short YAML file")
-        text = path.read_text(encoding="utf-8")
+        text = content.decode()
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}; give the path of a YAML recipe") from None
     except UnicodeDecodeError as error:
@@ -143,14 +152,42 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 
 def _parse_mapping(text: str, path: Path) -> dict[str, Any]:
+    if _DEEP.search(text):
+        raise RecipeError(f"{path}: nested in over {MAX_DEPTH} others; a recipe is flat")
     try:
         content = _yaml().load(text)
-    except (YAMLError, RecursionError) as error:
-        reason = one_line(error, 300)
-        raise RecipeError(f"{path}: not valid YAML: {reason}") from None
+    except Exception as error:  # of dates, numbers of thousands of digits and keys the loader raises anything
+        raise RecipeError(f"{path}: not valid YAML: {one_line(error, 300)}") from None
     if not isinstance(content, dict):
         raise RecipeError(f"{path}: holds {type(content).__name__}, not a mapping with keys such as `student:`")
+    _require_plain(content, path)
     return content
+
+
+def _require_plain(content: Any, place: Path | str) -> None:
+    """See that anchors, depth and numbers stay within what a recipe may need, before anything copies them.
+
+    Raises:
+        RecipeError: they do not.
+    """
+    values = 0
+    left: list[tuple[Any, str, int]] = [(content, "", 0)]
+    while left:
+        value, key, depth = left.pop()
+        values += 1
+        if values > MAX_VALUES:
+            raise RecipeError(f"{place}: over {MAX_VALUES:,} values, anchors counted as often as they are used")
+        if depth > MAX_DEPTH:
+            raise RecipeError(f"{place}: {key[:100]}: nested in over {MAX_DEPTH} others; a recipe is flat")
+        if isinstance(value, int) and value.bit_length() > 63:
+            digits = int(value.bit_length() * 0.30103)
+            raise RecipeError(
+                f"{place}: {key or 'recipe'}: a whole number of about {digits:,} digits; none is so large"
+            )
+        if isinstance(value, dict):
+            left += [(item, f"{key}.{name}".lstrip("."), depth + 1) for name, item in reversed(value.items())]
+        elif isinstance(value, list | tuple | set):
+            left += [(item, f"{key}.{i}", depth + 1) for i, item in enumerate(value)]
 
 
 def _yaml() -> YAML:
@@ -184,8 +221,8 @@ def _apply_override(content: dict[str, Any], override: str) -> None:
 def _parse_value(text: str, key: str) -> Any:
     try:
         return _yaml().load(text)
-    except YAMLError as error:
-        raise RecipeError(f"{key}: {text!r} is not a YAML value: {one_line(error)}") from None
+    except Exception as error:
+        raise RecipeError(f"{key}: {text[:100]!r} is not a YAML value: {one_line(error)}") from None
 
 
 def _list_index(items: list[Any], part: str, key: str) -> int:
@@ -200,13 +237,14 @@ def _describe(issue: Any, content: Mapping[str, Any]) -> str:
     given = issue["input"]
     if issue["type"] == "extra_forbidden":
         known = _known_keys(location[:-1], content)
-        return f"{key}: unknown key; {did_you_mean(location[-1], known)}"
+        return f"{key}: unknown key; {known_elsewhere(location) or did_you_mean(location[-1], known)}"
     if issue["type"] == "missing":
         return f"{key}: missing; it has no default and must be given"
     message = str(issue["msg"]).removeprefix("Value error, ")
     if isinstance(given, Mapping) or issue["type"] == "value_error":
         return f"{key}: {message}"
-    return f"{key}: {message}, got {given!r} ({type(given).__name__})"
+    shown = repr(given)
+    return f"{key}: {message}, got {shown if len(shown) <= 200 else shown[:200] + '...'} ({type(given).__name__})"
 
 
 def _without_tags(location: Sequence[Any], *, unknown_key: bool) -> list[Any]:

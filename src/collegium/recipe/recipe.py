@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from collegium.base.digest import json_digest
 from collegium.recipe.methods import with_method
@@ -32,6 +32,22 @@ from collegium.recipe.sections.tasks import require_unseen
 
 
 _BY_KIND = Field(discriminator="kind")
+
+MOST = 10**9
+"""Of steps; more is a slip of the finger."""
+
+MOST_BLOCKS = 2**16
+"""Of a micro-batch."""
+
+MOST_TOKENS = 2**26
+"""Of a micro-batch; its numbers alone would take 2 GB."""
+
+
+def _trackers(given: Any) -> Any:
+    """One name may stand for a list of it, and `none` for an empty one."""
+    if given in ("none", ["none"]):
+        return ()
+    return (given,) if isinstance(given, str) else given
 
 
 class MixingSection(Section):
@@ -61,7 +77,7 @@ class DataSection(Section):
     """One per domain."""
     directory: str | None = None
     """Folder of the prepared text; by default a folder of the cache named by its fingerprint."""
-    block_size: int = Field(default=1024, ge=2)
+    block_size: int = Field(default=1024, ge=2, le=2**20)
     """Tokens of a block."""
     held_out_documents: int = Field(default=64, ge=1)
     """Documents of each source that are split off before anything else."""
@@ -82,19 +98,19 @@ class DataSection(Section):
 class TrainingSection(Section):
     """The optimizer's loop."""
 
-    max_steps: int | None = Field(default=None, ge=1)
+    max_steps: int | None = Field(default=None, ge=1, le=MOST)
     """Optimizer steps; or give num_epochs."""
-    num_epochs: float | None = Field(default=None, gt=0)
+    num_epochs: float | None = Field(default=None, gt=0, le=100_000)
     """Passes over the prepared text."""
-    batch_size: int = Field(default=8, ge=1)
+    batch_size: int = Field(default=8, ge=1, le=MOST_BLOCKS)
     """Blocks a device and micro-batch."""
-    gradient_accumulation: int = Field(default=1, ge=1)
+    gradient_accumulation: int = Field(default=1, ge=1, le=MOST_BLOCKS)
     """Micro-batches of one optimizer step."""
     learning_rate: float = Field(default=3e-4, gt=0)
     """Peak learning rate of AdamW."""
     lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "cosine"
     """Shape after warm-up."""
-    warmup_steps: int = Field(default=0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0, le=MOST)
     """Steps from 0 to the peak."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Weight decay of matrices; norms and biases have none."""
@@ -107,22 +123,22 @@ class TrainingSection(Section):
     leave them out all the same."""
     precision: Dtype = "float32"
     """Type of the student's matrix products (autocast); the loss is always in float32."""
-    chunk_size: int | None = Field(default=None, ge=1)
+    chunk_size: int | None = Field(default=None, ge=1, le=2**24)
     """Positions whose logits are alive at once; by default what fits in 24 MB a buffer."""
     gradient_checkpointing: bool = False
     """Recompute the student's activations in backward."""
-    save_every: int = Field(default=500, ge=1)
+    save_every: int = Field(default=500, ge=1, le=MOST)
     """Steps between checkpoints; there is always one at the end."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """Newest checkpoints to keep."""
-    evaluate_every: int | None = Field(default=None, ge=1)
+    evaluate_every: int | None = Field(default=None, ge=1, le=MOST)
     """Steps between evaluations on held-out text."""
-    log_every: int = Field(default=1, ge=1)
+    log_every: int = Field(default=1, ge=1, le=MOST)
     """Steps between log lines."""
-    num_workers: int | None = Field(default=None, ge=0)
+    num_workers: int | None = Field(default=None, ge=0, le=256)
     """Data loader processes, which read caches ahead; by default 2 where a GPU would wait for a cache, else 0."""
-    report_to: Many[str] = ()
-    """Trackers, as in transformers: wandb, tensorboard, trackio, ..."""
+    report_to: Annotated[Many[str], BeforeValidator(_trackers)] = ()
+    """Trackers, as in transformers: wandb, tensorboard, trackio, ...; one, a list, or none."""
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -140,7 +156,7 @@ class Recipe(Section):
     """Run folder; `runs/NAME` if not given."""
     method: str | None = None
     """A method of the literature, whose values stand wherever this recipe says nothing: see `docs/methods`."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=2**32 - 1)
     """Seed of initial weights, order and dropout."""
     student: Annotated[
         PretrainedStudentSection
@@ -232,6 +248,17 @@ class Recipe(Section):
         unknown = sorted(set(routes.values()) - set(names))
         if unknown:
             raise ValueError(f"objective.weighting.domains leads to {unknown}, the teachers are {names}")
+        return self
+
+    @model_validator(mode="after")
+    def _a_batch_fits_into_memory(self) -> Self:
+        tokens = self.training.batch_size * self.data.block_size
+        if tokens > MOST_TOKENS:
+            raise ValueError(
+                f"training.batch_size x data.block_size is {tokens:,} tokens in one micro-batch, over "
+                f"{MOST_TOKENS:,}: give a smaller batch_size, and a larger gradient_accumulation if a step is to "
+                "have as many"
+            )
         return self
 
     @model_validator(mode="after")

@@ -24,6 +24,8 @@ def recipe_schema() -> dict[str, Any]:
     _or_name(objective, "divergence", [_kinds(section)[0] for section in divergences])
     _or_name(objective, "weighting", ["paper", *_kinds(WeightingSection)])
     _or_name(data, "mixing", _kinds(MixingSection))
+    report_to = sections["TrainingSection"]["properties"]["report_to"]
+    report_to["anyOf"] = [{"type": report_to.pop("type"), "items": report_to.pop("items")}, {"type": "string"}]
     # `method` may have said the kind.
     objective["divergence"]["anyOf"].append({"type": "object", "not": {"required": ["kind"]}})
     schema["properties"]["method"]["anyOf"] = [{"enum": list(METHODS)}, {"type": "null"}]

@@ -127,6 +127,11 @@ class LocalTeacher(TeacherDefaults):
         weight_temperature, target_temperature = self._temperatures
         return {"weight_temperature": weight_temperature, "target_temperature": target_temperature}
 
+    @property
+    def model(self) -> PreTrainedModel | PeftModel:
+        """The model, with all adapters that lie on it."""
+        return self._base.model
+
     @cached_property
     def provides(self) -> frozenset[Capability]:
         """Everything; queries, keys and values only of an attention whose layout is known.

@@ -92,11 +92,13 @@ class CheckpointDirectory:
     Args:
         directory: Folder that holds `checkpoint-N` folders.
         keep: Newest checkpoints to keep.
+        spared: Name of a checkpoint that is kept besides.
     """
 
-    def __init__(self, directory: Path, *, keep: int = 2) -> None:
+    def __init__(self, directory: Path, *, keep: int = 2, spared: str | None = None) -> None:
         self.directory = directory
         self.keep = keep
+        self.spared = spared
 
     def newest_whole(self) -> Path | None:
         """Newest checkpoint whose every file is as it was written; damaged ones are named and passed over.
@@ -178,8 +180,10 @@ class CheckpointDirectory:
         return target
 
     def drop_old(self, step: int) -> None:
-        """Keep the newest `keep` checkpoints of those up to a step; later ones are of a run before this one."""
+        """Keep the newest `keep` up to a step, and the one that is spared; later ones are of a run before this."""
         for path in [path for path in self.list() if step_of(path) <= step][: -self.keep]:
+            if path.name == self.spared:
+                continue
             # Renamed first, so that a crash while deleting leaves no torn checkpoint under its name.
             doomed = path.with_name(f"{_TEMPORARY_PREFIX}{path.name}")
             shutil.rmtree(doomed, ignore_errors=True)

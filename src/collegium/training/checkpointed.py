@@ -50,8 +50,12 @@ class CheckpointedTrainer(Trainer):
     @property
     def checkpoints(self) -> CheckpointDirectory:
         """The folder of the checkpoints, with how many of them are kept."""
+        limit = self.args.save_total_limit
+        best = self.state.best_model_checkpoint
         return CheckpointDirectory(
-            Path(cast(str, self.args.output_dir)), keep=self.args.save_total_limit or 1_000_000
+            Path(cast(str, self.args.output_dir)),
+            keep=1_000_000 if limit is None or limit <= 0 else limit,
+            spared=None if best is None else Path(best).name,
         )
 
     def train(
@@ -186,6 +190,13 @@ class CheckpointedTrainer(Trainer):
         """Called once the state is read, and before anything else of the checkpoint is."""
         self.state.compute_steps(self.args, self.args.max_steps)  # when to log and save is as it is given now
         restore_callbacks(self.callback_handler.callbacks, cast(Any, self.state.stateful_callbacks))
+
+    def _load_best_model(self) -> None:
+        """Go back to the weights of the best evaluation, once the training is over."""
+        best = self.state.best_model_checkpoint
+        assert best is not None, "asked only if there is one"
+        verify(Path(best))
+        self._load_from_checkpoint(best)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         assert self.model is not None

@@ -3,11 +3,16 @@
 from collections.abc import Mapping
 from functools import partial
 
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
 from collegium.base.progress import Phase
 from collegium.evaluation.language_modeling import DocumentSums, HeldOut, Rule
 from collegium.evaluation.model_figures import measure_model
 from collegium.report import metric_names as names
 from collegium.report.perplexity import perplexity_of
+from collegium.signals.contracts import Batch, predicted_positions
 from collegium.training.model import DistillationModel
 
 
@@ -40,3 +45,19 @@ def evaluation_logs(sums: Mapping[str, DocumentSums], prefix: str) -> dict[str, 
     logs[key(names.LOSS)] = logs[key(names.NLL)]
     logs[key(names.PERPLEXITY)] = perplexity_of(logs[key(names.NLL)])
     return logs
+
+
+@torch.no_grad()
+def predictions(
+    model: DistillationModel, batch: Batch, *, loss_only: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Loss, logits [B S V] and labels [B S] of the student, as `transformers.Trainer.prediction_step` gives them.
+
+    The logits at a position are for the next token; labels are the tokens themselves, and -100 where nothing is
+    predicted. All logits of a batch are alive at once, which `HeldOut` avoids.
+    """
+    model.eval()
+    output = model.student(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
+    positions = predicted_positions(batch)
+    loss = cross_entropy(output.logits.flatten(0, 1)[positions.index].float(), positions.labels)
+    return (loss, None, None) if loss_only else (loss, output.logits, batch.labels)

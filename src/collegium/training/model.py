@@ -4,23 +4,24 @@ The whole loss is computed inside `forward`, through the DDP or FSDP wrapper: ca
 `.module`, gradients would not be reduced. Teachers are no part of it; their outputs are arguments.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, cast
 
 from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from collegium.models.head import ProjectionHead
 from collegium.models.inner_states import recording
 from collegium.models.merging import require_mergeable
 from collegium.models.pretrained import causal_lm_of, last_hidden_states
 from collegium.signals.contracts import Batch, ItemCounts, LossOutput, Positions, TeacherOutput
+from collegium.training.module import TrainedModule
 from collegium.training.objective import Objective
 
 
-class DistillationModel(nn.Module):
+class DistillationModel(TrainedModule):
     """A student with its objective.
 
     Args:
@@ -69,6 +70,36 @@ class DistillationModel(nn.Module):
     def causal_lm(self) -> PreTrainedModel:
         """The student below any adapter."""
         return causal_lm_of(self.student)
+
+    # What `transformers.Trainer`, and others that are handed its model, ask of a model is the student's.
+
+    @property
+    def config(self) -> PretrainedConfig:
+        """The student's configuration."""
+        return self.causal_lm.config
+
+    @property
+    def generation_config(self) -> GenerationConfig | None:
+        """How the student generates."""
+        return self.causal_lm.generation_config
+
+    @property
+    def generate(self) -> Callable[..., Any]:
+        """The student's method of this name."""
+        return cast(Callable[..., Any], self.student.generate)
+
+    @property
+    def save_pretrained(self) -> Callable[..., None]:
+        """The student's method of this name; only the adapters of one that has some."""
+        return self.student.save_pretrained
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The student's embeddings of tokens."""
+        return self.causal_lm.get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The student's head."""
+        return cast(nn.Module, self.causal_lm.get_output_embeddings())
 
     def activation_checkpointing_enable(
         self,

@@ -15,13 +15,14 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from collegium.base.schedule import Schedule, largest, smallest, value_at
+from collegium.base.errors import RecipeError
+from collegium.base.schedule import Schedule, largest, value_at
 from collegium.fused.chunked import DistillationSums, KdTarget
 from collegium.fused.fused import distillation_loss
 from collegium.fused.teacher_stats import TeacherWeighting
 from collegium.losses.divergences import forward_kl
-from collegium.losses.fusion import mixture_logprobs
-from collegium.losses.weighting import GivenScores, Weighting
+from collegium.losses.fusion import Fusion, mixture_logprobs
+from collegium.losses.weighting import GivenScores
 from collegium.report.metric_names import (
     CROSS_ENTROPY,
     FEATURE_LOSS,
@@ -37,6 +38,8 @@ from collegium.signals.inner_states import InnerLayers, InnerStates
 from collegium.signals.metrics import Mean
 from collegium.signals.signals import Head, TeacherSignal
 from collegium.training.chunk_size import default_chunk_size
+from collegium.training.module import TrainedModule
+from collegium.training.named import require_weights, schedule_of, target_of, weighting_of
 from collegium.training.terms.balancing import Balancer
 from collegium.training.terms.cross_tokenizer import CrossTokenizerLoss, cross_tokenizer_names
 from collegium.training.terms.divergence_schedules import DivergenceSchedule
@@ -47,15 +50,16 @@ from collegium.training.terms.own_views import StudentRows
 from collegium.training.terms.routing import Router
 
 
-class Objective(nn.Module):
+class Objective(TrainedModule):
     """The weighted terms of one method.
 
     Args:
         teacher_names: In the order in which teachers' outputs are given.
         kd_weight: Weight of the divergence from the teachers; 0 leaves their distributions unread.
         ce_weight: Weight of the cross-entropy to the text; 1 - kd_weight if not given.
-        target: Divergence, fusion and temperature.
-        weighting: How much each teacher counts.
+        target: Divergence, fusion and temperature; or the name of a divergence, as in recipes.
+        fusion: How teachers are fused, where the target is a name; a function, `mixture` or `geometric`.
+        weighting: How much each teacher counts; a name as in recipes will do.
         router: Learns how much each teacher counts, instead.
         feature_weight: Weight of the feature terms together.
         features: The terms, each with its own weight among them, if feature_weight is above 0.
@@ -80,8 +84,9 @@ class Objective(nn.Module):
         *,
         kd_weight: float | Schedule = 0.5,
         ce_weight: float | Schedule | None = None,
-        target: KdTarget | None = None,
-        weighting: TeacherWeighting | None = None,
+        target: KdTarget | str | None = None,
+        fusion: Fusion | str | None = None,
+        weighting: TeacherWeighting | str | None = None,
         router: Router | None = None,
         feature_weight: float | Schedule = 0.0,
         features: Sequence[FeatureTerm] = (),
@@ -94,7 +99,9 @@ class Objective(nn.Module):
         chunk_size: int | None = None,
     ) -> None:
         super().__init__()
-        _check_weights(kd_weight, ce_weight, feature_weight)
+        require_weights(kd_weight, ce_weight, feature_weight)
+        if isinstance(teacher_names, str):
+            raise ValueError(f"teacher_names is the text {teacher_names!r}: give a list of names")
         if not 0.0 <= label_smoothing < 1.0:
             raise ValueError(f"label_smoothing is {label_smoothing}; it must lie in [0, 1)")
         if (largest(feature_weight) > 0) != (len(features) > 0):
@@ -103,14 +110,14 @@ class Objective(nn.Module):
         self._kd_weight = kd_weight
         self._ce_weight = ce_weight
         self._feature_weight = feature_weight
-        self.target = target or KdTarget(forward_kl, mixture_logprobs)
-        self.weighting = weighting or Weighting()
+        self.target = target_of(target, fusion)
+        self.weighting = weighting_of(weighting)
         self.router = router
         self.features = nn.ModuleList(features)
         self.cross_tokenizer = cross_tokenizer
         self.balancer = balancer
         self.dynamic = dynamic
-        self.divergence_schedule = divergence_schedule
+        self.divergence_schedule = schedule_of(target, divergence_schedule)
         self.label_smoothing = label_smoothing
         self.max_invalid_fraction = max_invalid_fraction
         self.chunk_size = chunk_size
@@ -147,6 +154,20 @@ class Objective(nn.Module):
         if self.cross_tokenizer is not None:
             need |= self.cross_tokenizer.need
         return frozenset(need).union(*(term.need for term in self.feature_terms))
+
+    def require_teachers(self, count: int) -> None:
+        """See that it can be computed with so many teachers.
+
+        Raises:
+            RecipeError: there are none, or not as many as are weighed.
+        """
+        if self.need and not count:
+            raise RecipeError("the objective asks teachers, but there are none: give teachers, or kd_weight=0")
+        values = getattr(self.weighting, "values", None)
+        if values is not None and len(values) != count:
+            raise RecipeError(
+                f"the objective weighs {len(values)} teachers, but {count} {'is' if count == 1 else 'are'} given"
+            )
 
     @property
     def feature_terms(self) -> Sequence[FeatureTerm]:
@@ -368,18 +389,6 @@ def term_names(num_features: int, num_cross_tokenizer: int = 0) -> tuple[str, ..
     """Names of the terms that a balancer weighs."""
     features = (feature_term(i) for i in range(num_features))
     return ("kd", "ce", *features, *cross_tokenizer_names(num_cross_tokenizer))
-
-
-def _check_weights(
-    kd_weight: float | Schedule, ce_weight: float | Schedule | None, feature_weight: float | Schedule
-) -> None:
-    for name, weight in {"kd_weight": kd_weight, "ce_weight": ce_weight, "feature_weight": feature_weight}.items():
-        if weight is not None and smallest(weight) < 0:
-            raise ValueError(f"{name} is {weight}; it must be 0 or more")
-    if ce_weight is None and largest(kd_weight) > 1:
-        raise ValueError(
-            f"kd_weight is {kd_weight}; above 1 there is nothing left for the text: give ce_weight too"
-        )
 
 
 def _count(positions: Positions) -> Tensor:

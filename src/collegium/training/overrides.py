@@ -29,6 +29,11 @@ PRIVATE_OVERRIDES: Mapping[str, Override] = {
         "upstream gives one count of labels; the loss is divided by predicted positions, none of which crosses a "
         "border between documents, and feature terms by positions of text, both over all ranks",
     ),
+    "_prepare_for_training": Override(
+        "max_steps, train_dataloader, resume_from_checkpoint",
+        "upstream hands callbacks the module that is trained; those of others want a model of transformers, which "
+        "the student in it is",
+    ),
     "_get_grad_norm": Override(
         "model, grad_norm=None",
         "it is the last call before the update, hence the only place to stop on a gradient that is not finite "
@@ -38,6 +43,11 @@ PRIVATE_OVERRIDES: Mapping[str, Override] = {
         "train_dataset=None",
         "upstream shuffles each epoch by a generator; the order here is a function of seed, epoch and position, "
         "so that a resumed run sees what an uninterrupted one would have seen",
+    ),
+    "_init_training_state": Override(
+        "max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial",
+        "upstream takes all epochs to be equally long when it finds the place of a resumed run; here a step that "
+        "does not fit into one is filled up from the next",
     ),
     "_save_checkpoint": Override(
         "model, trial",
@@ -51,6 +61,10 @@ PRIVATE_OVERRIDES: Mapping[str, Override] = {
     "_load_from_checkpoint": Override(
         "resume_from_checkpoint, model=None",
         "reads what `_save_checkpoint` wrote, after comparing it with its manifest",
+    ),
+    "_load_best_model": Override(
+        "",
+        "upstream looks for a whole model in the best checkpoint; it holds what was trained, by our own names",
     ),
     "_load_optimizer_and_scheduler": Override(
         "checkpoint",

@@ -9,60 +9,67 @@ this are listed in `overrides`, each with its reason.
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainerCallback,
     TrainingArguments,
 )
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import EvalPrediction, TrainOutput
 
 from collegium.alignment.tokenizer_match import vocab_size_of
 from collegium.base.errors import NumericError, RecipeError, TeacherError
-from collegium.data.blocks import PackedBlocks, pack_documents
+from collegium.data.blocks import PackedBlocks
 from collegium.data.collate import BlockCollator, padding_id
-from collegium.data.order import StatelessOrder
 from collegium.evaluation.domain_mixing import DomainMixing
 from collegium.evaluation.language_modeling import HeldOut
-from collegium.models.pretrained import causal_lm_of, load_model, load_tokenizer, place
-from collegium.models.probe import FEW, BlockShape, check_model
+from collegium.models.pretrained import causal_lm_of
 from collegium.report import metric_names as names
-from collegium.signals.contracts import Batch, ItemCounts, Teacher, predicted_positions
+from collegium.signals.contracts import Batch, ItemCounts, predicted_positions
 from collegium.signals.metrics import MeanAccumulator
-from collegium.teachers.collect import as_teachers, limit_inner_states, reading_ahead
+from collegium.teachers.collect import Given, as_teachers, limit_inner_states, models_of, named, reading_ahead
 from collegium.training.arguments import own_arguments
 from collegium.training.checkpoint import TrainingState
 from collegium.training.checkpoint_files import read_json
-from collegium.training.checkpointed import CheckpointedTrainer
 from collegium.training.chunk_size import default_chunk_size
-from collegium.training.loader_workers import sheltered
-from collegium.training.measurement import evaluation_logs, measure_student
+from collegium.training.epochs import EpochCount
+from collegium.training.given import (
+    given_blocks,
+    given_objective,
+    given_student,
+    given_tokenizer,
+    largest_batch,
+    packed,
+)
+from collegium.training.measurement import evaluation_logs, measure_student, predictions
 from collegium.training.model import DistillationModel
 from collegium.training.objective import Objective
 from collegium.training.on_policy import OnPolicy
+from collegium.training.ordered import OrderedTrainer
 from collegium.training.origin import facts_of
 from collegium.training.publication import compared_blocks, publish
 from collegium.training.text_count import NAME, TextCount
+from collegium.training.trainable import require_trainable
 
 
 MEANS = "metrics"
 """Of the document of a checkpoint with sums of metrics since the last log line."""
 
 
-class DistillationTrainer(CheckpointedTrainer):
+class DistillationTrainer(OrderedTrainer):
     """Trains a student from any number of teachers.
 
     Args:
         model: The student, or its hub id or folder.
-        teachers: Teachers; models, hub ids and folders become local teachers.
+        teachers: Teachers in a row or by name; models, hub ids and folders become local teachers.
         objective: The loss; by default half fused forward KL, half cross-entropy.
         args: As for `transformers.Trainer`.
         data_collator: By default a `BlockCollator`.
@@ -72,6 +79,9 @@ class DistillationTrainer(CheckpointedTrainer):
         peft_config: Train adapters of this kind instead of the student's weights.
         callbacks: As for `transformers.Trainer`.
         optimizers: As for `transformers.Trainer`.
+        compute_metrics: As for `transformers.Trainer`: figures of your own from logits and labels of the held-out
+            blocks, domain by domain; all logits of a domain are held at once.
+        preprocess_logits_for_metrics: As for `transformers.Trainer`: makes less of a batch's logits before.
         block_size: Tokens of a block, where text is packed here.
         mixing: Sets proportions of domains; by default blocks come as they are. Something must call its `remix`.
         on_policy: Replaces some blocks of each step by what the student writes itself.
@@ -86,7 +96,7 @@ class DistillationTrainer(CheckpointedTrainer):
     def __init__(
         self,
         model: PreTrainedModel | PeftModel | str,
-        teachers: Sequence[Teacher | PreTrainedModel | str] = (),
+        teachers: Mapping[str, Given] | Sequence[Given] = (),
         objective: Objective | None = None,
         args: TrainingArguments | None = None,
         *,
@@ -97,23 +107,26 @@ class DistillationTrainer(CheckpointedTrainer):
         peft_config: PeftConfig | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        compute_metrics: Callable[[EvalPrediction], dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: Callable[[Tensor, Tensor], Tensor] | None = None,
         block_size: int = 1024,
         mixing: DomainMixing | None = None,
         on_policy: OnPolicy | None = None,
     ) -> None:
         args = own_arguments(args)
-        tokenizer = processing_class or load_tokenizer(_name_of(model))
+        tokenizer = given_tokenizer(model, processing_class)
         vocab_size = vocab_size_of(tokenizer)
-        blocks = None if train_dataset is None else _packed(train_dataset, tokenizer, block_size)
-        shape = _largest_batch(blocks, args)
-        student = _student(model, vocab_size, peft_config, args.device, shape)
-        objective = Objective(kd_weight=0.5 if teachers else 0.0) if objective is None else objective
-        asked = objective.teacher_names
-        self.teachers = as_teachers(teachers, tokenizer, names=asked, device=args.device, shape=shape)
-        objective.teacher_names = tuple(teacher.name for teacher in self.teachers)
+        blocks = given_blocks(train_dataset, tokenizer, block_size)
+        shape = largest_batch(blocks, args)
+        student = given_student(model, vocab_size, peft_config, args.device, shape)
+        objective = given_objective(objective, teachers)
+        given = named(teachers, objective.teacher_names)
+        require_trainable(student, models_of(given))
+        self.teachers = as_teachers(given, tokenizer, device=args.device, shape=shape)
+        objective.teacher_names = tuple(given)
         limit_inner_states(self.teachers, objective.teacher_layers)
-        if objective.need and not self.teachers:
-            raise ValueError("the objective asks teachers, but there are none: give teachers, or kd_weight=0")
+        objective.require_teachers(len(self.teachers))
+        args.use_cache = causal_lm_of(student).config.use_cache  # upstream writes it into the configuration
         collator = data_collator or BlockCollator(pad_token_id=padding_id(tokenizer))
         super().__init__(
             model=DistillationModel(student, objective, vocab_size=vocab_size),
@@ -122,14 +135,12 @@ class DistillationTrainer(CheckpointedTrainer):
             train_dataset=blocks,
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
-            callbacks=callbacks,
+            callbacks=[EpochCount(lambda: self.epochs), *(callbacks or ())],
             optimizers=optimizers,
+            compute_metrics=compute_metrics,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise RecipeError(
-                "FSDP and DeepSpeed are not supported by this trainer yet; use DDP (torchrun, accelerate launch). "
-                "DistillationModel itself can be sharded with fully_shard"
-            )
+        self._require_plain_data_parallelism()
         self.objective: Objective = objective
         self.mixing = mixing
         self.on_policy = on_policy
@@ -141,13 +152,30 @@ class DistillationTrainer(CheckpointedTrainer):
         self._text = TextCount(collator.domains, args.device)
         self._means = MeanAccumulator()
         self._step_means = MeanAccumulator()
-        if self.train_dataset is not None:
-            args.max_steps = self._num_steps()
+        self.settle_length()
+
+    def _require_plain_data_parallelism(self) -> None:
+        """Refuse what a launcher may have set in the environment."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise RecipeError(
+                "FSDP and DeepSpeed are not supported by this trainer yet; use DDP (torchrun, accelerate launch). "
+                "DistillationModel itself can be sharded with fully_shard"
+            )
 
     @property
     def distillation_model(self) -> DistillationModel:
         """Student and objective, without any wrapper."""
         return cast(DistillationModel, self.accelerator.unwrap_model(self.model))
+
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: DataLoader[Any], resume_from_checkpoint: str | None
+    ) -> tuple[nn.Module, DataLoader[Any]]:
+        """Wrap the model; callbacks are handed the student in it."""
+        prepared: tuple[nn.Module, DataLoader[Any]] = super()._prepare_for_training(  # type: ignore[no-untyped-call]
+            max_steps, train_dataloader, resume_from_checkpoint
+        )
+        self.callback_handler.model = self.distillation_model.student
+        return prepared
 
     # One step.
 
@@ -232,46 +260,24 @@ class DistillationTrainer(CheckpointedTrainer):
                 "load it in float32, or leave it out"
             )
 
-    # Order of the data.
-
-    def get_train_dataloader(self) -> DataLoader[Any]:
-        """Batches; workers that read them ahead outlive signals to the process group."""
-        return sheltered(super().get_train_dataloader())
-
-    def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int]:
-        """One long epoch: the order is stateless and knows about epochs itself."""
-        dataset = train_dataset if train_dataset is not None else self.train_dataset
-        total = self._num_steps() * self._samples_per_step()
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        if self.mixing is not None:
-            return self.mixing.order(samples_per_step=self._samples_per_step(), seed=seed, total=total)
-        return StatelessOrder(len(cast(PackedBlocks, dataset)), seed=seed, total=total)
-
-    def _samples_per_step(self) -> int:
-        processes: int = self.accelerator.num_processes
-        return self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * processes
-
-    def _num_steps(self) -> int:
-        if self.args.max_steps > 0:
-            return self.args.max_steps
-        samples = self.args.num_train_epochs * len(cast(PackedBlocks, self.train_dataset))
-        return math.ceil(samples / self._samples_per_step())
-
     # Measurement.
 
     def _held_out(self, datasets: Any) -> HeldOut | None:
         if datasets is None or isinstance(datasets, HeldOut):
             return datasets
-        tokenizer = cast(PreTrainedTokenizerBase, self.processing_class)
         by_domain = datasets if isinstance(datasets, Mapping) else {"text": datasets}
         return HeldOut(
-            {name: _packed(rows, tokenizer, self._block_size) for name, rows in by_domain.items()},
+            {name: self._blocks(rows, "eval_dataset") for name, rows in by_domain.items()},
             self._collator,
             batch_size=self.args.per_device_eval_batch_size,
             teachers=self.teachers,
             device=self.args.device,
-            chunk_size=default_chunk_size(vocab_size_of(tokenizer), self.args.device),
+            chunk_size=default_chunk_size(self.distillation_model.vocab_size, self.args.device),
         )
+
+    def _blocks(self, dataset: Any, name: str) -> PackedBlocks:
+        tokenizer = cast(PreTrainedTokenizerBase, self.processing_class)
+        return packed(dataset, tokenizer, self._block_size, name=name)
 
     def evaluate(
         self,
@@ -279,14 +285,41 @@ class DistillationTrainer(CheckpointedTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """NLL, KL and agreement of the student per domain, and their mean over domains."""
+        """NLL, KL and agreement of the student per domain, and their mean over domains; then your own metrics."""
         held_out = self.held_out if eval_dataset is None else self._held_out(eval_dataset)
         if held_out is None:
             raise ValueError("there is nothing to evaluate on: give eval_dataset")
         logs = evaluation_logs(measure_student(self.distillation_model, held_out), metric_key_prefix)
+        if self.compute_metrics is not None:
+            logs |= self._own_metrics(held_out, ignore_keys, metric_key_prefix)
         self.log(logs)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logs)
         return logs
+
+    def _own_metrics(self, held_out: HeldOut, ignore_keys: list[str] | None, prefix: str) -> dict[str, float]:
+        """Figures of `compute_metrics`, by domain where there are several."""
+        logs: dict[str, float] = {}
+        for name, domain in held_out.domains.items():
+            own = prefix if len(held_out.domains) == 1 else f"{prefix}_{name}"
+            loader = self.get_eval_dataloader(cast(Dataset[Any], domain.rows))
+            output = self.evaluation_loop(loader, "Evaluation", ignore_keys=ignore_keys, metric_key_prefix=own)
+            logs |= {key: value for key, value in (output.metrics or {}).items() if key != f"{own}_loss"}
+        return logs
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
+        """Batches of rows that `predict` is given, packed into blocks."""
+        return super().get_test_dataloader(self._blocks(test_dataset, "test_dataset"))
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor | Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Loss, logits and labels of a batch, for `predict` and `compute_metrics`."""
+        batch = Batch.from_inputs(self._prepare_inputs(inputs))
+        return predictions(self.distillation_model, batch, loss_only=prediction_loss_only)
 
     # The whole training.
 
@@ -324,10 +357,6 @@ class DistillationTrainer(CheckpointedTrainer):
         ahead = ("gradient_accumulation_steps", "dataloader_num_workers", "dataloader_prefetch_factor")
         return {**self.mixing.settings, **{name: getattr(self.args, name) for name in ahead}}
 
-    def stateful(self) -> dict[str, Any]:
-        """Also the proportions of domains."""
-        return {**super().stateful(), "mixing": self.mixing}
-
     def training_state(self) -> TrainingState:
         """Also the count of the text, and metrics that are yet to be logged."""
         state = super().training_state()
@@ -347,35 +376,3 @@ class DistillationTrainer(CheckpointedTrainer):
         tokenizer = cast(PreTrainedTokenizerBase, self.processing_class)
         blocks = compared_blocks(self.held_out, cast(PackedBlocks | None, self.train_dataset), self._collator)
         publish(self.distillation_model.student, tokenizer, folder, blocks=blocks)
-
-
-def _student(
-    model: PreTrainedModel | PeftModel | str,
-    vocab_size: int,
-    peft_config: PeftConfig | None,
-    device: torch.device,
-    shape: BlockShape,
-) -> PreTrainedModel | PeftModel:
-    student = place(load_model(model, dtype=torch.float32) if isinstance(model, str) else model, device)
-    check_model(causal_lm_of(student), vocab_size, name="student", shape=shape)
-    if peft_config is not None:
-        student = cast(PeftModel, get_peft_model(cast(PreTrainedModel, student), peft_config))
-    return student
-
-
-def _largest_batch(blocks: PackedBlocks | None, args: TrainingArguments) -> BlockShape:
-    """The shape of batches, by some of the blocks, of which only the last is shorter than others."""
-    rows = max(args.per_device_train_batch_size, args.per_device_eval_batch_size)
-    some = () if blocks is None else blocks.take(8)
-    lengths = [len(some[i]["input_ids"]) for i in range(len(some))]
-    return BlockShape(rows, max(lengths, default=FEW.length))
-
-
-def _name_of(model: Any) -> str:
-    return model if isinstance(model, str) else str(model.config.name_or_path)
-
-
-def _packed(dataset: Any, tokenizer: PreTrainedTokenizerBase, block_size: int) -> PackedBlocks:
-    if isinstance(dataset, PackedBlocks):
-        return dataset
-    return pack_documents(dataset, tokenizer, block_size=block_size)

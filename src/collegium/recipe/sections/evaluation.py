@@ -11,22 +11,22 @@ from collegium.recipe.sections.tasks import TaskEvaluationSection, names_of_task
 class GenerationSection(Section):
     """Comparison of what the student writes with how documents go on and with what its teachers write."""
 
-    prompts: int = Field(default=16, ge=1)
+    prompts: int = Field(default=16, ge=1, le=100_000)
     """Held-out documents of each domain that are continued: the first that are long enough."""
-    prompt_tokens: int = Field(default=64, ge=1)
+    prompt_tokens: int = Field(default=64, ge=1, le=2**20)
     """Tokens of a document that are given."""
-    new_tokens: int = Field(default=64, ge=1)
+    new_tokens: int = Field(default=64, ge=1, le=2**20)
     """Tokens that are written at most, by the most probable token; EOS ends a text."""
 
 
 class SamplesSection(Section):
     """Text for people to read in the report: passages token by token, and continuations side by side."""
 
-    passage_tokens: int = Field(default=96, ge=0)
+    passage_tokens: int = Field(default=96, ge=0, le=2**20)
     """Tokens of a held-out document of each domain that are shown one by one; 0 for none."""
-    prompt_tokens: int = Field(default=32, ge=1)
+    prompt_tokens: int = Field(default=32, ge=1, le=2**20)
     """Tokens of a document that teachers and student are given to continue."""
-    new_tokens: int = Field(default=32, ge=0)
+    new_tokens: int = Field(default=32, ge=0, le=2**20)
     """Tokens that each writes at most; 0 for none."""
 
 
@@ -35,11 +35,11 @@ class EvaluationSection(Section):
 
     max_blocks: int | None = Field(default=None, ge=1)
     """Held-out blocks of each domain to measure on; all if not given."""
-    batch_size: int = Field(default=8, ge=1)
+    batch_size: int = Field(default=8, ge=1, le=2**16)
     """Blocks a batch."""
     confidence: float = Field(default=0.95, gt=0, lt=1)
     """Confidence level of the intervals over documents."""
-    bootstrap_samples: int = Field(default=2000, ge=100)
+    bootstrap_samples: int = Field(default=2000, ge=100, le=1_000_000)
     """Resamples of the documents."""
     generation: GenerationSection | None = None
     """Continuations of held-out documents; none if not given."""

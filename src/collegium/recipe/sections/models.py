@@ -195,7 +195,7 @@ class CacheSection(Section):
     `renormalize` gives it to the list, which makes the student overconfident."""
     rows_per_shard: int = Field(default=256, ge=1)
     """Blocks of one file, the unit of resuming."""
-    batch_size: int = Field(default=4, ge=1)
+    batch_size: int = Field(default=4, ge=1, le=2**16)
     """Blocks that a teacher scores at once."""
 
 

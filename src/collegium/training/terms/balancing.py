@@ -10,8 +10,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from collegium.training.module import TrainedModule
 
-class Balancer(nn.Module):
+
+class Balancer(TrainedModule):
     """Leaves all terms as they are, and is the base of those that do not.
 
     Args:

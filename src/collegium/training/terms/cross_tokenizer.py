@@ -26,6 +26,7 @@ from collegium.report.metric_names import (
 from collegium.signals.contracts import Capability, TeacherOutput
 from collegium.signals.metrics import Mean
 from collegium.signals.own_vocabulary import OwnView
+from collegium.training.module import TrainedModule
 from collegium.training.terms.features import normalized_importance
 from collegium.training.terms.own_views import (
     FullSignal,
@@ -41,7 +42,7 @@ from collegium.training.terms.own_views import (
 )
 
 
-class CrossTokenizerTerm(nn.Module):
+class CrossTokenizerTerm(TrainedModule):
     """Sum over teachers k of beta_k times what a sub-class says of one teacher.
 
     Args:
@@ -261,7 +262,7 @@ def _others(of_row: Int[Tensor, " R"], base: Int[Tensor, " G"]) -> Int[Tensor, "
     return is_other.nonzero().squeeze(-1)
 
 
-class CrossTokenizerLoss(nn.Module):
+class CrossTokenizerLoss(TrainedModule):
     """The weighted terms of an objective.
 
     Args:

@@ -2,12 +2,13 @@
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from collegium.losses.divergence_schedules import TaidState, on_policy_weight, taid_update
+from collegium.training.module import TrainedModule
 
 
-class DivergenceSchedule(nn.Module):
+class DivergenceSchedule(TrainedModule):
     """Sets the parameter of a `PositionalDivergence` along a run.
 
     Attributes:

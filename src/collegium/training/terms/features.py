@@ -15,6 +15,7 @@ from collegium.base.schedule import Schedule
 from collegium.losses.features import LayerMap, block_pairs, feature_map_transfer, layer_pairs, squared_error
 from collegium.signals.contracts import Batch, Capability
 from collegium.signals.inner_states import InnerLayers, InnerStates
+from collegium.training.module import TrainedModule
 
 
 LayerReduction = Literal["mean", "sum"]
@@ -33,7 +34,7 @@ def normalized_importance(importance: Sequence[float] | None, num_teachers: int)
     return [beta / sum(betas) for beta in betas]
 
 
-class FeatureTerm(nn.Module):
+class FeatureTerm(TrainedModule):
     """Sum over teachers k of beta_k times what a sub-class says of one teacher.
 
     Args:

@@ -11,8 +11,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from collegium.training.module import TrainedModule
 
-class Router(nn.Module):
+
+class Router(TrainedModule):
     """Scores teachers at each position.
 
     Args:
