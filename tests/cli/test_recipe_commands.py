@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -170,7 +171,7 @@ WRONG_FILES = [
 
 class TestCheck:
     def test_what_is_right_is_said_in_lines(self, run, recipe):
-        answer = run("check", recipe, "method=ebkd", "teachers.1.model=some/hub-id")
+        answer = run("check", recipe, "method=ebkd")
         assert answer.code == 0, answer.err
         assert answer.err == ""
         lines = answer.out.splitlines()
@@ -178,8 +179,49 @@ class TestCheck:
         assert lines[0] == "ok    recipe: valid; 2 teachers, 2 sources"
         assert lines[1] == "ok    output_dir: runs/pico is new"
         assert "ok    method: ebkd fills in what the recipe leaves out of objective.kd_weight, " in lines[2]
-        assert "ok    data.sources.0.path" in answer.out and "some/hub-id is not a local path" in answer.out
+        assert "ok    data.sources.0.path" in answer.out and "documents are text" in answer.out
         assert not Path("runs").exists()
+
+    def test_a_hub_id_is_never_ok_without_a_look(self, run, recipe, monkeypatch, tmp_path):
+        monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        words = ("check", recipe, "teachers.1.model=some/hub-id")
+        offline = run(*words)
+        assert offline.code == 69 and "HF_HUB_OFFLINE is set, and it is not in the hub's cache" in offline.err
+        monkeypatch.delenv("HF_HUB_OFFLINE")
+        assert "unsure teachers.1.model: some/hub-id is not a local path" in run(*words).out
+        (tmp_path / "hub/models--some--hub-id/snapshots/abc").mkdir(parents=True)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        answer = run(*words)
+        assert answer.code == 0 and "unsure teachers.1.model" in answer.out and "in the hub's cache" in answer.out
+
+    @pytest.mark.parametrize(
+        ("content", "code", "message"),
+        [
+            (
+                b'{"messages": []}',
+                65,
+                "none of the first 1 rows is text; look at mine.jsonl, line 1: there is no key",
+            ),
+            (
+                b'{"text": "a"}\n{"text": 1}',
+                0,
+                "unsure data.sources.0.path: mine.jsonl: 1 file of jsonl; 1 of the first 2",
+            ),
+            (
+                b'[{"text": "a"}]',
+                0,
+                "ok    data.sources.0.path: mine.jsonl: 1 file of json; the first 1 documents",
+            ),
+            (b"", 65, "the first holds no document"),
+            ("text".encode("utf-16"), 65, "is UTF-16"),
+            (b"PK\x03\x04", 65, "is a zip archive"),
+        ],
+    )
+    def test_the_first_rows_of_files_are_read(self, run, recipe, content, code, message):
+        Path("mine.jsonl").write_bytes(content)
+        answer = run("check", recipe, "data.sources.0={kind: files, name: cats, path: mine.jsonl}")
+        assert answer.code == code and message in answer.out + answer.err
 
     @pytest.mark.parametrize(("changes", "code", "message"), WRONG_FILES, ids=[w[0][0] for w in WRONG_FILES])
     def test_what_a_run_would_end_in(self, run, recipe, changes, code, message):
@@ -340,6 +382,8 @@ for words in runs:
     assert not heavy, (words, heavy)
 print(len(runs), file=sys.stderr)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    online = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, check=False, env=online)
     assert done.returncode == 0, done.stderr
     assert int(done.stderr.split()[-1]) >= 17

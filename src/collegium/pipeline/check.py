@@ -7,15 +7,16 @@ tokenizer or a cache would have to be opened for is left to `doctor`, what weigh
 import contextlib
 import importlib.util
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from collegium.base.errors import DataError, RecipeError, TeacherError, UserError
-from collegium.base.references import find_files, is_local, is_offline, resolve_reference
+from collegium.base.references import find_files, is_local, resolve_reference
 from collegium.base.terminal import show
 from collegium.models.adapter_config import other_base, read_adapter_config
 from collegium.models.weight_files import shapes_in, weight_files
+from collegium.pipeline.first_look import first_rows, on_hub
 from collegium.pipeline.lengths import complaints, most_blocks
 from collegium.pipeline.model_kinds import unfit_models
 from collegium.pipeline.run_folder import require_free
@@ -23,6 +24,7 @@ from collegium.pipeline.stale_caches import stale_cache
 from collegium.recipe.methods import METHODS
 from collegium.recipe.recipe import Recipe
 from collegium.recipe.sections.models import ContinuedStudentSection
+from collegium.recipe.sections.sources import FileSourceSection
 
 
 @dataclass(frozen=True)
@@ -34,12 +36,14 @@ class Finding:
         found: What was found.
         fix: What to do about it; None if it is as it should be.
         exit_code: In what a run would end; 0 if it is as it should be.
+        is_sure: False if what was looked at does not decide it.
     """
 
     key: str
     found: str
     fix: str | None = None
     exit_code: int = 0
+    is_sure: bool = True
 
 
 def check(recipe: Recipe) -> tuple[Finding, ...]:
@@ -84,7 +88,7 @@ _ERRORS: Mapping[int, type[UserError]] = {
 
 def _line(finding: Finding) -> str:
     if finding.fix is None:
-        return f"ok    {finding.key}: {finding.found}"
+        return f"{'ok   ' if finding.is_sure else 'unsure'} {finding.key}: {finding.found}"
     return f"fix   {finding.key}: {finding.found}; {finding.fix}"
 
 
@@ -160,12 +164,10 @@ def _caches(recipe: Recipe) -> Iterator[Finding]:
 
 
 def _model(key: str, reference: str, exit_code: int, *, holds_weights: bool = False) -> Finding:
-    """A path is looked at, headers of weights too; of a hub id it is only said whether the hub may be asked."""
+    """A path is looked at, headers of weights too; of a hub id it is only known whether it is in the cache."""
     if not is_local(reference) and not reference.endswith(".gguf"):
-        asked = (
-            "HF_HUB_OFFLINE is set, so it must have been fetched before" if is_offline() else "fetched if needed"
-        )
-        return Finding(key, f"{reference} is not a local path, so it is on the hub: {asked}")
+        look = on_hub(reference, is_dataset=key.endswith(".dataset"))
+        return Finding(key, look.found, look.fix, exit_code if look.fix else 0, look.is_sure)
     try:
         path = Path(resolve_reference(reference))
     except DataError as error:
@@ -199,20 +201,36 @@ def _halves(error: UserError) -> tuple[str, str]:
 
 def _sources(recipe: Recipe) -> Iterator[Finding]:
     for i, source in enumerate(recipe.data.sources):
-        yield _text(f"data.sources.{i}", getattr(source, "path", None), getattr(source, "dataset", None))
+        key = f"data.sources.{i}"
+        if isinstance(source, FileSourceSection):
+            yield _first_rows(f"{key}.path", source)
+        else:
+            yield _text(key, getattr(source, "path", None), getattr(source, "dataset", None))
     for i, task in enumerate(recipe.evaluation.tasks):
         yield _text(f"evaluation.tasks.{i}", task.path, task.dataset)
+
+
+def _first_rows(key: str, section: FileSourceSection) -> Finding:
+    try:
+        look = first_rows(section)
+    except DataError as error:
+        found, _, fix = str(error).rpartition(": ")
+        is_absent = "there is no such file" in str(error) or not found
+        halves = (str(error), "give the path of text files") if is_absent else (found, fix)
+        return Finding(key, *halves, DataError.exit_code)
+    return Finding(key, look.found, look.fix, DataError.exit_code if look.fix else 0, look.is_sure)
 
 
 def _text(key: str, path: str | None, dataset: str | None) -> Finding:
     if path is None:
         assert dataset is not None, "the section asks for one of both"
-        return _model(f"{key}.dataset", dataset, DataError.exit_code)
+        finding = _model(f"{key}.dataset", dataset, DataError.exit_code)
+        return finding if finding.exit_code else replace(finding, is_sure=False)  # its rows are read by `prepare`
     try:
         number = len(find_files(path))
     except DataError as error:
         return Finding(f"{key}.path", str(error), "give the path of text files", DataError.exit_code)
-    return Finding(f"{key}.path", f"{path}: {number} file{'s' * (number != 1)}")
+    return Finding(f"{key}.path", f"{path}: {number} file{'s' * (number != 1)}, not read here", is_sure=False)
 
 
 def _capabilities(recipe: Recipe) -> Iterator[Finding]:
