@@ -20,6 +20,7 @@ from collegium.training.objective import Objective, term_names
 from collegium.training.terms.balancing import GradientFree
 from collegium.training.terms.features import HiddenStatesTerm
 from collegium.training.trainer import DistillationTrainer
+from tests.support.metrics_table import is_in_the_table
 from tests.support.pico import TEXTS, byte_tokenizer, pico_llama
 from tests.support.runs import arguments, packed, same, stop_after, trainer_of, weights_of
 from tests.support.small_tokenizers import sentencepiece_bpe
@@ -65,6 +66,28 @@ def test_first_logged_loss_is_the_global_mean(tmp_path):
     trainer.train()
     line = trainer.state.log_history[0]
     assert line["loss"] == pytest.approx(line["cross_entropy"], rel=1e-6)
+
+
+UPSTREAM = {"learning_rate", "grad_norm", "train_loss", "total_flos"}
+"""What `transformers.Trainer` logs besides, with rates of samples and steps."""
+
+
+def test_the_logged_terms_times_their_weights_are_the_loss(tmp_path):
+    """The convention of docs/metrics.md, where there are two feature terms of different weights."""
+    torch.manual_seed(7)
+    features = [HiddenStatesTerm((32, 2), [(32, 2)] * 2, weight=weight) for weight in (0.5, 2.0)]
+    objective = Objective(
+        ["llama-1", "llama-2"], kd_weight=0.7, ce_weight=0.6, feature_weight=0.1, features=features, chunk_size=13
+    )
+    trainer = trainer_of(tmp_path, objective=objective, gradient_accumulation_steps=2)
+    trainer.train()
+    lines = [line for line in trainer.state.log_history if "loss" in line]
+    for line in lines:
+        terms = 0.7 * line["kd_loss"] * line["kd_coverage"] + 0.6 * line["cross_entropy"]
+        assert line["loss"] == pytest.approx(terms + 0.1 * line["feature_loss"], rel=1e-5)
+        assert line["feature_loss"] == pytest.approx(0.5 * line["feature/0"] + 2.0 * line["feature/1"], rel=1e-6)
+    logged = {key for line in trainer.state.log_history for key in line} - UPSTREAM
+    assert not {key for key in logged if not is_in_the_table(key) and not key.endswith("per_second")}
 
 
 def test_two_runs_are_bit_identical(tmp_path):

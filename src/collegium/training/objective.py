@@ -8,7 +8,7 @@ student (projections of its terms); they never reach the exported student.
 
 import functools
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -328,6 +328,7 @@ class Objective(TrainedModule):
             emphasis = emphasis.index_copy(0, positions.index, guidance.features.float()).view_as(batch.input_ids)
         terms = {}
         metrics = {}
+        logged = []
         attended = batch.attention_mask.sum()
         nothing = torch.zeros((), device=attended.device)  # a term need not have parameters
         for name, term in self._named_features():
@@ -335,10 +336,12 @@ class Objective(TrainedModule):
             if weight > 0:
                 value = term(student_states, states, batch, emphasis)
                 metrics[name] = Mean(value.detach(), attended)
+                logged.append(value_at(term.weight, self.progress) * value.detach())
             else:  # for now; but its parameters must have a gradient on every rank
                 value = sum((0.0 * parameter.sum() for parameter in term.parameters()), start=nothing)
             terms[name] = weight * value
-        metrics[FEATURE_LOSS] = Mean(_total(terms.values()).detach(), attended)
+        if logged:  # without `feature_weight`, as the other terms are logged without theirs
+            metrics[FEATURE_LOSS] = Mean(torch.stack(logged).sum(), attended)
         return terms, metrics
 
     def _weight_of(self, feature: str) -> float:
@@ -393,7 +396,3 @@ def term_names(num_features: int, num_cross_tokenizer: int = 0) -> tuple[str, ..
 
 def _count(positions: Positions) -> Tensor:
     return torch.tensor(len(positions), device=positions.index.device)
-
-
-def _total(terms: Iterable[Tensor]) -> Tensor:
-    return torch.stack(list(terms)).sum()

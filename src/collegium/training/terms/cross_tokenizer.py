@@ -299,6 +299,7 @@ class CrossTokenizerLoss(TrainedModule):
         """Each term's weighted sum, not yet divided by the count of positions, and what is logged of them."""
         values: dict[str, Tensor] = {}
         metrics: dict[str, Mean] = {}
+        own: list[Tensor] = []
         count = torch.tensor(len(student.positions), device=student.hidden.device)
         weights = self.weights(progress)
         for name, term in self._named().items():
@@ -306,10 +307,12 @@ class CrossTokenizerLoss(TrainedModule):
                 value, logged = term(student, outputs)
                 metrics[name] = Mean(value.detach(), count)
                 metrics |= {below(name, key): mean for key, mean in logged.items()}
+                own.append(value_at(term.weight, progress) * value.detach())
             else:  # for now; but its parameters must have a gradient on every rank
                 value = sum((0.0 * p.sum() for p in term.parameters()), start=student.hidden.new_zeros(()))
             values[name] = weights[name] * value
-        metrics[CROSS_TOKENIZER_LOSS] = Mean(torch.stack(list(values.values())).sum().detach(), count)
+        if own:  # without `cross_tokenizer_weight`, as the other terms are logged without theirs
+            metrics[CROSS_TOKENIZER_LOSS] = Mean(torch.stack(own).sum(), count)
         return values, metrics
 
     def _named(self) -> dict[str, CrossTokenizerTerm]:

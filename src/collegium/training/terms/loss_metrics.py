@@ -57,6 +57,7 @@ def _of_teacher(
         names.WEIGHT: Mean(sums.weights[:, m].sum(), num_positions),
         names.ENTROPY: Mean((stats.entropy[:, m] * valid).sum(), num_valid),
         names.CROSS_ENTROPY: Mean((stats.cross_entropy[:, m] * valid).sum(), num_valid),
+        names.WEIGHT_CROSS_ENTROPY: Mean((stats.weight_cross_entropy[:, m] * valid).sum(), num_valid),
         names.KL: Mean(sums.teacher_kl[m], num_valid),
         names.INVALID_FRACTION: Mean(num_present - num_valid, num_present),
     }
