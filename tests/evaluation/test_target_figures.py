@@ -1,6 +1,7 @@
 """Figures of teachers and fused targets, against loops in float64."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from collegium.data.collate import BlockCollator
 from collegium.evaluation.language_modeling import HeldOut, Rule
 from collegium.evaluation.preflight import Resampling, run_preflight, stretches_of
 from collegium.evaluation.preflight_verdict import verdict
+from collegium.evaluation.summary import covers_all, summarize_teachers
 from collegium.evaluation.target_figures import (
     certain_is_right,
     effective_teachers,
@@ -23,6 +25,7 @@ from collegium.losses.joint_weighting import JointWeighting
 from collegium.losses.weighting import Weighting
 from collegium.signals.contracts import Positions, TeacherStats
 from collegium.teachers.local import LocalTeacher
+from collegium.teachers.restricted import RestrictedTeacher
 from tests.support.pico import TEXTS, byte_tokenizer, pico_llama
 
 
@@ -151,6 +154,50 @@ ALTERNATIVES = {"uniform": Weighting("uniform"), "bayes": Weighting("bayes")}
 OPTIONS = Resampling(num_samples=200)
 
 
+def restricted(name="t1", domain=0):
+    """The same text, one teacher asked about one domain only."""
+    text = held_out()
+    teachers = [RestrictedTeacher(t, [domain]) if t.name == name else t for t in text.teachers]
+    blocks = {
+        d: pack_documents(
+            [{"text": f"{d} {text}"} for text in TEXTS[:6]], byte_tokenizer(), block_size=32, domain=d
+        )
+        for d in ("a", "b")
+    }
+    return HeldOut(blocks, BlockCollator(pad_token_id=258, domains=["a", "b"]), batch_size=3, teachers=teachers)
+
+
+def test_a_teacher_is_not_credited_with_text_that_it_never_read():
+    whole = run_preflight(held_out(), RULE, ALTERNATIVES, resampling=OPTIONS)
+    part = run_preflight(restricted(), RULE, ALTERNATIVES, resampling=OPTIONS)
+    assert part.heard["t1"] == {"a": 1.0, "b": 0.0, "mean": 0.5}
+    own = part.teachers["t1"]
+    assert own["a"] == pytest.approx(whole.teachers["t1"]["a"])
+    assert math.isnan(own["b"]) and math.isnan(own["mean"]), "no mean over other text than that of others"
+    assert part.best_teacher == "t2" and part.complete == ["t2"]
+    assert part.oracle["b"] == part.teachers["t2"]["b"]
+    assert math.isnan(part.calibration_gap["t1"]["b"])
+    assert part.calibration_gap["t1"]["a"] == pytest.approx(whole.calibration_gap["t1"]["a"])
+
+
+def flat(sums):
+    """Figures that are one number a token."""
+    return replace(sums, sums={name: value for name, value in sums.sums.items() if value.dim() == 1})
+
+
+def test_what_a_teacher_never_read_is_neither_in_the_report_nor_compared():
+    found = measure_target_figures(restricted(), {"fused": RULE}, RULE, stretches=(), with_pairs=False)
+    tables = {
+        d: replace(f.sums, sums={k: v for k, v in f.sums.sums.items() if v.dim() == 1}) for d, f in found.items()
+    }
+    measured = summarize_teachers(tables, confidence=0.95, num_samples=50, seed=0)
+    assert measured.figures("a").teacher("t1").nll is not None
+    assert measured.figures("b").teacher("t1").nll is None and measured.figures("b").teacher("t2").nll is not None
+    assert measured.mean.teacher("t1").nll is None and measured.mean.teacher("t2").nll is not None
+    assert measured.figures("b").teacher("t1").heard.value == 0.0
+    assert not covers_all(tables, "t1") and covers_all(tables, "t2")
+
+
 def test_figures_of_a_run_against_a_loop():
     text = held_out()
     found = measure_target_figures(text, {"recipe": RULE}, RULE, stretches=("token",))["a"]
@@ -206,7 +253,7 @@ def test_one_teacher_has_nothing_to_be_compared_with():
     result = run_preflight(held_out(seeds=(1,)), RULE, ALTERNATIVES, resampling=OPTIONS)
     assert math.isnan(result.certainty["token"].right["mean"])
     assert result.effective_teachers["mean"] == 1 and result.conflict["mean"] == pytest.approx(0, abs=1e-6)
-    assert verdict(result)[0].startswith("There is one teacher")
+    assert verdict(result)[1].startswith("There is one teacher")
 
 
 def test_equal_teachers_gain_nothing():
@@ -214,7 +261,7 @@ def test_equal_teachers_gain_nothing():
     text.teachers[1].name = "twin"
     result = run_preflight(text, RULE, ALTERNATIVES, resampling=OPTIONS)
     assert result.gains["recipe"].value == pytest.approx(0, abs=1e-6)
-    assert "makes no difference" in verdict(result)[0]
+    assert "too few documents to tell: 6" in verdict(result)[1]
     assert result.pairs["t1"]["twin"] == pytest.approx(0, abs=1e-6)
 
 

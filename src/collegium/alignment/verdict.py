@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from collegium.base.typed import typed
+
 
 Kind = Literal["same", "padding", "special", "other", "unusable"]
 """`same`; `padding`: but for entries that fill up a vocabulary; `special`: but for tokens that were added;
@@ -180,10 +182,11 @@ def _frame_warnings(student: TokenizerFacts, own: TokenizerFacts) -> Iterator[st
         yield (
             f"the student ends a text with {_shown(student.eos)}, the teacher with {_shown(own.eos)}: with "
             "data.add_eos it is asked about the student's; give the student the teacher's tokenizer "
-            "(student.tokenizer), or set data.add_eos to false"
+            f"(student.tokenizer), or end no text: {typed('data.add_eos=false')}"
         )
     if own.begins_with_bos and not student.begins_with_bos:
-        yield (f"the teacher's texts begin with {_shown(own.bos)}, the student's do not: set data.add_bos to true")
+        begin = typed("data.add_bos=true")
+        yield f"the teacher's texts begin with {_shown(own.bos)}, the student's do not: {begin}"
 
 
 def _shown(token: tuple[str, int] | None) -> str:

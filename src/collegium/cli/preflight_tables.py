@@ -21,7 +21,8 @@ def show_preflight(result: Preflight, cost: RunCost | None, *, as_json: bool) ->
         else:
             show_tokenizers([pair])
     _show_losses(result)
-    _show_gains(result)
+    if result.gains:
+        _show_gains(result)
     _show_teachers(result)
     if len(result.teachers) > 1:
         _show_conflict(result)
@@ -34,12 +35,16 @@ def show_preflight(result: Preflight, cost: RunCost | None, *, as_json: bool) ->
 
 def _show_losses(result: Preflight) -> None:
     domains = list(result.oracle)
+    held_out = [
+        ["documents", *(f"{count:,}" for count in result.documents.values()), ""],
+        ["tokens", *(f"{count:,}" for count in result.tokens.values()), ""],
+    ]
     losses = [number_row(f"teacher {name}", row, domains) for name, row in result.teachers.items()]
     losses += [number_row(f"fused: {name}", row, domains) for name, row in result.rules.items()]
     losses.append(number_row("with hindsight: best teacher of each domain", result.oracle, domains))
     losses.append(number_row("with hindsight: of each document", result.oracle_document, domains))
     losses.append(number_row("with hindsight: of each token (no mixture is below)", result.oracle_token, domains))
-    show_table("Loss on held-out text, nats per token (lower is better)", ["", *domains], losses)
+    show_table("Loss on held-out text, nats per token (lower is better)", ["", *domains], held_out + losses)
 
 
 def _show_gains(result: Preflight) -> None:
@@ -58,6 +63,8 @@ def _show_teachers(result: Preflight) -> None:
         rows.append(number_row(f"{name}: loss minus entropy", result.calibration_gap[name], domains))
         if name in result.ece:
             rows.append(number_row(f"{name}: calibration error", result.ece[name], domains))
+        if min(result.heard[name].values()) < 1.0:
+            rows.append(number_row(f"{name}: share of the tokens where it speaks", result.heard[name], domains))
         if len(result.teachers) > 1:
             rows.append(number_row(f"{name}: mean weight", result.weights[name], domains))
     title = "Teachers: loss minus entropy (0 is calibrated, above 0 overconfident), ECE, weight under the recipe"

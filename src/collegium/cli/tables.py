@@ -139,7 +139,11 @@ def show_evaluation(evaluation: Evaluation, folder: Path, *, as_json: bool) -> N
     show_table(
         f"{evaluation.model} on held-out text, {evaluation.confidence:.0%} intervals",
         ["", *evaluation.domains, "mean"],
-        rows,
+        [
+            ["documents", *(f"{domain.documents:,}" for domain in evaluation.domains.values()), ""],
+            ["tokens", *(f"{domain.tokens:,}" for domain in evaluation.domains.values()), ""],
+            *rows,
+        ],
     )
     if evaluation.continual is not None:
         show_continual(evaluation.continual)

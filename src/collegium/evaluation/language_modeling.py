@@ -70,9 +70,17 @@ class DocumentSums:
     confidence_gaps: Tensor | None = None
     confidence_counts: Tensor | None = None
 
+    def counts(self, name: str) -> Tensor:
+        """Tokens over which a figure is summed, [D]: all, or those where the teacher that it is of speaks."""
+        return self.sums.get(names.heard_with(name) or "", self.tokens)
+
     def mean(self, name: str) -> float:
-        """Mean of a figure over tokens."""
-        return float(self.sums[name].sum() / self.tokens.sum())
+        """Mean of a figure over tokens; NaN for a teacher that never speaks."""
+        return float(self.sums[name].sum() / self.counts(name).sum())
+
+    def heard(self, teacher: str) -> float:
+        """Share of the tokens where a teacher speaks."""
+        return float(self.sums[names.of_teacher(teacher, names.HEARD)].sum() / self.tokens.sum())
 
 
 class HeldOutDomain:
@@ -309,6 +317,7 @@ def _student_chunk(
             ):  # on average, with the entropy of what is drawn from
                 kl = -(teacher.exp() * logprobs).sum(-1) - signal.entropy[rows].to(logprobs.dtype)
             values[names.of_teacher(name, names.KL)] = torch.where(valid[:, m], kl, 0.0)
+            values[names.of_teacher(name, names.HEARD)] = valid[:, m].double()
             yield teacher
 
     if any(isinstance(signal, TopKSignal) and signal.drawn for signal in held_out.signals):
@@ -343,18 +352,26 @@ def _targets_of(domain: HeldOutDomain, teachers: Sequence[str], rules: Mapping[s
 
 
 def teachers_alone(teachers: Sequence[str], stats: TeacherStats) -> dict[str, Tensor]:
-    """Figures of each teacher. Where one is absent, the mean of the others, so that it neither gains nor loses."""
-    values: dict[str, Tensor] = {}
-    for part, figure in {names.NLL: stats.cross_entropy, names.WEIGHT_NLL: stats.weight_cross_entropy}.items():
-        present = stats.valid.any(-1, keepdim=True)
-        mean = (figure * stats.valid).sum(-1, keepdim=True) / stats.valid.sum(-1, keepdim=True).clamp_min(1)
-        figure = torch.where(stats.valid | ~present, figure, mean)
-        values |= {names.of_teacher(name, part): figure[:, m] for m, name in enumerate(teachers)}
-    for m, name in enumerate(teachers):  # as calibrated as can be where it is absent
-        own = values[names.of_teacher(name, names.WEIGHT_NLL)]
-        entropies = torch.where(stats.valid[:, m], stats.entropy[:, m], own)
-        values[names.of_teacher(name, names.ENTROPY)] = entropies
-    return values
+    """Figures of each teacher where it speaks, 0 elsewhere, and where that is.
+
+    `NLL_FILLED` has the mean of the others where one is absent, so that it neither gains nor loses in a paired
+    difference.
+    """
+    present = stats.valid.any(-1, keepdim=True)
+    total = (stats.cross_entropy * stats.valid).sum(-1, keepdim=True)
+    mean = total / stats.valid.sum(-1, keepdim=True).clamp_min(1)
+    figures = {
+        names.NLL: torch.where(stats.valid, stats.cross_entropy, 0.0),
+        names.NLL_FILLED: torch.where(stats.valid | ~present, stats.cross_entropy, mean),
+        names.WEIGHT_NLL: torch.where(stats.valid, stats.weight_cross_entropy, 0.0),
+        names.ENTROPY: torch.where(stats.valid, stats.entropy, 0.0),
+        names.HEARD: stats.valid.double(),
+    }
+    return {
+        names.of_teacher(name, part): figure[:, m]
+        for part, figure in figures.items()
+        for m, name in enumerate(teachers)
+    }
 
 
 def covered_weights(weights: Float[Tensor, "N M"]) -> Float[Tensor, "N M"]:

@@ -7,7 +7,7 @@ ranking: in our pilot it predicted every failure, but not the order of the rules
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -15,6 +15,7 @@ from collegium.alignment.verdict import Comparison
 from collegium.evaluation.language_modeling import HeldOut, Rule
 from collegium.evaluation.statistics import holm
 from collegium.evaluation.stratified import stratified_difference
+from collegium.evaluation.summary import COVERS
 from collegium.evaluation.target_figures import TargetFigures, measure_target_figures
 from collegium.losses.calibration import FittedTemperature
 from collegium.losses.fusion import geometric_logprobs
@@ -46,10 +47,16 @@ class Certainty:
 class Preflight:
     """Figures in nats per token unless said otherwise; `Row` has them by domain and as `mean`.
 
+    A teacher's own figures are of the tokens where it speaks. They are NaN in a domain where it never does, and
+    its mean loss is NaN if it does not cover all text, since means over different text cannot be compared.
+
     Attributes:
+        documents: Held-out documents that predict something, by domain.
+        tokens: Their predicted tokens.
+        heard: Share of these where each teacher speaks.
         teachers: Loss of each teacher.
         rules: Loss of each fused target.
-        oracle: Loss of the best teacher of each domain: what routing by domain reaches.
+        oracle: Loss of the best teacher of each domain, among those that cover it: what routing by domain reaches.
         oracle_document: Loss of the best teacher of each document (its part in a block); reads labels.
         oracle_token: Loss of the best teacher at each token, below which no mixture can be; reads labels.
         calibration_gap: Mean loss minus mean entropy of each teacher, both at its weight temperature; 0 is
@@ -64,13 +71,16 @@ class Preflight:
         weights: Mean weight of each teacher under the recipe's rule.
         effective_teachers: exp(entropy of the weights): 1 where one has all, K where all have the same.
         gains: Loss of the best single teacher minus that of each fused target, mean over domains; above 0 is a
-            gain. Intervals are over documents.
+            gain. Intervals are over documents. Empty if no teacher covers all text.
         better: Loss of the recipe's target minus that of each other; p-values adjusted for their number (Holm).
         temperatures: What was fitted on training text, by teacher and key of the recipe.
         verdict: What follows, in words.
         tokenizers: Each teacher's beside the student's.
     """
 
+    documents: dict[str, int]
+    tokens: dict[str, int]
+    heard: dict[str, Row]
     teachers: dict[str, Row]
     rules: dict[str, Row]
     oracle: Row
@@ -91,9 +101,18 @@ class Preflight:
     tokenizers: tuple[Comparison, ...] = ()
 
     @property
-    def best_teacher(self) -> str:
-        """The teacher with the least loss, mean over domains."""
-        return min(self.teachers, key=lambda name: self.teachers[name]["mean"])
+    def complete(self) -> list[str]:
+        """Teachers that cover all text: only these could teach alone."""
+        return [name for name, row in self.heard.items() if min(row.values()) >= COVERS]
+
+    @property
+    def best_teacher(self) -> str | None:
+        """The one of these with the least loss, mean over domains; None if there is none."""
+        return min(self.complete, key=lambda name: self.teachers[name]["mean"], default=None)
+
+    def covering(self, domain: str) -> list[str]:
+        """Teachers that cover a domain."""
+        return [name for name, row in self.heard.items() if row[domain] >= COVERS]
 
 
 @dataclass(frozen=True)
@@ -129,13 +148,21 @@ def run_preflight(
     stretches = stretches_of(chosen)
     found = measure_target_figures(held_out, rules, chosen, stretches=stretches)
     names = [teacher.name for teacher in held_out.teachers]
-    teachers = {name: _means(found, metrics.of_teacher(name, metrics.NLL)) for name in names}
-    oracle = {domain: min(teachers[name][domain] for name in names) for domain in found}
-    best_nll = metrics.of_teacher(min(names, key=lambda name: teachers[name]["mean"]), metrics.NLL)
+    heard = {name: _with_mean({d: f.sums.heard(name) for d, f in found.items()}) for name in names}
+    complete = {name for name, row in heard.items() if min(row.values()) >= COVERS}
+    teachers = {name: _of_teacher(found, name, metrics.NLL, name in complete) for name in names}
+    best = min(complete, key=lambda name: (teachers[name]["mean"], names.index(name)), default=None)
+    gains = {}
+    if best is not None:
+        filled = metrics.of_teacher(best, metrics.NLL_FILLED)
+        gains = {name: _difference(found, filled, metrics.rule_nll(name), resampling) for name in rules}
     return Preflight(
+        documents={domain: int((figures.sums.tokens > 0).sum()) for domain, figures in found.items()},
+        tokens={domain: int(figures.sums.tokens.sum()) for domain, figures in found.items()},
+        heard=heard,
         teachers=teachers,
         rules={name: _means(found, metrics.rule_nll(name)) for name in rules},
-        oracle=_with_mean(oracle),
+        oracle=_with_mean({domain: _best_of_domain(domain, teachers, heard) for domain in found}),
         oracle_document=_means(found, metrics.ORACLE_DOCUMENT),
         oracle_token=_means(found, metrics.ORACLE_TOKEN),
         calibration_gap={name: _gap(found, name) for name in names},
@@ -146,7 +173,7 @@ def run_preflight(
         pairs=_pairs(found, names),
         weights={name: _means(found, metrics.of_teacher(name, metrics.WEIGHT)) for name in names},
         effective_teachers=_means(found, metrics.EFFECTIVE_TEACHERS),
-        gains={name: _difference(found, best_nll, metrics.rule_nll(name), resampling) for name in rules},
+        gains=gains,
         better=_better(found, [name for name in rules if name != "recipe"], resampling),
         temperatures={
             name: {key: fit for key, fit in fits.items() if fit.positions}  # not those read from a cache of lists
@@ -176,6 +203,17 @@ def _with_mean(row: Mapping[str, float]) -> Row:
     """Adds the plain mean over the domains of which something is known."""
     known = [value for value in row.values() if not math.isnan(value)]
     return {**row, "mean": sum(known) / len(known) if known else math.nan}
+
+
+def _of_teacher(found: Mapping[str, TargetFigures], name: str, figure: str, is_complete: bool) -> Row:
+    """A figure where the teacher speaks; its mean is of all text, or of none."""
+    row = _means(found, metrics.of_teacher(name, figure))
+    return row if is_complete else {**row, "mean": math.nan}
+
+
+def _best_of_domain(domain: str, teachers: Mapping[str, Row], heard: Mapping[str, Row]) -> float:
+    """The least loss of a teacher that covers a domain; NaN if none does."""
+    return min((row[domain] for name, row in teachers.items() if heard[name][domain] >= COVERS), default=math.nan)
 
 
 def _gap(found: Mapping[str, TargetFigures], name: str) -> Row:
@@ -224,10 +262,7 @@ def _better(
     own = metrics.rule_nll("recipe")
     differences = [_difference(found, own, metrics.rule_nll(name), resampling) for name in names]
     adjusted = holm([difference.p_value for difference in differences])
-    return {
-        name: Difference(d.value, d.low, d.high, float(p))
-        for name, d, p in zip(names, differences, adjusted, strict=True)
-    }
+    return {name: replace(d, p_value=float(p)) for name, d, p in zip(names, differences, adjusted, strict=True)}
 
 
 def _difference(

@@ -170,10 +170,10 @@ def interval(value: float, samples: Floats, confidence: float) -> Interval:
     return Interval(float(value), float(low), float(high))
 
 
-def difference(value: float, samples: Floats, confidence: float) -> Difference:
+def difference(value: float, samples: Floats, confidence: float, documents: int | None = None) -> Difference:
     """A difference with the interval of its resamples, and the p-value that inverts the interval."""
     found = interval(value, samples, confidence)
-    return Difference(found.value, found.low, found.high, _two_sided(samples))
+    return Difference(found.value, found.low, found.high, _two_sided(samples), documents)
 
 
 def _two_sided(differences: Floats) -> float:

@@ -83,7 +83,7 @@ def paired_bootstrap_difference(
     ratios = resampled_ratios(columns, confidence, num_samples, seed)
     totals = columns.sum(axis=0)
     value = totals[0] / totals[1] - totals[2] / totals[3]
-    return difference(value, ratios[:, 0] - ratios[:, 1], confidence)
+    return difference(value, ratios[:, 0] - ratios[:, 1], confidence, len(columns))
 
 
 def bootstrap_figure(figure: CorpusFigure, *, confidence: float, num_samples: int, seed: int) -> Interval:
@@ -121,7 +121,8 @@ def paired_figure_difference(
     """
     check_pair(figure, baseline)
     scores = resampled_scores([figure, baseline], confidence, num_samples, seed)
-    return difference(figure.value - baseline.value, scores[:, 0] - scores[:, 1], confidence)
+    apart = scores[:, 0] - scores[:, 1]
+    return difference(figure.value - baseline.value, apart, confidence, len(figure.statistics))
 
 
 def holm(p_values: ArrayLike) -> Floats:

@@ -49,13 +49,15 @@ def stratified_difference(
     check_resampling(confidence, num_samples)
     drawn = np.zeros(num_samples)
     value = 0.0
+    counts = []
     for number, domain in enumerate(sorted(ours)):
         columns = paired_columns(ours[domain], baseline[domain])
+        counts.append(len(columns))
         ratios = resampled_ratios(columns, confidence, num_samples, seed + number)
         totals = columns.sum(axis=0)
         drawn += (ratios[:, 0] - ratios[:, 1]) / len(ours)
         value += (totals[0] / totals[1] - totals[2] / totals[3]) / len(ours)
-    return difference(value, drawn, confidence)
+    return difference(value, drawn, confidence, min(counts))
 
 
 def stratified_figure_difference(
@@ -81,7 +83,8 @@ def stratified_figure_difference(
         ValueError: groups or arguments that do not fit together.
     """
     values, samples = _stratified_scores(ours, baseline, confidence, num_samples, seed)
-    return difference(values[0] - values[1], samples[:, 0] - samples[:, 1], confidence)
+    fewest = min(len(figure.statistics) for figure in ours.values())
+    return difference(values[0] - values[1], samples[:, 0] - samples[:, 1], confidence, fewest)
 
 
 def stratified_figure_ratio(

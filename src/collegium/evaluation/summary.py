@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,10 @@ from collegium.report.figures import (
 from collegium.report.interval import Difference, Interval
 from collegium.report.perplexity import perplexity_of
 
+
+COVERS = 0.9
+"""Share of a domain's tokens where a teacher must speak to cover it. The rest of a teacher with another tokenizer
+counts as the mean of the others in paired differences."""
 
 ALL = "all"
 """All documents together, beside the domains; no domain is called so."""
@@ -60,6 +65,10 @@ def summarize_teachers(
     """Figures of the teachers, alone and fused, likewise."""
     options = {"confidence": confidence, "num_samples": num_samples, "seed": seed}
     figures = {name: _intervals(table, options) for name, table in tables.items()}
+    mean = _means(figures)
+    for name in names.by_teacher(mean):
+        if not covers_all(tables, name):  # means over different text cannot be compared
+            mean.pop(names.of_teacher(name, names.NLL), None)
     domains = {
         name: DomainFigures(
             documents=int((table.tokens > 0).sum()),
@@ -69,7 +78,7 @@ def summarize_teachers(
         )
         for name, table in tables.items()
     }
-    return TeachersMeasured(domains, FusionFigures.of(_means(figures)))
+    return TeachersMeasured(domains, FusionFigures.of(mean))
 
 
 def _means(figures: Mapping[str, Mapping[str, Interval]]) -> dict[str, float]:
@@ -81,13 +90,20 @@ def _means(figures: Mapping[str, Mapping[str, Interval]]) -> dict[str, float]:
     return mean
 
 
+def covers_all(tables: Mapping[str, DocumentSums], teacher: str) -> bool:
+    """True if a teacher speaks of nearly all tokens of every domain, so that it could teach alone."""
+    return all(table.heard(teacher) >= COVERS for table in tables.values())
+
+
 def _intervals(table: DocumentSums, options: Mapping[str, Any]) -> dict[str, Interval]:
-    tokens = table.tokens.numpy()
-    has_tokens = tokens > 0  # a document of one token predicts nothing
-    return {
-        name: bootstrap_ratio(sums.numpy()[has_tokens], tokens[has_tokens], **options)
-        for name, sums in table.sums.items()
-    }
+    """Figures that are known: a teacher that says nothing of a domain has none there."""
+    found = {}
+    for name, sums in table.sums.items():
+        counts = table.counts(name).numpy()
+        has_some = counts > 0  # a document of one token predicts nothing
+        if has_some.any():
+            found[name] = bootstrap_ratio(sums.numpy()[has_some], counts[has_some], **options)
+    return found
 
 
 def _student_intervals(table: DocumentSums, options: Mapping[str, Any]) -> dict[str, Interval]:
@@ -149,7 +165,9 @@ def compare(
 
 def paired_differences(found: Mapping[str, Difference]) -> PairedDifferences:
     """The result of `compare` as `evaluation.json` holds it."""
-    return PairedDifferences(found[ALL], {name: gap for name, gap in found.items() if name != ALL})
+    domains = {name: gap for name, gap in found.items() if name != ALL}
+    fewest = min(gap.documents or 0 for gap in domains.values())
+    return PairedDifferences(replace(found[ALL], documents=fewest), domains)
 
 
 def _columns(tables: Mapping[str, DocumentSums], figure: str) -> dict[str, tuple[Any, Any]]:

@@ -72,7 +72,7 @@ def measure_target_figures(
 ) -> dict[str, TargetFigures]:
     """Measure teachers, rules and the oracles, by domain.
 
-    Where a teacher is absent it counts as the mean of the others, so that it neither gains nor loses.
+    A teacher's own figures are of where it speaks; the oracles take the mean of the others where one is absent.
 
     Args:
         held_out: Text with at least one teacher.
@@ -103,7 +103,7 @@ def _figures_of(
             stats = held_out.stats
             assert stats is not None, "targets are measured with teachers"
             values = teachers_alone(teachers, stats)
-            losses = torch.stack([values[names.of_teacher(name, names.NLL)] for name in teachers], -1)
+            losses = torch.stack([values[names.of_teacher(name, names.NLL_FILLED)] for name in teachers], -1)
             values |= oracles(losses, held_out.positions)
             for name, rule in rules.items():
                 weights = covered_weights(rule.weighting(stats, held_out.positions))
@@ -206,7 +206,6 @@ def _calibration(
     part = {}
     for m, (name, signal) in enumerate(zip(teachers, held_out.signals, strict=True)):
         heard = stats.valid[rows, m]
-        part[names.of_teacher(name, names.HEARD)] = heard.double()
         if not (isinstance(signal, TopKSignal) and signal.drawn):
             top, best = logprobs[m].max(-1)
             gaps = confidence_gaps(top.exp(), (best == labels).to(top.dtype), CONFIDENCE_BINS)

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from collegium.evaluation.student_t import paired_t_test
-from collegium.report.interval import Interval
+from collegium.report.interval import Difference, Interval
 
 
 CONFIDENCE: Final = 0.95
@@ -22,8 +22,11 @@ def rounded(value: float) -> float | None:
 
 
 def rounded_fields(interval: Interval) -> dict[str, float | None]:
-    """Round an interval, or a difference with its p-value."""
-    return {key: rounded(value) for key, value in asdict(interval).items()}
+    """Round an interval, or a difference with its p-value, which too few documents do not have."""
+    found = asdict(interval)
+    if isinstance(interval, Difference) and not interval.has_enough:
+        found["p_value"] = math.nan
+    return {key: rounded(value) for key, value in found.items() if key != "documents"}
 
 
 def seeds_summary(values: Sequence[float]) -> dict[str, Any]:

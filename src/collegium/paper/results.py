@@ -31,6 +31,7 @@ from collegium.report.metric_names import (
     KL_EXPERT,
     KL_OWN,
     NLL,
+    NLL_FILLED,
     PERPLEXITY,
     by_rule,
     by_teacher,
@@ -127,7 +128,10 @@ def _text(
 
 
 def _teachers_alone(sums: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    return _losses(sums, {name: of_teacher(name, NLL) for name in by_teacher(_figures(sums))})
+    known = _figures(sums)
+    filled = {name: of_teacher(name, NLL_FILLED) for name in by_teacher(known)}
+    # Sums of earlier versions have the same under the loss's own name.
+    return _losses(sums, {name: key if key in known else of_teacher(name, NLL) for name, key in filled.items()})
 
 
 def _fused(sums: Mapping[str, Any]) -> dict[str, dict[str, float]]:
@@ -227,5 +231,5 @@ def _difference(results: Sequence[RunResult], baseline: Sequence[RunResult]) -> 
 
 
 def _worst(tests: Mapping[str, Difference]) -> float:
-    values = [test.p_value for test in tests.values()]
+    values = [test.p_value if test.has_enough else math.nan for test in tests.values()]
     return max(values) if not any(math.isnan(value) for value in values) else math.nan

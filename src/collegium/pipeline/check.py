@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from collegium.base.errors import DataError, RecipeError, TeacherError, UserError
 from collegium.base.references import find_files, is_local, resolve_reference
 from collegium.base.terminal import show
+from collegium.base.typed import typed
 from collegium.models.adapter_config import other_base, read_adapter_config
 from collegium.models.weight_files import shapes_in, weight_files
 from collegium.pipeline.first_look import first_rows, on_hub
@@ -237,11 +238,12 @@ def _capabilities(recipe: Recipe) -> Iterator[Finding]:
     """Find what the recipe asks of teachers and they cannot give; `Recipe` itself refuses most of that."""
     drawn = [teacher.name for teacher in recipe.teachers_to_cache]
     if drawn and recipe.cache.mode == "sampled" and recipe.objective.reads_lists:
-        fix = "set cache.mode to top_k, or objective.divergence to forward_kl and objective.fusion to mixture"
+        linear = typed("objective.divergence=forward_kl", "objective.fusion=mixture")
+        fix = f"keep lists, {typed('cache.mode=top_k')}, or take {linear}"
         found = f"sampled draws of teacher {drawn[0]!r} serve the forward KL to a mixture only"
         yield Finding("cache.mode", found, fix, TeacherError.exit_code)
     if recipe.data.mixing.kind == "ddk" and not recipe.teachers:
-        fix = "add teachers, or set it to natural"
+        fix = f"add teachers, or take {typed('data.mixing={kind: natural}')}"
         yield Finding("data.mixing", "ddk compares the student with teachers", fix, RecipeError.exit_code)
 
 

@@ -18,7 +18,13 @@ from collegium.assembly.training import describe_held_out
 from collegium.base.progress import Phase
 from collegium.evaluation.language_modeling import DocumentSums, Rule
 from collegium.evaluation.model_figures import measure_model
-from collegium.evaluation.summary import compare, paired_differences, summarize, summarize_teachers
+from collegium.evaluation.summary import (
+    compare,
+    covers_all,
+    paired_differences,
+    summarize,
+    summarize_teachers,
+)
 from collegium.evaluation.target_figures import measure_target_figures
 from collegium.losses.weighting import Weighting
 from collegium.recipe.recipe import Recipe
@@ -88,7 +94,11 @@ def beside_others(
             differences = replace(
                 differences,
                 fused=gaps(names.rule_nll(names.FUSED)),
-                teachers={t.name: gaps(names.of_teacher(t.name, names.NLL)) for t in run.teachers},
+                teachers={
+                    teacher.name: gaps(names.of_teacher(teacher.name, names.NLL_FILLED))
+                    for teacher in run.teachers
+                    if covers_all(others, teacher.name)
+                },
             )
     with Phase("reading and continuing held-out passages"):
         samples = build_samples(run, student, before)

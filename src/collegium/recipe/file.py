@@ -47,6 +47,18 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     return validated(content, path)
 
 
+def with_overrides(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """A recipe with overrides, as the command line takes them.
+
+    Raises:
+        RecipeError: with one line for each mistake.
+    """
+    content = recipe.model_dump(mode="json")
+    for override in overrides:
+        _apply_override(content, override)
+    return validated(content, "the recipe")
+
+
 def load_run_recipe(path: Path) -> Recipe:
     """Read the recipe that a run left in its folder, which must be as it was written.
 
@@ -98,8 +110,13 @@ def dump_mapping(content: Mapping[str, Any]) -> str:
 
 def differences(one: Recipe, other: Recipe) -> list[str]:
     """Keys that decide the result and differ, each as `key: value of one, value of other`."""
-    mine = _leaves(one.deciding)
-    theirs = _leaves(other.deciding)
+    return content_differences(one.deciding, other.deciding)
+
+
+def content_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Keys of two recipes' content that differ, likewise."""
+    mine = _leaves(one)
+    theirs = _leaves(other)
     return [
         f"{key}: {mine.get(key, 'absent')!r}, {theirs.get(key, 'absent')!r}"
         for key in {**mine, **theirs}

@@ -25,6 +25,11 @@ class Stored:
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
 
+ENOUGH_DOCUMENTS = 10
+"""Documents of each domain below which no difference is called anything: a percentile interval of 95 % over ten
+holds the truth in 88 % of cases, and over three in far fewer."""
+
+
 @dataclass(frozen=True, eq=False)
 class Interval(Stored):
     """A figure and its confidence interval.
@@ -47,7 +52,7 @@ class Interval(Stored):
         return hash(self._key())
 
     def _key(self) -> tuple[float | None, ...]:
-        return tuple(_or_null(value) for value in vars(self).values())
+        return tuple(None if value is None else _or_null(value) for value in vars(self).values())
 
     @property
     def is_known(self) -> bool:
@@ -85,10 +90,27 @@ class Difference(Interval):
     Attributes:
         p_value: Two-sided; below 1 - confidence exactly where the interval leaves out 0, up to the
             resolution of the resamples. NaN if there was only one document.
+        documents: It rests on so many; of the domain with the fewest where domains are weighed alike. None in
+            files of versions that did not keep it.
     """
 
     p_value: Number = math.nan
+    documents: int | None = None
+
+    @property
+    def has_enough(self) -> bool:
+        """True if there are documents enough for a verdict."""
+        return self.documents is None or self.documents >= ENOUGH_DOCUMENTS
+
+    @property
+    def too_few(self) -> str:
+        """The words for a difference of which nothing can be said."""
+        return f"too few documents to tell: {self.documents}, {ENOUGH_DOCUMENTS} are needed"
 
     def may_be_chance(self, confidence: float) -> bool:
         """True if a test was made and does not distinguish it from 0."""
         return not math.isnan(self.p_value) and self.p_value >= 1 - confidence
+
+    def is_beyond_chance(self, confidence: float) -> bool:
+        """True if a test distinguishes it from 0, on documents enough."""
+        return self.has_enough and self.p_value < 1 - confidence

@@ -38,6 +38,8 @@ KL: Final = "kl"
 WEIGHT: Final = "weight"
 ENTROPY: Final = "entropy"
 WEIGHT_NLL: Final = "weight_nll"
+NLL_FILLED: Final = "nll_filled"
+"""Its loss, with the mean of the others where it says nothing: for paired differences alone, never shown."""
 WEIGHT_CROSS_ENTROPY: Final = "weight_cross_entropy"
 HEARD: Final = "heard"
 EXACT_FRACTION: Final = "exact_fraction"
@@ -98,6 +100,13 @@ _READ: Final = "read/"
 def of_teacher(name: str, metric: str) -> str:
     """A metric of one teacher, such as `teacher/NAME/nll`."""
     return f"{_TEACHER}{name}/{metric}"
+
+
+def heard_with(metric: str) -> str | None:
+    """The count by which a teacher's sum is divided, which holds only positions where the teacher speaks."""
+    name, _, last = metric.removeprefix(_TEACHER).rpartition("/")
+    is_of_heard = metric.startswith(_TEACHER) and last in (NLL, WEIGHT_NLL, ENTROPY, KL)
+    return of_teacher(name, HEARD) if is_of_heard else None
 
 
 def by_teacher(values: Mapping[str, T]) -> dict[str, dict[str, T]]:

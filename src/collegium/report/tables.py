@@ -6,7 +6,7 @@ from typing import Any
 
 from collegium.base.terminal import duration, size
 from collegium.base.visible import visible
-from collegium.report.cells import Cell, Table, mean_cell, with_interval
+from collegium.report.cells import UNKNOWN, Cell, Table, mean_cell, with_interval
 from collegium.report.figures import FusionFigures, StudentFigures, StudentMeasured
 from collegium.report.lineage import lineage_tables
 from collegium.report.metric_names import PERPLEXITY
@@ -56,7 +56,7 @@ def _student(run: RunRecord) -> Table:
         if any(figure(run.student.figures(domain)) is not None for domain in run.domains)
     ]
     caption = f"The student on held-out text; {run.evaluation.confidence:.0%} intervals over documents"
-    return Table(caption, _columns(run), rows)
+    return Table(caption, _columns(run), [_counts(run), *rows])
 
 
 def _losses(run: RunRecord) -> Table:
@@ -105,6 +105,16 @@ def _teachers_row(run: RunRecord, label: str, figure: TeachersFigure) -> list[Ce
 
 def _columns(run: RunRecord) -> list[str]:
     return ["", *map(visible, run.domains), "mean"]
+
+
+def _counts(run: RunRecord) -> list[Cell]:
+    """Documents and tokens of each domain, without which an interval cannot be judged."""
+    measured = [run.evaluation.domains.get(domain) for domain in run.domains]
+    cells = [
+        Cell(UNKNOWN if d is None else f"{d.documents:,}", "" if d is None else f"{d.tokens:,} tokens")
+        for d in measured
+    ]
+    return [Cell("held-out documents"), *cells, Cell("")]
 
 
 def _generation(run: RunRecord) -> Iterator[Table]:

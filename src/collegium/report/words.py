@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from collegium.base.terminal import duration
+from collegium.base.typed import typed
 from collegium.recipe.recipe import Recipe
 from collegium.report.card.public_recipe import public_path
 from collegium.report.evaluation import ActualCost, Evaluation
@@ -65,37 +66,43 @@ def _teacher_losses(evaluation: Evaluation) -> dict[str, float]:
 
 
 def _fused_against_best(evaluation: Evaluation) -> Iterator[str]:
-    losses = _teacher_losses(evaluation)
-    if evaluation.teachers is None or len(losses) < 2:
+    if evaluation.teachers is None or len(evaluation.teachers.mean.teachers) < 2:
         return
     mean = evaluation.teachers.mean
     if mean.fused_nll is None:
         return
-    best = min(losses.values())
-    word = "better" if mean.fused_nll < best else "no better"
-    weights = {name: mean.teacher(name).weight or 0.0 for name in losses}
+    losses = _teacher_losses(evaluation)
+    compared = f"No teacher covers all text, so none could teach alone; together they have {mean.fused_nll:.3f}."
+    if losses:
+        best = min(losses.values())
+        word = "better" if mean.fused_nll < best else "no better"
+        compared = (
+            f"What the teachers say together is {word} than the best of them alone ({mean.fused_nll:.3f} and "
+            f"{best:.3f} nats)."
+        )
+    weights = {name: own.weight or 0.0 for name, own in mean.teachers.items()}
     first = max(weights, key=weights.__getitem__)
     effective = math.nan if mean.effective_teachers is None else mean.effective_teachers
     conflict = math.nan if mean.conflict is None else mean.conflict
     yield (
-        f"What the teachers say together is {word} than the best of them alone ({mean.fused_nll:.3f} and "
-        f"{best:.3f} nats). {first} carried most of it, {weights[first]:.0%} of the weight; in effect "
-        f"{effective:.1f} of {len(losses)} teachers decided, with a conflict of {conflict:.2f} nats."
+        f"{compared} {first} carried most of it, {weights[first]:.0%} of the weight; in effect "
+        f"{effective:.1f} of {len(weights)} teachers decided, with a conflict of {conflict:.2f} nats."
     )
 
 
 def _calibration(evaluation: Evaluation) -> Iterator[str]:
-    losses = _teacher_losses(evaluation)
-    if evaluation.teachers is None or len(losses) < 2:
+    figures = {} if evaluation.teachers is None else evaluation.teachers.mean.teachers
+    if len(figures) < 2:
         return
-    figures = {name: evaluation.teachers.mean.teacher(name) for name in losses}
     gaps = {name: (own.weight_nll or 0.0) - (own.entropy or 0.0) for name, own in figures.items()}
     overconfident = {name: gap for name, gap in gaps.items() if gap > OVERCONFIDENT}
     if overconfident:
         listed = _listed([f"{name} by {gap:.2f}" for name, gap in overconfident.items()])
+        places = [place for place, name in enumerate(figures) if name in overconfident]
+        fit = typed(*(f"teachers.{place}.weight_temperature=fit" for place in places))
         yield (
             f"Overconfident, in nats: {listed}. Where certainty sets the weights, the surest of these has more "
-            "than it earns: `weight_temperature: fit` fixes that."
+            f"than it earns. What fits that: {fit}."
         )
 
 
@@ -117,6 +124,8 @@ def _interval(gap: Difference, confidence: float) -> str:
 
 
 def _chance(gap: Difference, confidence: float) -> str:
+    if not gap.has_enough:
+        return f"; {gap.too_few}"
     return ", which may be chance" if gap.may_be_chance(confidence) else ""
 
 

@@ -20,6 +20,7 @@ from collegium.evaluation.preflight_verdict import cost_verdict, verdict
 from collegium.losses.joint_weighting import JointWeighting
 from collegium.losses.weighting import Weighting
 from collegium.pipeline.cost import PREFLIGHT
+from collegium.pipeline.preflight.advice import advice_for
 from collegium.pipeline.preflight.as_json import preflight_as_json
 from collegium.pipeline.preflight.estimate.caches import PendingCache, pending_caches
 from collegium.pipeline.preflight.estimate.memory import PeakMemory
@@ -84,7 +85,8 @@ def preflight(
             resampling=Resampling(evaluation.confidence, evaluation.bootstrap_samples, recipe.seed),
         )
     reads_entropies = entropy_stretch(chosen) is not None
-    lines = verdict(result, confidence=evaluation.confidence, reads_entropies=reads_entropies)
+    advice = advice_for(recipe)
+    lines = verdict(result, advice, confidence=evaluation.confidence, reads_entropies=reads_entropies)
     result = replace(result, verdict=(*lines, *cost_lines))
     if is_main_rank():  # beside what the run will take, once it is known
         found = {"recipe": recipe.fingerprint, **preflight_as_json(result, cost)}
@@ -115,4 +117,4 @@ def _cost(run: Run, known: Known) -> tuple[RunCost | None, tuple[str, ...]]:
             cost = estimate_run(run.derive(recipe=recipe, teachers=run.teachers, held_out=run.held_out), known)
     except UserError as error:
         return None, (f"The run itself would end in an error: {error}",)
-    return cost, cost_verdict(cost)
+    return cost, cost_verdict(cost, advice_for(run.recipe))

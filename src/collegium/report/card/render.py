@@ -212,7 +212,10 @@ def _evaluation(evaluation: Evaluation) -> list[str]:
         for title, digits, figure in FIGURES
         if any(figure(domain.figures) is not None for domain in domains.values())
     ]
-    counts = ", ".join(f"{escaped(name)}: {domain.documents} documents" for name, domain in domains.items())
+    counts = ", ".join(
+        f"{escaped(name)}: {domain.documents:,} documents of {domain.tokens:,} tokens"
+        for name, domain in domains.items()
+    )
     parts = [
         f"On documents that were held out of training ({counts}), with {evaluation.confidence:.0%} intervals "
         f"over documents; contexts of {evaluation.held_out.context_length} tokens that do not overlap.",
