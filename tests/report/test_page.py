@@ -183,8 +183,58 @@ def test_runs_are_compared_document_by_document(tmp_path):
     made = report(folders, tmp_path / "all.html")
     rows = made["comparison"]["table"]["rows"]
     assert rows[1][-2]["text"] == "-0.047"  # (590 + 885 + 297 - 1800) / 600
-    assert rows[2][-2]["text"] == "other held-out text" and rows[0][-2]["text"] == "-"
-    assert "Runs beside each other" in Parsed((tmp_path / "all.html").read_text()).text
+    assert rows[2][-2]["text"] == "not comparable" and rows[0][-2]["text"] == "-"
+    assert rows[1][-1]["text"] == "too few documents to tell: 3, 10 are needed"
+    shown = Parsed((tmp_path / "all.html").read_text()).text
+    assert "Runs beside each other" in shown and "3 documents of 600 tokens" in shown
+    assert "are left out: other held-out text." in shown
+
+
+def rewritten(run, before, after):
+    path = run / "recipe.yaml"
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after))
+    return run
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "reason", "keeps_losses"),
+    [
+        ("model: org/two", "model: org/three", "other teachers (model)", True),
+        ("name: two, ", "name: three, ", "other teachers", True),
+        ("model: org/two}", "model: org/two, target_temperature: 2.0}", "teachers at other temperatures", True),
+        ("model: org/two}", "model: org/two, weight_temperature: 2.0}", None, True),
+        ("max_steps: 10", "max_steps: 20", None, True),
+    ],
+)
+def test_a_kl_to_another_target_is_left_out_with_its_reason(tmp_path, before, after, reason, keeps_losses):
+    first, second = write_run(tmp_path / "first"), rewritten(write_run(tmp_path / "second"), before, after)
+    made = report([first, second], tmp_path / "all.html")["comparison"]
+    row = made["table"]["rows"][1]
+    remarks = "\n".join(made["remarks"])
+    assert (row[-3]["text"] == "-") == (reason is not None)
+    assert reason is None or f"the KL to the common target is left out: {reason}" in remarks
+    assert row[-4]["text"] != "-" and row[-2]["text"] != "not comparable"
+    changed = after.split(": ")[-1].rstrip("}").removesuffix(", ")
+    assert "Recipe of" in remarks and changed in remarks, "what differs is said"
+
+
+@pytest.mark.parametrize(
+    ("context", "recipe", "reason"),
+    [
+        (64, ("max_steps: 10", "max_steps: 10"), "contexts of 64 tokens, not of 32"),
+        (32, ("org/base", "org/other"), "another tokenizer: that of org/other, not of org/base"),
+    ],
+)
+def test_losses_of_other_tokens_are_left_out_with_the_reason(tmp_path, context, recipe, reason):
+    documents = {name: {"tokens": [7, 8], "nll": [3.0, 4.0]} for name in evaluation()["documents"]}
+    held_out = {**evaluation()["held_out"], "context_length": context}
+    second = write_run(tmp_path / "second", documents=documents, held_out=held_out)
+    made = report([write_run(tmp_path / "first"), rewritten(second, *recipe)], tmp_path / "all.html")["comparison"]
+    cells = [cell["text"] for cell in made["table"]["rows"][1]]
+    assert cells[1:] == ["-", "-", "-", "-", "not comparable", "-"]
+    assert f"perplexities and the difference in nats are left out: {reason}" in made["remarks"][0]
 
 
 def test_what_is_no_run_is_refused(tmp_path):

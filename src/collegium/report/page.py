@@ -35,10 +35,12 @@ class Comparison:
     Attributes:
         note: How to read it.
         table: Their figures, and differences from the first.
+        remarks: What is left out of it, with the reason, and what the recipes have different.
     """
 
     note: str
     table: Table
+    remarks: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
