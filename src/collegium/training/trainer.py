@@ -27,6 +27,7 @@ from transformers.trainer_utils import EvalPrediction, TrainOutput
 
 from collegium.alignment.tokenizer_match import vocab_size_of
 from collegium.base.errors import NumericError, RecipeError, TeacherError
+from collegium.base.terminal import say
 from collegium.data.blocks import PackedBlocks
 from collegium.data.collate import BlockCollator, padding_id
 from collegium.evaluation.domain_mixing import DomainMixing
@@ -56,6 +57,7 @@ from collegium.training.on_policy import OnPolicy
 from collegium.training.ordered import OrderedTrainer
 from collegium.training.origin import facts_of
 from collegium.training.publication import compared_blocks, publish
+from collegium.training.teacher_watch import TeacherWatch
 from collegium.training.text_count import NAME, TextCount
 from collegium.training.trainable import require_trainable
 
@@ -150,6 +152,7 @@ class DistillationTrainer(OrderedTrainer):
         self._collator = collator
         self.held_out = self._held_out(eval_dataset)
         self._text = TextCount(collator.domains, args.device)
+        self._watch = TeacherWatch([teacher.name for teacher in self.teachers], vocab_size)
         self._means = MeanAccumulator()
         self._step_means = MeanAccumulator()
         self.settle_length()
@@ -246,8 +249,11 @@ class DistillationTrainer(OrderedTrainer):
         """Add the objective's metrics to a training log line; stop on a teacher that is bad too often."""
         if names.LOSS in logs:
             means = self._means.pop()
-            logs |= means | self._text.logged()
+            read = self._text.logged()
+            logs |= means | read
             self._require_reliable_teachers(means)
+            for warning in self._watch.add(means, read):
+                say(f"warning: {warning}")
         elif names.TRAIN_RUNTIME in logs:  # the line at the end
             logs |= self._text.logged(by_domain=True)
         super().log(logs, start_time)
