@@ -21,6 +21,7 @@ from torch import Tensor
 from collegium.base.progress import Phase
 from collegium.data.blocks import PackedBlocks
 from collegium.data.collate import BlockCollator
+from collegium.evaluation.teachers_alone import teachers_alone
 from collegium.fused.teacher_stats import target_logprobs, teacher_stats
 from collegium.losses.calibration import confidence_bins, confidence_gaps
 from collegium.losses.chunks import chunks
@@ -279,7 +280,7 @@ def _student_of(domain: HeldOutDomain, trunk: Trunk, head: Head, own: Rule | Non
 
     with torch.no_grad():
         sums = domain.sum_by_document(figures())
-    absent = {names.of_teacher(name, names.KL) for name in domain.absent_teachers}
+    absent = {names.of_teacher(name, part) for name in domain.absent_teachers for part in (names.KL, names.HEARD)}
     kept = {key: total for key, total in sums.sums.items() if key not in absent}
     gaps = kept.pop(names.CONFIDENCE_GAPS, None)
     counts = kept.pop(names.CONFIDENCE_COUNTS, None)
@@ -349,29 +350,6 @@ def _targets_of(domain: HeldOutDomain, teachers: Sequence[str], rules: Mapping[s
 
     with torch.no_grad():
         return domain.sum_by_document(figures())
-
-
-def teachers_alone(teachers: Sequence[str], stats: TeacherStats) -> dict[str, Tensor]:
-    """Figures of each teacher where it speaks, 0 elsewhere, and where that is.
-
-    `NLL_FILLED` has the mean of the others where one is absent, so that it neither gains nor loses in a paired
-    difference.
-    """
-    present = stats.valid.any(-1, keepdim=True)
-    total = (stats.cross_entropy * stats.valid).sum(-1, keepdim=True)
-    mean = total / stats.valid.sum(-1, keepdim=True).clamp_min(1)
-    figures = {
-        names.NLL: torch.where(stats.valid, stats.cross_entropy, 0.0),
-        names.NLL_FILLED: torch.where(stats.valid | ~present, stats.cross_entropy, mean),
-        names.WEIGHT_NLL: torch.where(stats.valid, stats.weight_cross_entropy, 0.0),
-        names.ENTROPY: torch.where(stats.valid, stats.entropy, 0.0),
-        names.HEARD: stats.valid.double(),
-    }
-    return {
-        names.of_teacher(name, part): figure[:, m]
-        for part, figure in figures.items()
-        for m, name in enumerate(teachers)
-    }
 
 
 def covered_weights(weights: Float[Tensor, "N M"]) -> Float[Tensor, "N M"]:

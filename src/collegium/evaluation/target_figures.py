@@ -22,8 +22,8 @@ from collegium.evaluation.language_modeling import (
     covered_weights,
     rule_nll,
     teacher_logprobs,
-    teachers_alone,
 )
+from collegium.evaluation.teachers_alone import teachers_alone
 from collegium.losses.calibration import confidence_gaps
 from collegium.losses.chunks import chunks
 from collegium.losses.divergences import entropy

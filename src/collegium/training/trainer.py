@@ -10,6 +10,7 @@ this are listed in `overrides`, each with its reason.
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -152,7 +153,6 @@ class DistillationTrainer(OrderedTrainer):
         self._collator = collator
         self.held_out = self._held_out(eval_dataset)
         self._text = TextCount(collator.domains, args.device)
-        self._watch = TeacherWatch([teacher.name for teacher in self.teachers], vocab_size)
         self._means = MeanAccumulator()
         self._step_means = MeanAccumulator()
         self.settle_length()
@@ -179,6 +179,10 @@ class DistillationTrainer(OrderedTrainer):
         )
         self.callback_handler.model = self.distillation_model.student
         return prepared
+
+    @cached_property
+    def _watch(self) -> TeacherWatch:
+        return TeacherWatch([teacher.name for teacher in self.teachers], self.distillation_model.vocab_size)
 
     # One step.
 
