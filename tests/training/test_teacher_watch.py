@@ -6,8 +6,9 @@ import shlex
 import pytest
 import torch
 
+from collegium.losses.weighting import Weighting
 from collegium.report import metric_names as names
-from collegium.training.objective import Objective, Weighting
+from collegium.training.objective import Objective
 from collegium.training.teacher_watch import POSITIONS, TeacherWatch
 from collegium.training.trainer import DistillationTrainer
 from tests.support.pico import byte_tokenizer, pico_llama
