@@ -1,6 +1,7 @@
 """What a cache holds depends on text, teacher and settings alone: not on ranks, batches, disks or stops."""
 
 import errno
+import json
 import os
 import shutil
 import signal
@@ -291,7 +292,7 @@ def test_writer_that_was_killed_is_no_writer(folder, expected, zygote):
         time.sleep(0.005)
     os.kill(pid, signal.SIGKILL)
     assert zygote.wait() == -signal.SIGKILL
-    assert (folder / ".lock").read_text() == str(pid)
+    assert json.loads((folder / ".lock").read_text())["process"] == pid
     builder_of(folder, batch_size=2).build()
     assert content_of(folder) == expected["top_k"]
 

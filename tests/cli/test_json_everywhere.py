@@ -105,14 +105,15 @@ def test_a_fault_of_ours_is_a_document_and_a_traceback(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_is_a_document(number):
+@pytest.mark.parametrize(("command", "advice"), [("train", "; the same command resumes"), ("report", "")])
+def test_a_signal_is_a_document(number, command, advice):
     code = (
-        "import os, sys; from collegium.cli.outcome import conclude; sys.argv += ['--json']; "
+        f"import os, sys; from collegium.cli.outcome import conclude; sys.argv += ['{command}', '--json']; "
         f"conclude(lambda: os.kill(os.getpid(), {int(number)}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 128 + number
-    message = f"stopped by {number.name}; the same command resumes"
+    message = f"stopped by {number.name}{advice}"
     assert json.loads(done.stdout)["error"] == {"type": "Stopped", "message": message, "exit_code": 128 + number}
     assert done.stderr == f"collegium: {message}\n"
 

@@ -874,7 +874,7 @@ def test_every_weighting_equals_the_plain_driver_in_one_chunk(
     segments = torch.tensor(starts).cumsum(0)
     first = torch.tensor([starts[: i + 1][::-1].index(True) if any(starts[: i + 1]) else i for i in range(N)])
     positions = Positions(torch.arange(N), problem.labels, segments, first)
-    weighting = Weighting(kind, granularity, tau, (0.5, 0.0, 0.2))
+    weighting = Weighting(kind, granularity, tau, (0.5, 0.0, 0.2) if kind == "static" else None)
     target = KdTarget(DIVERGENCES[divergence], FUSIONS[fusion], temperature)
 
     def run(driver, size):

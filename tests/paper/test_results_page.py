@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from collegium.base.digests import unsealed
 from collegium.base.errors import DataError, RecipeError
 from collegium.paper.claims import BEATEN, PUBLISHED, claims_of
 from collegium.paper.command import EXPERIMENTS as RUNNABLE
@@ -397,7 +398,7 @@ class TestFiles:
         found = reproduce("table1", scale="small", output=tmp_path, jobs=1, results=tmp_path / "json", page=page)
         assert found == content
         for folder in ("small", "json"):
-            assert json.loads((tmp_path / folder / "table1.json").read_text()) == content
+            assert unsealed(json.loads((tmp_path / folder / "table1.json").read_text())) == content
         assert page.read_text() == render_page({"table1": made_table1()}, "results")
 
     def test_no_such_experiment(self, tmp_path):

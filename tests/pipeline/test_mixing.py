@@ -31,7 +31,9 @@ def two_domains() -> PackedBlocks:
 
 def trainer_with_mixing(folder, **changes) -> DistillationTrainer:
     blocks = two_domains()
-    teachers = as_teachers([pico_llama(i) for i in (1, 2)], byte_tokenizer(), device=torch.device("cpu"))
+    teachers = as_teachers(
+        {f"teacher{i}": pico_llama(i) for i in (1, 2)}, byte_tokenizer(), device=torch.device("cpu")
+    )
     trained, measured = set_aside(blocks, 2)
     held_out = HeldOut(measured, BlockCollator(pad_token_id=0), batch_size=2, teachers=teachers)
     mixing = DomainMixing(trained, held_out, Rule(Weighting("uniform")), every=3)
@@ -101,7 +103,7 @@ def test_a_recipe_mixes_its_sources_over_text_that_is_prepared_once(tmp_path, mo
     path = write_recipe(tmp_path, model_folder)
     natural = load_recipe(path)
     run = Run(natural, device="cpu")
-    teachers = as_teachers([pico_llama(1)], run.tokenizer, device=torch.device("cpu"))
+    teachers = as_teachers({"teacher1": pico_llama(1)}, run.tokenizer, device=torch.device("cpu"))
     assert build_mixing(run.derive(teachers=teachers)) is None
 
     recipe = load_recipe(path, ["data.mixing=ddk", "objective.weighting=uniform"])

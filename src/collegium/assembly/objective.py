@@ -133,14 +133,16 @@ def build_weighting(
         return MinNormWeighting(section.granularity, section.max_weight)
     if section.kind == "router":
         return Weighting("uniform")  # where it has learnt nothing yet, and where there is no student
-    weighting = Weighting(section.kind, section.granularity, section.tau)
-    if section.values is not None:
-        return replace(weighting, values=tuple(section.values[name] for name in names))
-    if section.decay is not None:
-        return replace(weighting, decay=section.decay)
-    if section.domains is not None:
-        return replace(weighting, routes=tuple(names.index(section.domains[domain]) for domain in domains))
-    return weighting
+    values = section.values
+    routes = section.domains
+    weighting = Weighting(
+        section.kind,
+        section.granularity,
+        section.tau,
+        values=None if values is None else tuple(values[name] for name in names),
+        routes=None if routes is None else tuple(names.index(routes[domain]) for domain in domains),
+    )
+    return weighting if section.decay is None else replace(weighting, decay=section.decay)
 
 
 def build_rule(recipe: Recipe) -> Rule:

@@ -142,7 +142,9 @@ def reproduce(
         specification = with_local_files(specification, local, place.output)
     found: dict[str, Any] = {}
     if name != PAGE:
+        _check(EXPERIMENTS[name](specification), specification, place)
         with folder_lock(place.output):
+            claim_folder(specification, place.specification.parent, place.output)
             found = _results(EXPERIMENTS[name](specification), specification, place, jobs or _default_jobs())
         text = json.dumps(sealed(found), indent=1, allow_nan=False) + "\n"
         for folder in dict.fromkeys([place.output, results or place.output]):
@@ -153,7 +155,6 @@ def reproduce(
 
 
 def _results(experiment: Experiment, specification: Specification, place: Place, jobs: int) -> dict[str, Any]:
-    _check(experiment, specification, place)
     with worker_pool(jobs, place.output / "logs", num_gpus=torch.cuda.device_count()) as workers:
         _make(experiment, specification, place, workers)
         plan_ = _run_all(experiment, specification, place, workers)
@@ -178,13 +179,12 @@ def _default_jobs() -> int:
 
 
 def _check(experiment: Experiment, specification: Specification, place: Place) -> None:
-    """Refuse, before any work, recipes that a later run could not read and a folder of another specification."""
+    """Refuse, before anything is made, recipes that a later run could not read."""
     every_row = plan(experiment, specification, lambda run: 0.0)
     for recipe in [*experiment.judges.values(), *(run.recipe for run in every_row.all_runs)]:
         validated(in_folder(recipe, place.output), f"{place.specification}: recipe")
     for name in made_teachers(specification, experiment.teachers):
         teacher_recipe(specification, name, place.specification.parent, place.output)
-    claim_folder(specification, place.specification.parent, place.output)
 
 
 def _make(experiment: Experiment, specification: Specification, place: Place, workers: Workers) -> None:

@@ -7,7 +7,7 @@ from collegium.base.errors import DataError, TeacherError
 from collegium.models.config_file import read_config_file
 from collegium.models.families import positions_of, require_usable
 from collegium.recipe.recipe import Recipe
-from collegium.recipe.sections.models import ConfigStudentSection, LocalTeacherSection
+from collegium.recipe.sections.models import ConfigStudentSection
 
 
 class Unfit(NamedTuple):
@@ -58,9 +58,7 @@ def _configs(recipe: Recipe) -> Iterator[_Named]:
     if config is not None:
         overrides = student.overrides if isinstance(student, ConfigStudentSection) else {}
         yield _Named("student.model", student.model, {**config, **overrides}, DataError.exit_code)
-    for i, teacher in enumerate(recipe.teachers):
-        if not isinstance(teacher, LocalTeacherSection):  # of a cache nothing is loaded
-            continue
+    for i, teacher in recipe.placed_local_teachers.items():  # of a cache nothing is loaded
         config = read_config_file(teacher.model, revision=teacher.revision)
         if config is not None:
             yield _Named(f"teachers.{i}.model", teacher.model, config, TeacherError.exit_code)

@@ -275,7 +275,12 @@ class Recipe(Section):
     @property
     def local_teachers(self) -> tuple[LocalTeacherSection, ...]:
         """The teachers whose models are named, whether they run in training or are cached."""
-        return tuple(teacher for teacher in self.teachers if isinstance(teacher, LocalTeacherSection))
+        return tuple(self.placed_local_teachers.values())
+
+    @property
+    def placed_local_teachers(self) -> dict[int, LocalTeacherSection]:
+        """The same, by their places in `teachers`, with which overrides name them."""
+        return {i: one for i, one in enumerate(self.teachers) if isinstance(one, LocalTeacherSection)}
 
     @property
     def teachers_to_cache(self) -> tuple[LocalTeacherSection, ...]:

@@ -7,7 +7,6 @@ from collegium.base.errors import RecipeError
 from collegium.evaluation.advice import Advice, Overrides
 from collegium.recipe.file import with_overrides
 from collegium.recipe.recipe import Recipe
-from collegium.recipe.sections.models import LocalTeacherSection
 
 
 RULES: dict[str, Overrides] = {
@@ -34,7 +33,6 @@ def advice_for(recipe: Recipe) -> Advice:
     training = recipe.training
     batch = max(1, training.batch_size // 2)
     accumulation = training.gradient_accumulation * training.batch_size // batch
-    local = [i for i, section in enumerate(recipe.teachers) if isinstance(section, LocalTeacherSection)]
     return Advice(
         alone=_valid(recipe, {name: _teachers(recipe, {name}) for name in names}),
         without=_valid(recipe, {name: _teachers(recipe, {*names} - {name}) for name in names}),
@@ -44,7 +42,7 @@ def advice_for(recipe: Recipe) -> Advice:
         smaller_batch=_one(
             recipe, (f"training.batch_size={batch}", f"training.gradient_accumulation={accumulation}")
         ),
-        cached=_one(recipe, tuple(f"teachers.{i}.cached=true" for i in local)),
+        cached=_one(recipe, tuple(f"teachers.{i}.cached=true" for i in recipe.placed_local_teachers)),
         fewer_checkpoints=_one(recipe, ("training.keep_checkpoints=1",)),
     )
 
