@@ -41,7 +41,8 @@ def test_train_evaluate_preflight(recipe, tmp_path, monkeypatch, capsys):
     figures = result["domains"]["cats"]["figures"]
     kls = {"kl/common", "kl/own", "entropy/own", "teachers"}
     assert {"nll", "perplexity", "bits_per_byte", "accuracy", "ece", "agreement", *kls} == set(figures)
-    assert {name: set(own) for name, own in figures["teachers"].items()} == {"one": {"kl"}, "two": {"kl"}}
+    own = {"kl", "heard"}
+    assert {name: set(found) for name, found in figures["teachers"].items()} == {"one": own, "two": own}
     tokens = sum(domain["tokens"] for domain in result["domains"].values())
     described = result["held_out"]
     assert (described["context_length"], described["stride"]) == (32, 32)

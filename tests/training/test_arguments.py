@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 import torch
 import transformers.trainer
-from transformers import EarlyStoppingCallback, ProgressCallback, TrainerCallback, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    MambaConfig,
+    MambaForCausalLM,
+    ProgressCallback,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from collegium.base.errors import RecipeError
 from collegium.training.arguments import REFUSED, WORKS, own_arguments
@@ -338,6 +345,22 @@ def test_predict_gives_logits_and_labels_of_packed_rows(tmp_path):
     labels = torch.from_numpy(output.label_ids[:, 1:])[torch.from_numpy(kept)]
     nll = torch.nn.functional.cross_entropy(logits, labels)
     assert float(nll) == pytest.approx(output.metrics["test_loss"], rel=0.1)  # a mean over batches, as upstream's
+
+
+def test_predictions_are_of_documents_apart(tmp_path):
+    config = MambaConfig(vocab_size=260, hidden_size=16, num_hidden_layers=1, state_size=4, initializer_range=0.5)
+    trainer = DistillationTrainer(
+        MambaForCausalLM(config),
+        args=arguments(tmp_path),
+        eval_dataset=ROWS,
+        processing_class=byte_tokenizer(),
+        block_size=64,
+    )
+    output = trainer.predict(ROWS)
+    kept = torch.from_numpy(output.label_ids[:, 1:] != -100)
+    logits = torch.from_numpy(output.predictions[:, :-1])[kept]
+    nll = torch.nn.functional.cross_entropy(logits, torch.from_numpy(output.label_ids[:, 1:])[kept])
+    assert float(nll) == pytest.approx(trainer.evaluate()["eval_nll"], rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from collegium.base.terminal import say
 from collegium.evaluation.cost import Clock
 from collegium.evaluation.language_modeling import DocumentSums
 from collegium.models.pretrained import load_model, place
+from collegium.models.probe import check_model
 from collegium.pipeline.cost import cost_of
 from collegium.pipeline.evaluate import finished_evaluation
 from collegium.pipeline.lengths import require_length
@@ -71,6 +72,8 @@ def _train(recipe: Recipe, folder: Path) -> Evaluation:
     with clock.timed("evaluation"):
         tables = measure_student(run.trainer.distillation_model, run.held_out, own=run.rule)
         student = place(load_model(str(folder / "student"), dtype=torch.float32), run.device).eval()
+        with Phase("trying the student on a batch of made-up text", is_short=True):  # it is read as in training
+            check_model(student, run.vocab_size, name="student", shape=run.block_shape)
         evaluation = measure_all(run, tables, student)
     cost = cost_of(run, clock, resumed=resumed)
     return write_evaluation(run, folder, replace(evaluation, cost=cost))

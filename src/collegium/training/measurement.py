@@ -10,6 +10,8 @@ from torch.nn.functional import cross_entropy
 from collegium.base.progress import Phase
 from collegium.evaluation.language_modeling import DocumentSums, HeldOut, Rule
 from collegium.evaluation.model_figures import measure_model
+from collegium.models.head import ProjectionHead
+from collegium.models.pretrained import last_hidden_states
 from collegium.report import metric_names as names
 from collegium.report.perplexity import perplexity_of
 from collegium.signals.contracts import Batch, predicted_positions
@@ -57,7 +59,10 @@ def predictions(
     predicted. All logits of a batch are alive at once, which `HeldOut` avoids.
     """
     model.eval()
-    output = model.student(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
+    hidden = last_hidden_states(model.student, batch.input_ids, batch.position_ids)  # as in training
+    head = ProjectionHead.from_model(model.causal_lm, model.vocab_size)
     positions = predicted_positions(batch)
-    loss = cross_entropy(output.logits.flatten(0, 1)[positions.index].float(), positions.labels)
-    return (loss, None, None) if loss_only else (loss, output.logits, batch.labels)
+    loss = cross_entropy(head(positions.select(hidden)).float(), positions.labels)
+    if loss_only:
+        return loss, None, None
+    return loss, head(hidden.flatten(0, 1)).unflatten(0, hidden.shape[:2]), batch.labels
