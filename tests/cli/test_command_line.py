@@ -86,7 +86,8 @@ def test_train_evaluate_preflight(recipe, tmp_path, monkeypatch, capsys):
     assert set(report["teachers"]) == {"one", "two"}
     assert set(report["oracle"]) == {"cats", "dogs", "mean"}
     assert report["oracle"]["cats"] == min(report["teachers"][name]["cats"] for name in ("one", "two"))
-    assert "usion" in report["verdict"][0]
+    assert report["verdict"][0].startswith("Measured on held-out text: cats 4 documents of ")
+    assert "The fused target has" in report["verdict"][1] and "too few" in report["verdict"][1]
 
     code, out, _ = run(["preflight", str(recipe)], monkeypatch, capsys)
     assert code == 0
