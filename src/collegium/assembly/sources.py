@@ -1,7 +1,8 @@
 """Sources of text and of tasks: where the kind of a section meets its class."""
 
+from collegium.assembly.file_source import build_file_source
 from collegium.data.hub import HubRows, HubSource
-from collegium.data.sources import FileSource, Source
+from collegium.data.sources import Source
 from collegium.data.task_source import FileRows, TaskSource
 from collegium.recipe.sections.sources import FileSourceSection, HubSourceSection, TaskSourceSection
 from collegium.recipe.sections.tasks import TaskDataSection
@@ -13,15 +14,7 @@ def build_source(section: HubSourceSection | FileSourceSection | TaskSourceSecti
         case TaskSourceSection():
             return build_task_source(section.name, section)
         case FileSourceSection():
-            return FileSource(
-                section.name,
-                section.path,
-                format=section.format,
-                documents=section.documents,
-                separator=section.separator,
-                text_column=section.text_column,
-                prompt_column=section.prompt_column,
-            )
+            return build_file_source(section)
         case HubSourceSection():
             return HubSource(
                 section.name,

@@ -60,6 +60,24 @@ def build_student(run: "Run") -> PreTrainedModel | PeftModel:
         return _built(run)
 
 
+def trained_student(run: "Run", model: str, *, name: str = "student") -> PreTrainedModel:
+    """Load a student to be measured, and try it, so that it reads documents as it did in training.
+
+    Args:
+        run: Whose text it will read.
+        model: Its folder, or a model in its place.
+        name: Its name in errors.
+
+    Raises:
+        DataError: it cannot be loaded, or cannot read such blocks.
+    """
+    student: PreTrainedModel = place(load_model(model, dtype=torch.float32), run.device)
+    with Phase("trying the student on a batch of made-up text", is_short=True):
+        check_model(student, run.vocab_size, name=name, shape=run.block_shape)
+    student.eval()
+    return student
+
+
 def _built(run: "Run") -> PreTrainedModel | PeftModel:
     recipe = run.recipe
     section = recipe.student

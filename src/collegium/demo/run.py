@@ -12,11 +12,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from collegium.assembly.objective import build_rule
 from collegium.assembly.run import Run
+from collegium.assembly.student import trained_student
 from collegium.base.durable import write_text
 from collegium.base.locks import folder_lock
 from collegium.base.progress import Phase
@@ -24,7 +24,7 @@ from collegium.base.terminal import duration, say, show_json, show_table
 from collegium.evaluation.language_modeling import DocumentSums
 from collegium.evaluation.model_figures import measure_model
 from collegium.evaluation.summary import compare
-from collegium.models.pretrained import load_model, place
+from collegium.models.pretrained import place
 from collegium.pipeline.measure import measure_all, write_evaluation
 from collegium.pipeline.report import report
 from collegium.pipeline.run_folder import claim_run_dir
@@ -97,9 +97,9 @@ def _trained(run: Run) -> dict[str, DocumentSums]:
     folder = run.folder / "student"
     if folder.exists():
         with Phase("measuring the student"):
-            return _measure(run, load_model(str(folder), dtype=torch.float32))
+            return _measure(run, trained_student(run, str(folder)))
     tables = train_student(run)
-    student = place(load_model(str(folder), dtype=torch.float32), run.device).eval()
+    student = trained_student(run, str(folder))
     measured = run if run.teachers else run.derive(teachers=())  # who taught nothing do not judge it either
     write_evaluation(measured, run.folder, measure_all(measured, tables, student))
     return tables

@@ -6,7 +6,7 @@ on is tried in every model by `probe`.
 
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -197,6 +197,17 @@ def trunk_of(model: nn.Module) -> nn.Module:
     if causal_lm.base_model is not causal_lm:
         return causal_lm.base_model
     return cast(nn.Module, causal_lm.model)  # of a class that gives its trunk another name than it says (Llama 4)
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode, and back into the one that it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def read_documents_alone(model: PreTrainedModel) -> None:

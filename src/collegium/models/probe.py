@@ -10,10 +10,9 @@ The documents pass through as many layers as show each kind of them once, as a r
 tokens takes 1/24 of its time in a model of 24 layers.
 """
 
-import contextlib
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, cast
@@ -31,7 +30,7 @@ from collegium.models.families import positions_of
 from collegium.models.head import ProjectionHead
 from collegium.models.inner_states import decoder_layers
 from collegium.models.loading import reason_of
-from collegium.models.pretrained import read_documents_alone, trunk_of
+from collegium.models.pretrained import evaluating, read_documents_alone, trunk_of
 from collegium.models.rotary import follow_each_document
 
 
@@ -88,7 +87,7 @@ def check_model(model: PreTrainedModel, vocab_size: int, *, name: str, shape: Bl
     follow_each_document(model)
     what = ""
     try:
-        with _evaluating(model):
+        with evaluating(model):
             _probe_head(model, vocab_size, name)
             what = f" on blocks of {shape.length:,} tokens"
             _probe_documents(model, vocab_size, name, shape)
@@ -113,16 +112,6 @@ def _look_at_positions(model: PreTrainedModel, name: str, shape: BlockShape) -> 
 def _warn(sentence: str) -> None:
     """Say it once, however often a command loads the model."""
     logger.warning("%s", sentence)
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 def _probe_head(model: PreTrainedModel, vocab_size: int, name: str) -> None:

@@ -19,13 +19,11 @@ from transformers import PreTrainedModel
 from collegium.assembly.generation import build_writing
 from collegium.assembly.objective import build_rule
 from collegium.assembly.run import Run
+from collegium.assembly.student import trained_student
 from collegium.base.digests import write_sealed
-from collegium.base.progress import Phase
 from collegium.evaluation.generation import continuation_figures, continue_documents
 from collegium.evaluation.language_modeling import DocumentSums, Rule
 from collegium.evaluation.model_figures import measure_model
-from collegium.models.pretrained import load_model, place
-from collegium.models.probe import check_model
 from collegium.paper.preparation import alone
 from collegium.paper.run_result import RunResult
 from collegium.paper.specification import in_folder
@@ -78,9 +76,7 @@ def train_and_measure(training: Training, output: Path) -> None:
         taught.make("fitted")
     if not (folder / "student").exists():  # otherwise it was stopped after its training
         fit_student(taught.derive())  # a run of its own, whose teachers are gone when the student is measured
-    model = place(load_model(str(folder / "student"), dtype=torch.float32), judge.device).eval()
-    with Phase("trying the student on a batch of made-up text", is_short=True):  # it is read as in training
-        check_model(model, judge.vocab_size, name="student", shape=judge.block_shape)
+    model = trained_student(judge, str(folder / "student"))
     result = {
         "recipe": recipe.fingerprint,
         "steps": recipe.training.max_steps,

@@ -3,19 +3,17 @@
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from collegium.alignment.tokenizer_match import require_same_tokenizer
 from collegium.assembly.process import held_folder
 from collegium.assembly.run import Run
+from collegium.assembly.student import trained_student
 from collegium.base.digests import verify_student
 from collegium.base.errors import DataError
 from collegium.base.progress import Phase
 from collegium.base.terminal import say
 from collegium.evaluation.harness import HarnessTasks, evaluate_with_harness, require_harness
 from collegium.evaluation.model_figures import measure_model
-from collegium.models.pretrained import load_model, load_tokenizer, place
-from collegium.models.probe import check_model
+from collegium.models.pretrained import load_tokenizer
 from collegium.pipeline.comparison import STUDENT
 from collegium.pipeline.measure import measure_all, write_evaluation
 from collegium.recipe.recipe import Recipe
@@ -64,13 +62,11 @@ def _measure(recipe: Recipe, model: str, output_dir: Path, harness: HarnessTasks
     run = Run(recipe, folder=output_dir if (output_dir / "recipe.yaml").exists() else None)
     run.make("text")
     require_same_tokenizer(run.tokenizer, load_tokenizer(model), name=model)
-    student = place(load_model(model, dtype=torch.float32), run.device)
-    with Phase("trying the student on a batch of made-up text", is_short=True):
-        check_model(student, run.vocab_size, name=model, shape=run.block_shape)
+    student = trained_student(run, model, name=model)
     with Phase(f"measuring {model}"):
         tables = measure_model(student, run.held_out, run.vocab_size, own=run.rule)
     is_runs_own = model == str(output_dir / STUDENT)
-    evaluation = measure_all(run, tables, student.eval(), model=STUDENT if is_runs_own else model)
+    evaluation = measure_all(run, tables, student, model=STUDENT if is_runs_own else model)
     evaluation = replace(evaluation, cost=stored_cost(output_dir))  # what it took to train is not measured again
     if harness is not None:
         scores = evaluate_with_harness(student, run.tokenizer, harness, device=run.device)

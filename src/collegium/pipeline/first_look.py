@@ -5,8 +5,8 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+from collegium.assembly.file_source import build_file_source
 from collegium.base.references import is_offline
-from collegium.data.sources import FileSource
 from collegium.recipe.sections.sources import FileSourceSection
 
 
@@ -27,15 +27,7 @@ def first_rows(section: FileSourceSection) -> Look:
     Raises:
         DataError: a file is not there, of a format that is not read, or damaged.
     """
-    source = FileSource(
-        section.name,
-        section.path,
-        format=section.format,
-        documents=section.documents,
-        separator=section.separator,
-        text_column=section.text_column,
-        prompt_column=section.prompt_column,
-    )
+    source = build_file_source(section)
     number = len(source.files)
     formats = sorted({source.recognise(file)[1] for file in source.files})
     found = f"{section.path}: {number} file{'s' * (number != 1)} of {' and '.join(formats)}"

@@ -10,10 +10,9 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from collegium.assembly.process import held_folder
 from collegium.assembly.run import Run
+from collegium.assembly.student import trained_student
 from collegium.assembly.training import build_trainer
 from collegium.assembly.weights import require_weights
 from collegium.base.durable import sync_folder
@@ -21,8 +20,6 @@ from collegium.base.progress import Phase
 from collegium.base.terminal import say
 from collegium.evaluation.cost import Clock
 from collegium.evaluation.language_modeling import DocumentSums
-from collegium.models.pretrained import load_model, place
-from collegium.models.probe import check_model
 from collegium.pipeline.cost import cost_of
 from collegium.pipeline.evaluate import finished_evaluation
 from collegium.pipeline.lengths import require_length
@@ -71,10 +68,7 @@ def _train(recipe: Recipe, folder: Path) -> Evaluation:
         fit_student(run)
     with clock.timed("evaluation"):
         tables = measure_student(run.trainer.distillation_model, run.held_out, own=run.rule)
-        student = place(load_model(str(folder / "student"), dtype=torch.float32), run.device).eval()
-        with Phase("trying the student on a batch of made-up text", is_short=True):  # it is read as in training
-            check_model(student, run.vocab_size, name="student", shape=run.block_shape)
-        evaluation = measure_all(run, tables, student)
+        evaluation = measure_all(run, tables, trained_student(run, str(folder / "student")))
     cost = cost_of(run, clock, resumed=resumed)
     return write_evaluation(run, folder, replace(evaluation, cost=cost))
 

@@ -11,7 +11,7 @@ from collegium.base.progress import Phase
 from collegium.evaluation.language_modeling import DocumentSums, HeldOut, Rule
 from collegium.evaluation.model_figures import measure_model
 from collegium.models.head import ProjectionHead
-from collegium.models.pretrained import last_hidden_states
+from collegium.models.pretrained import evaluating, last_hidden_states
 from collegium.report import metric_names as names
 from collegium.report.perplexity import perplexity_of
 from collegium.signals.contracts import Batch, predicted_positions
@@ -22,13 +22,8 @@ def measure_student(
     model: DistillationModel, held_out: HeldOut, *, own: Rule | None = None
 ) -> dict[str, DocumentSums]:
     """Figures of the student on held-out text; see `HeldOut.measure_student`."""
-    was_training = model.training
-    model.eval()
-    try:
-        with Phase("measuring the student"):
-            return measure_model(model.student, held_out, model.vocab_size, own=own)
-    finally:
-        model.train(was_training)
+    with evaluating(model), Phase("measuring the student"):
+        return measure_model(model.student, held_out, model.vocab_size, own=own)
 
 
 def evaluation_logs(sums: Mapping[str, DocumentSums], prefix: str) -> dict[str, float]:

@@ -8,8 +8,7 @@ the forward passes, once a run.
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from collegium.models.head import ProjectionHead
 from collegium.models.merging import merged
 from collegium.models.pretrained import (
     causal_lm_of,
+    evaluating,
     last_hidden_states,
     load_model,
     load_tokenizer,
@@ -143,7 +143,7 @@ def read_back(
         raise _unlike(f"it cannot be read ({error})") from error
     _compare_weights(saved, found)
     _compare_tokens(folder, found, tokenizer)
-    with _evaluating(live):
+    with evaluating(live):
         for batch in blocks[:COMPARED_BLOCKS] or [_made_up(saved)]:
             _compare_logits(causal_lm_of(live), found, batch)
 
@@ -221,16 +221,6 @@ def _logits(model: PreTrainedModel, batch: Batch) -> Tensor:
     rows = torch.cat((spread, last)).unique().to(hidden.device)
     head: Any = model.get_output_embeddings()
     return ProjectionHead.from_model(model, len(head.weight))(hidden[rows]).float()
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 def _write_adapter(student: PeftModel, folder: Path) -> None:
